@@ -1,0 +1,379 @@
+"""Checkpoints and what keeps a run safe: save, load, one run per folder, stop signals, random states.
+
+    state = checkpoint.load("checkpoints/best.pt")
+    model = checkpoint.build_model(state)
+
+A checkpoint is one file of plain types and CPU tensors that `torch.load(path, weights_only=True)` reads. Its
+keys: format, config, weights, ema, optimiser, scheduler, scaler, stage (1 or 2), step, rng, sampler,
+early_stop, data_meta, settings, command, versions, checksum.
+"""
+
+import errno
+import hashlib
+import io
+import os
+import platform
+import random
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model import ContinuationModel, ModelConfig
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+FORMAT_VERSION = 1
+LAST_NAME = "last.pt"
+BEST_NAME = "best.pt"
+RETRY_WAITS_SECONDS = (2, 10)  # a full disk or a network file system often recovers within seconds
+LOCK_POLL_SECONDS = 1
+
+
+class CheckpointError(Exception):
+    """A checkpoint or its folder cannot be used; the message is one clear sentence."""
+
+
+class DamagedError(CheckpointError):
+    """The file is torn, truncated, bit-flipped, or was never a checkpoint."""
+
+
+# ---- save and load ----
+
+
+def save(path, state: dict, keep: int = 1) -> None:
+    """Write `state` to `path` so that at every moment a whole checkpoint is there, whatever happens.
+
+    state: plain types and tensors only (TypeError otherwise); format and checksum are added here.
+    keep: files to leave. With 2, the file before becomes NAME.1.pt, and so on.
+    Raises OSError when the disk stays full or the folder stays gone over a few attempts. The serialised
+    checkpoint is held in memory once, so that a full disk meets a plain write and not torch's zip writer.
+    """
+    path = Path(path)
+    state = _plain({**state, "format": FORMAT_VERSION})
+    state["checksum"] = _checksum(state)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    for wait in (*RETRY_WAITS_SECONDS, None):
+        try:
+            return _write(path, buffer.getbuffer(), keep)
+        except OSError as error:
+            if wait is None:
+                raise OSError(
+                    error.errno, f"cannot save the checkpoint: {error.strerror}", str(path)
+                ) from error
+            _say(f"warning: cannot save {path} ({error.strerror}), trying again in {wait} s")
+            time.sleep(wait)
+
+
+def load(path) -> dict:
+    """Read a checkpoint onto the CPU, after verifying its checksum; nothing in the file is executed.
+
+    Raises DamagedError for a file that is not a whole checkpoint, CheckpointError for one that is missing or
+    has a newer format, OSError when the disk itself cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            state = _verified(file)
+    except (FileNotFoundError, IsADirectoryError):
+        raise CheckpointError(f"there is no checkpoint {path}") from None
+    if state is None:
+        raise DamagedError(f"{path} is damaged or is not a checkpoint of this project")
+    if state["format"] > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint format {state['format']}, newer than this program's {FORMAT_VERSION}: "
+            f"update the program"
+        )
+    return state
+
+
+def save_last(folder, state: dict, keep: int = 2) -> None:
+    """Write `folder`/last.pt and leave the `keep` - 1 checkpoints before it as last.1.pt and so on."""
+    save(Path(folder) / LAST_NAME, state, keep)
+
+
+def load_last(folder) -> dict | None:
+    """The newest whole last.pt of a folder, or None where there is none yet.
+
+    A damaged one is moved aside to NAME.damaged, or else the next save would rotate it over the whole one,
+    and the one before is used with a warning. Raises CheckpointError when all are damaged.
+    """
+    damaged = []
+    for _, path in _kept_files(Path(folder) / LAST_NAME):
+        try:
+            state = load(path)
+        except DamagedError as error:
+            _say(f"warning: {error}; looking for the one before it")
+            damaged.append(path)
+            continue
+        for bad in damaged:
+            bad.replace(f"{bad}.damaged")
+        if damaged or path.name != LAST_NAME:
+            _say(f"warning: continuing from {path}, step {state.get('step')}")
+        return state
+    if damaged:
+        raise CheckpointError(
+            f"every checkpoint in {folder} is damaged: {', '.join(p.name for p in damaged)}"
+        )
+    return None
+
+
+def build_model(state: dict, device="cpu") -> ContinuationModel:
+    """The network of a loaded checkpoint with its EMA weights, in eval mode on `device`."""
+    try:
+        model = ContinuationModel(ModelConfig(**state["config"]))
+        model.load_state_dict(state["ema"])
+    except (KeyError, TypeError, ValueError, AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"the checkpoint does not fit this version of the network: {reason}") from error
+    return model.to(device).eval()
+
+
+def load_model(path, device="cpu") -> ContinuationModel:
+    """Load a checkpoint file and build its network: see `load` and `build_model`."""
+    return build_model(load(path), device)
+
+
+def versions() -> dict:
+    """What a result depends on beside the settings: library versions and the project's git commit."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        commit = ""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "commit": commit or "unknown",
+    }
+
+
+def _plain(value):
+    """A copy of nested plain types and tensors, on the CPU and without subclasses; TypeError for the rest.
+
+    Types are compared exactly: numpy.float64 is a float to isinstance, but weights_only refuses to load it.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu()
+        is_view = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+        return tensor.clone() if is_view else tensor  # torch.save writes the whole storage behind a view
+    if isinstance(value, dict):
+        if not all(type(key) in (int, str) for key in value):
+            raise TypeError("a checkpoint's keys must be text or whole numbers")
+        return {key: _plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item) for item in value)
+    raise TypeError(f"a checkpoint holds plain types and tensors only, not {type(value).__name__}")
+
+
+def _checksum(state: dict) -> str:
+    """SHA-256 over everything in `state` but its checksum: structure, types, values, and tensors' bytes.
+
+    It covers the content and not the file, so that it can live inside and torch.load reads the file directly.
+    """
+    digest = hashlib.sha256()
+
+    def add(value):
+        digest.update(f"{type(value).__name__}:".encode())
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(value, (dict, list, tuple)):
+            digest.update(f"{len(value)};".encode())
+            for item in value.items() if isinstance(value, dict) else value:
+                add(item)
+        elif isinstance(value, float):
+            digest.update(struct.pack("<d", value))
+        else:
+            text = str(value).encode("utf-8", "surrogatepass")
+            digest.update(f"{len(text)};".encode() + text)
+
+    add({key: value for key, value in state.items() if key != "checksum"})
+    return digest.hexdigest()
+
+
+def _verified(file) -> dict | None:
+    """The checkpoint in an open file, or None when it is not one of ours with the checksum that it states."""
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        return state if type(state["format"]) is int and state["checksum"] == _checksum(state) else None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # a seek to nowhere: the file, not the disk
+            return None
+        raise
+    except Exception:  # flipped bits reach torch's readers as nearly any exception
+        return None
+
+
+def _write(path: Path, payload, keep: int) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")  # one fixed name: what a kill leaves is overwritten
+    try:
+        with open(temporary, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        _shift(path, keep)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _shift(path: Path, keep: int) -> None:
+    """Make room at `path`: NAME.pt becomes NAME.1.pt and so on, the oldest beyond `keep` goes."""
+    if not path.exists():  # stopped between shift and rename: shifting again would drop a good one
+        return
+    for index, old in reversed(_kept_files(path)):
+        if index + 1 < keep:
+            os.replace(old, path.with_suffix(f".{index + 1}.pt"))
+        elif index >= keep:
+            old.unlink()
+
+
+def _kept_files(path: Path) -> list[tuple[int, Path]]:
+    """(0, NAME.pt), (1, NAME.1.pt) ... of `path`, as far as they exist: newest first."""
+    pattern = re.compile(rf"{re.escape(path.stem)}(?:\.(\d+))?\.pt")
+    matches = ((pattern.fullmatch(file.name), file) for file in path.parent.iterdir())
+    return sorted((int(match[1] or 0), file) for match, file in matches if match)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut (folders cannot be opened for that on Windows)."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# ---- random states ----
+
+
+def rng_state() -> dict:
+    """States of the global generators of Python, numpy and torch (every CUDA device's too), plain types."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_state(state: dict) -> None:
+    """Restore what `rng_state` returned; CUDA states only on a machine with as many devices."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+# ---- one run per folder ----
+
+
+class FolderLock:
+    """Context manager: this process alone works in `folder`.
+
+    A second run waits up to `wait_seconds` (a requeued job may overlap its predecessor), then gets a
+    CheckpointError. lockf locks work over NFS, are not inherited by data workers, and vanish with their
+    process; the file `.lock` stays. Where there is no such lock, one line says so and the run goes on.
+    """
+
+    def __init__(self, folder, wait_seconds: float = 60):
+        self.path = Path(folder) / ".lock"
+        self.wait_seconds = wait_seconds
+        self.file = None
+
+    def __enter__(self):
+        if fcntl is None:
+            _say(f"note: {self.path.parent} is not locked against a second run, this system has no fcntl")
+            return self
+        self.file = open(self.path, "a")
+        try:
+            self._wait()
+        except BaseException:
+            self.file.close()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        if self.file:
+            self.file.close()  # closing releases the lock
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + self.wait_seconds
+        told = False
+        while not self._try_lock():
+            if time.monotonic() >= deadline:
+                raise CheckpointError(f"folder in use: another run is working in {self.path.parent}")
+            if not told:
+                _say(f"another run is working in {self.path.parent}, waiting up to {self.wait_seconds:g} s")
+                told = True
+            time.sleep(min(LOCK_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+
+    def _try_lock(self) -> bool:
+        try:
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            _say(f"note: {self.path.parent} is not locked against a second run ({error.strerror})")
+        return True
+
+
+# ---- stop signals ----
+
+
+class StopSignals:
+    """Context manager: SIGINT, SIGTERM and SIGUSR1 only set a flag, for the run to stop at a step's end.
+
+    `requested` tells whether one came, `name` which ("SIGTERM"). A second SIGINT raises KeyboardInterrupt at
+    once. Windows has no SIGUSR1: it is left out there. Enter it in the main thread.
+    """
+
+    SIGNALS = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n))
+
+    def __init__(self):
+        self.name = None
+        self._interrupts = 0
+        self._before = {}
+
+    @property
+    def requested(self) -> bool:
+        return self.name is not None
+
+    def __enter__(self):
+        if not hasattr(signal, "SIGUSR1"):
+            _say("note: this system has no SIGUSR1, stop a run by SIGINT or SIGTERM")
+        self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, frame) -> None:
+        self.name = signal.Signals(number).name
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
+            raise KeyboardInterrupt

@@ -1,0 +1,198 @@
+"""What the network is trained on: stage 1 reconstructs, stage 2 predicts. Every loss is one value an item of the
+batch, so that the mean over a batch does not depend on how it is cut over accumulation steps or processes."""
+
+import math
+
+import torch
+from torch import Tensor
+
+SPECTRAL_SECONDS = 2048 / 12000  # the longest window, which sees the partials of a hum; each next is half as long
+SPECTRAL_SIZES = 5
+PHASE_CORNER_HZ = 1500  # up to here phases are asked for; above, a compact code can hold energy and texture alone
+FULL_LEVEL_POWER = 0.01  # of a signal at -20 dBFS RMS, the level of every context
+KL_WEIGHT = 1e-4
+ROBUST_NOISE = 0.15  # of each latent's standard deviation, at most
+DECODED_FROM_TIME = 0.7  # the one-step prediction is sharp enough to be compared with the waveform from here on
+
+
+# Stage 1: reconstruction
+
+
+def spectral_sizes(sample_rate: int) -> list[int]:
+    """Window lengths in samples, 4096 ... 256 at 24 kHz, scaled with the rate to the nearest power of two."""
+    largest = 2 ** round(math.log2(SPECTRAL_SECONDS * sample_rate))
+    return [largest >> i for i in range(SPECTRAL_SIZES)]
+
+
+def mid_side(x: Tensor) -> Tensor:
+    """Left and right (batch, 2, samples) to mid and side; other channel counts stay as they are."""
+    if x.shape[1] != 2:
+        return x
+    left, right = x.unbind(1)
+    return torch.stack([left + right, left - right], dim=1) / 2
+
+
+def stft(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Spectra of x (batch, channels, samples), Hann window, hop size/4, in fp32: (batch, channels, frames, bins, 2)
+    real and imaginary, and their magnitude (batch, channels, frames, bins)."""
+    frames = x.float().unfold(-1, size, size // 4) * torch.hann_window(size, device=x.device)
+    spectrum = torch.view_as_real(torch.fft.rfft(frames))
+    return spectrum, ((spectrum * spectrum).sum(-1) + 1e-8).sqrt()
+
+
+def spectral_distance(reference: Tensor, estimate: Tensor) -> Tensor:
+    """Mean |ln ratio| plus spectral convergence of two magnitudes (batch, channels, frames, bins): (batch,)."""
+    log_distance = ((estimate + 1e-3).log() - (reference + 1e-3).log()).abs().mean((1, 2, 3))
+    error = estimate - reference
+    convergence = (error * error).sum((2, 3)).sqrt() / ((reference * reference).sum((2, 3)).sqrt() + 1)
+    return log_distance + convergence.mean(1)
+
+
+def phase_distance(reference: tuple, estimate: tuple, sample_rate: int) -> Tensor:
+    """Mean |difference| of two `stft` outputs with magnitudes compressed to |X|^0.5, over the reference's: (batch,).
+
+    Bins count fully below PHASE_CORNER_HZ and fade out over the octave above it: where phases cannot be known, the
+    best guess of a complex value is zero, and asking for it would only make the sound dull.
+    """
+    bins = reference[1].shape[-1]
+    octaves = torch.linspace(0, sample_rate / 2, bins, device=reference[1].device) / PHASE_CORNER_HZ
+    weight = (1 - octaves.clamp(min=1).log2()).clamp(min=0)
+    used = int((octaves < 2).sum())
+    (a, size_a), (b, size_b) = ((s[..., :used, :], m[..., :used]) for s, m in (reference, estimate))
+    error = a * torch.rsqrt(size_a + 1e-2)[..., None] - b * torch.rsqrt(size_b + 1e-2)[..., None]
+    error = ((error * error).sum(-1) + 1e-8).sqrt()
+    scale = (size_a.sqrt() * weight[:used]).mean((1, 2, 3)) + 1e-2
+    return (error * weight[:used]).mean((1, 2, 3)) / scale
+
+
+def waveform_mse(reference: Tensor, estimate: Tensor) -> Tensor:
+    """Mean squared error of the samples: (batch,)."""
+    error = reference.float() - estimate.float()
+    return (error * error).mean((1, 2))
+
+
+def reconstruction_losses(x: Tensor, y: Tensor, sample_rate: int, size: int, in_mid_side: bool) -> dict[str, Tensor]:
+    """Losses of the reconstruction y of x (batch, channels, samples), (batch,) each, at one window length and in one
+    stereo basis.
+
+    Drawn at random a step they estimate, without bias and at a tenth of its cost, the sum over all window lengths,
+    left, right, mid and side (measured: more is learned a minute). The target's spectrum needs no gradient.
+    """
+    if in_mid_side:
+        x_basis, y_basis = mid_side(x), mid_side(y)
+    else:
+        x_basis, y_basis = x, y
+    with torch.no_grad():
+        reference = stft(x_basis, size)
+    estimate = stft(y_basis, size)
+    return {
+        "spectral": spectral_distance(reference[1], estimate[1]),
+        "phase": phase_distance(reference, estimate, sample_rate),
+        "waveform_mse": waveform_mse(x, y),
+    }
+
+
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL divergence of the posterior from a standard normal, mean over latents: (batch,)."""
+    mean, log_variance = mean.float(), log_variance.float()
+    return 0.5 * (mean * mean + log_variance.exp() - 1 - log_variance).mean((1, 2))
+
+
+def latent_noise(model, mean: Tensor, log_variance: Tensor, batch: dict) -> Tensor:
+    """The latents that the decoder is trained on: drawn from the posterior, then roughened by up to ROBUST_NOISE of
+    each latent's standard deviation, so that small errors of the core decode well."""
+    z = mean + (0.5 * log_variance).exp() * batch["posterior_noise"]
+    return z + ROBUST_NOISE * model.latent_std * batch["robust_noise"]
+
+
+def reconstruction_parts(x: Tensor, mean: Tensor, log_variance: Tensor, y: Tensor, draw: dict) -> dict[str, Tensor]:
+    return reconstruction_losses(x, y, **draw) | {"kl": kl_divergence(mean, log_variance)}
+
+
+def weighted_sum(parts: dict[str, Tensor]) -> Tensor:
+    """Stage 1's loss (batch,). The waveform's error counts relative to the power of a signal at full level."""
+    waveform = parts["waveform_mse"] / FULL_LEVEL_POWER
+    return parts["spectral"] + parts["phase"] + waveform + KL_WEIGHT * parts["kl"]
+
+
+def reconstruct_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor]]:
+    """Stage 1: loss (batch,) of the reconstruction of batch["x"], and its parts.
+
+    draw: sample_rate, size and in_mid_side of `reconstruction_losses`. The latents' running statistics are updated.
+    """
+    x = batch["x"]
+    mean, log_variance = model.posterior(x)
+    model.track_latents(mean)
+    y = model.decode(latent_noise(model, mean, log_variance, batch), x.shape[-1])
+    parts = reconstruction_parts(x, mean, log_variance, y, draw)
+    return weighted_sum(parts), parts
+
+
+# Stage 2: prediction
+
+
+def flow_loss(velocity_of, target: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+    """Rectified-flow loss (batch,) of `velocity_of(noisy latents)`, and the one-step prediction of the target.
+
+    target, noise: (batch, latent_channels, latents); time: (batch,), 0 noise .. 1 music. With the prediction
+    z_t + (1 - t) v the loss is exactly MSE(prediction, target) / (1 - t)^2 (Liu et al. 2022). Zero noise at time 0
+    is plain regression: the mse objective.
+    """
+    t = time[:, None, None]
+    noisy = (1 - t) * noise + t * target
+    velocity = velocity_of(noisy).float()
+    error = velocity - (target - noise)
+    return (error * error).mean((1, 2)), noisy + (1 - t) * velocity
+
+
+def prediction_loss(model, context: Tensor, target: Tensor, batch: dict) -> tuple[Tensor, Tensor]:
+    """Loss (batch,) of predicting target from context (raw latents), and the standardised one-step prediction."""
+    time, noise = batch["time"], batch["flow_noise"]
+    if model.config.objective == "mse":
+        time, noise = torch.zeros_like(time), torch.zeros_like(noise)
+    context = model.standardise(context) + batch["context_noise"]
+    return flow_loss(
+        lambda noisy: model.core(noisy, context, time, batch["heard"]), model.standardise(target), noise, time
+    )
+
+
+def predict_step(model, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+    """Stage 2a: loss (batch,) of the core on cached latents."""
+    loss, _ = prediction_loss(model, batch["context"], batch["target"], batch)
+    return loss, {"prediction": loss}
+
+
+def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor]]:
+    """Stage 2b: reconstruction, prediction, and the waveform of the decoded one-step prediction, nothing frozen.
+
+    batch["x"] is context and target, (batch, channels, 2 * chunk). The context is encoded alone, as generation
+    hears it. As much as the noise in the batch covers is decoded: the end of the context, the start of the target.
+    """
+    config, x = model.config, batch["x"]
+    latents = batch["posterior_noise"].shape[-1]
+    samples, cut = latents * config.latent_samples, config.chunk_samples
+    mean, log_variance = model.posterior(x[..., :cut])
+    with torch.no_grad():
+        target = model.encode(x)[..., config.chunk_latents :]
+    end, end_variance = mean[..., -latents:], log_variance[..., -latents:]
+    y = model.decode(latent_noise(model, end, end_variance, batch))
+    parts = reconstruction_parts(x[..., cut - samples : cut], mean, log_variance, y, draw)
+    loss = weighted_sum(parts)
+    parts["prediction"], predicted = prediction_loss(model, mean, target, batch)
+    decoded = model.decode(model.destandardise(predicted)[..., :latents])
+    sharp = (batch["time"] >= DECODED_FROM_TIME).float() if config.objective == "flow" else 1.0
+    parts["decoded_mse"] = sharp * waveform_mse(x[..., cut : cut + samples], decoded)
+    return loss + parts["prediction"] + parts["decoded_mse"] / FULL_LEVEL_POWER, parts
+
+
+# Legacy: mean squared error of the waveform, and nothing else
+
+
+def legacy_step(model, batch: dict, predict: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss (batch,) of the reconstruction of the first half of batch["x"], with `predict` plus the second half's."""
+    cut = model.config.chunk_samples
+    z = model.encode(batch["x"][..., :cut])
+    parts = {"waveform_mse": waveform_mse(batch["x"][..., :cut], model.decode(z, cut))}
+    if predict:
+        parts["decoded_mse"] = waveform_mse(batch["x"][..., cut:], model.decode(model.core(z), cut))
+    return sum(parts.values()), parts

@@ -1,0 +1,531 @@
+"""The network: hears the first 10 seconds of a track, plays the next 10.
+
+    python model.py            layer tables, parameters and FLOPs of every preset
+
+Shapes, everywhere in this file:
+    x        (batch, channels, samples)             audio in -1..1
+    frames   (batch, width, frames)                 100 a second
+    latents  (batch, latent_channels, latents)      50 a second (legacy: a fortieth of the samples)
+    tokens   (batch, tokens, core_width)            25 a second
+
+Three parts: the encoder (convolution and pooling), the core (a transformer over latents) and the decoder.
+Two outputs: the reconstruction decode(encode(x)) and the decoded prediction of what follows x.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FRAME_RATE_HZ = 100
+STEM_HOPS = 4
+CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context is brought to this level before it is encoded
+JOIN_SECONDS = 1.0  # of the context, decoded together with the prediction
+FADE_SECONDS = 0.02
+LEGACY_HOP = 40
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides the shape of a model; it is saved in the checkpoint. Lengths in samples."""
+
+    preset: str = "base"
+    sample_rate: int = 24000
+    channels: int = 2
+    chunk_samples: int = 240000
+    objective: str = "flow"  # or mse: the same network, trained to say the mean
+    latent_channels: int = 64
+    encoder_widths: tuple[int, int] = (384, 512)  # at 100 Hz, at 50 Hz
+    encoder_blocks: tuple[int, int] = (2, 4)
+    decoder_widths: tuple[int, int] = (512, 384)  # at 50 Hz, at 100 Hz
+    decoder_blocks: tuple[int, int] = (4, 6)
+    head_hops: int = 4
+    core_layers: int = 8
+    core_width: int = 512
+    core_heads: int = 8
+    core_dropout: float = 0.1
+    latents_per_token: int = 2
+
+    def __post_init__(self):
+        if self.sample_rate % FRAME_RATE_HZ:
+            raise ValueError(f"the sample rate must be a multiple of {FRAME_RATE_HZ} Hz, not {self.sample_rate}")
+        token_samples = self.latent_samples * (1 if self.is_legacy else self.latents_per_token)
+        if self.chunk_samples % token_samples:
+            raise ValueError(f"a chunk of {self.chunk_samples} samples is no multiple of {token_samples}")
+        if self.core_width % (2 * self.core_heads):
+            raise ValueError(f"core_width {self.core_width} must be a multiple of 2 x core_heads {self.core_heads}")
+        if self.objective not in ("flow", "mse"):
+            raise ValueError(f"the objective is flow or mse, not {self.objective!r}")
+
+    @property
+    def is_legacy(self) -> bool:
+        return self.preset == "legacy"
+
+    @property
+    def hop(self) -> int:
+        """Samples a frame."""
+        return self.sample_rate // FRAME_RATE_HZ
+
+    @property
+    def latent_samples(self) -> int:
+        """Samples a latent."""
+        return LEGACY_HOP if self.is_legacy else 2 * self.hop
+
+    @property
+    def latent_rate(self) -> float:
+        """Latents a second."""
+        return self.sample_rate / self.latent_samples
+
+    @property
+    def chunk_latents(self) -> int:
+        """Latents of a context, and of a prediction."""
+        return self.chunk_samples // self.latent_samples
+
+
+PRESETS = {
+    "legacy": ModelConfig(
+        preset="legacy", sample_rate=12000, chunk_samples=120000, objective="mse", core_layers=1, core_width=64,
+        core_heads=4, core_dropout=0.0, latents_per_token=1,
+    ),
+    "tiny": ModelConfig(
+        preset="tiny", sample_rate=12000, chunk_samples=120000, encoder_widths=(128, 128), encoder_blocks=(1, 2),
+        decoder_widths=(128, 128), decoder_blocks=(2, 2), core_layers=4, core_width=192, core_heads=3,
+    ),
+    "base": ModelConfig(),
+    "large": ModelConfig(
+        preset="large", sample_rate=48000, chunk_samples=480000, encoder_widths=(768, 1024), encoder_blocks=(3, 6),
+        decoder_widths=(1024, 768), decoder_blocks=(6, 8), core_layers=20, core_width=1024, core_heads=16,
+    ),
+}  # fmt: skip
+
+
+# Encoder and decoder
+
+
+class ChannelNorm(nn.Module):
+    """Root mean square normalisation over the channels of each frame (Zhang and Sennrich 2019): no frame hears
+    another, so a cut-out and the whole are normalised alike."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        power = x.float().square().mean(dim=1, keepdim=True)
+        return x * torch.rsqrt(power + 1e-6).to(x.dtype) * self.scale
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise convolution over time, then a pointwise network, added to the input (Liu et al. 2022)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv1d(width, width, 7, padding=3, groups=width),
+            ChannelNorm(width),
+            nn.Conv1d(width, 3 * width, 1),
+            nn.GELU(),
+            nn.Conv1d(3 * width, width, 1),
+        )
+        self.layer_scale = nn.Parameter(torch.full((width, 1), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer_scale * self.layers(x)
+
+
+def blocks(width: int, count: int) -> nn.Sequential:
+    return nn.Sequential(*(ConvNeXtBlock(width) for _ in range(count)))
+
+
+class Stem(nn.Module):
+    """Audio to frames: one trainable filter bank for all channels, started as a windowed DFT, whose outputs are
+    compressed to the square root of their magnitude, with their phases kept."""
+
+    def __init__(self, channels: int, hop: int, width: int):
+        super().__init__()
+        size = STEM_HOPS * hop
+        self.hop = hop
+        self.filters = nn.Conv1d(1, 2 * (size // 2 + 1), size, stride=hop, bias=False)
+        self.filters.weight.data = self.windowed_dft(size)[:, None]
+        self.mix = nn.Conv1d(channels * self.filters.out_channels, width, 1)
+
+    @staticmethod
+    def windowed_dft(size: int) -> Tensor:
+        """Real parts, then imaginary parts, of a Hann-windowed DFT: (size + 2, size); a full-scale sine gives 1."""
+        phase = 2 * math.pi * torch.outer(torch.arange(size // 2 + 1.0), torch.arange(size) - size / 2) / size
+        window = torch.hann_window(size) * 4 / size
+        return torch.cat([phase.cos() * window, -phase.sin() * window])
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, _ = x.shape
+        excess = (STEM_HOPS - 1) * self.hop
+        x = F.pad(x, (excess // 2, excess - excess // 2))
+        x = self.filters(x.reshape(batch * channels, 1, -1))
+        real, imaginary = x.float().chunk(2, dim=1)
+        compression = torch.rsqrt((real.square() + imaginary.square() + 1e-6).sqrt())
+        x = torch.cat([real * compression, imaginary * compression], dim=1).to(self.mix.weight.dtype)
+        return self.mix(x.reshape(batch, -1, x.shape[-1]))  # (batch, width, frames)
+
+
+class Encoder(nn.Module):
+    """Audio -> mean and log-variance of the latents."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        wide, narrow = config.encoder_widths
+        self.alignment = STEM_HOPS * config.hop
+        self.stem = Stem(config.channels, config.hop, wide)
+        self.blocks_100hz = blocks(wide, config.encoder_blocks[0])
+        self.before_pool = nn.Conv1d(wide, narrow, 3, padding=1)
+        self.pool = nn.MaxPool1d(2)
+        self.strided = nn.Conv1d(wide, narrow, 2, stride=2)  # carries the phase that the maximum loses
+        self.blocks_50hz = blocks(narrow, config.encoder_blocks[1])
+        self.norm = ChannelNorm(narrow)
+        self.to_posterior = nn.Conv1d(narrow, 2 * config.latent_channels, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.pad(x, (0, -x.shape[-1] % self.alignment))
+        x = self.blocks_100hz(self.stem(x))
+        x = self.pool(self.before_pool(x)) + self.strided(x)
+        x = self.norm(self.blocks_50hz(x))
+        mean, log_variance = self.to_posterior(x).chunk(2, dim=1)
+        return mean, log_variance.clamp(-12, 4)  # (batch, latent_channels, latents) each
+
+
+class InverseSTFT(nn.Module):
+    """Frames -> audio: a log-magnitude and a unit phase a bin, plus noise under a second log-magnitude; overlap-added
+    in fp32 and divided by the true sum of squared windows, at the edges too (after Vocos, Siuzdak 2023).
+
+    Where a compact code cannot know the phases, a network that is the same at every frame could only repeat one
+    phase pattern: a buzz at the frame rate. The noise gives it something better to say; it is always the same noise.
+    """
+
+    def __init__(self, width: int, channels: int, hop: int, hops: int):
+        super().__init__()
+        self.channels, self.hop, self.hops = channels, hop, hops
+        self.bins = hops * hop // 2 + 1
+        self.project = nn.Conv1d(width, channels * 4 * self.bins, 1)
+        self.register_buffer("window", torch.hann_window(hops * hop), persistent=False)
+        with torch.no_grad():  # start quiet: -60 dB a bin
+            self.project.bias.view(channels, 4, self.bins)[:, (0, 3)] = math.log(1e-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, frames = x.shape
+        x = self.project(x).float().view(batch, self.channels, 4, self.bins, frames)
+        log_magnitude, real, imaginary, log_noise = x.unbind(2)
+        scale = self.magnitude(log_magnitude) * torch.rsqrt(real.square() + imaginary.square() + 1e-6)
+        noise = self.noise(frames, x.device) * self.magnitude(log_noise)
+        spectrum = (torch.complex(real * scale, imaginary * scale) + noise).flatten(0, 1)
+        pieces = torch.fft.irfft(spectrum, dim=1).transpose(1, 2) * self.window  # (batch x channels, frames, size)
+        envelope = self.overlap_add(self.window.square().expand(1, frames, -1))
+        x = self.overlap_add(pieces) / envelope.clamp(min=1e-4)
+        cut = (self.hops - 1) * self.hop // 2
+        return x[:, cut : cut + frames * self.hop].view(batch, self.channels, -1)
+
+    def magnitude(self, logarithm: Tensor) -> Tensor:
+        return logarithm.clamp(-14, 2).exp() * (self.hops * self.hop / 4)
+
+    def noise(self, frames: int, device) -> Tensor:
+        """Complex normal, (channels, bins, frames), the same at every call."""
+        generator = torch.Generator().manual_seed(0)
+        shape = (frames, self.channels, self.bins)
+        return torch.randn(shape, dtype=torch.complex64, generator=generator).permute(1, 2, 0).to(device)
+
+    def overlap_add(self, pieces: Tensor) -> Tensor:
+        """(n, frames, size) -> (n, (frames + hops - 1) * hop)."""
+        count, frames, _ = pieces.shape
+        parts = pieces.unflatten(-1, (self.hops, self.hop)).unbind(2)
+        total = sum(F.pad(part, (0, 0, i, self.hops - 1 - i)) for i, part in enumerate(parts))
+        return total.reshape(count, (frames + self.hops - 1) * self.hop)
+
+
+class Decoder(nn.Module):
+    """Latents -> audio. No transposed convolution: it is what hums in the legacy network."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        narrow, wide = config.decoder_widths
+        self.from_latents = nn.Conv1d(config.latent_channels, narrow, 3, padding=1)
+        self.blocks_50hz = blocks(narrow, config.decoder_blocks[0])
+        self.upsample = nn.Upsample(scale_factor=2, mode="nearest")
+        self.after_upsample = nn.Conv1d(narrow, wide, 3, padding=1)
+        self.blocks_100hz = blocks(wide, config.decoder_blocks[1])
+        self.norm = ChannelNorm(wide)
+        self.head = InverseSTFT(wide, config.channels, config.hop, config.head_hops)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.blocks_50hz(self.from_latents(z))
+        x = self.blocks_100hz(self.after_upsample(self.upsample(x)))
+        return self.head(self.norm(x))
+
+
+# The core
+
+
+def rotary_angles(positions: int, size: int, device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of rotary position embedding (Su et al. 2021): (positions, size / 2) each."""
+    frequencies = 10000.0 ** (-torch.arange(0, size, 2, device=device).float() / size)
+    angles = torch.outer(torch.arange(positions, device=device).float(), frequencies)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    cosine, sine = (a.to(x.dtype) for a in angles)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cosine - b * sine, a * sine + b * cosine], dim=-1)
+
+
+class CoreBlock(nn.Module):
+    """Attention with rotary positions and normalised queries and keys, then SwiGLU (Shazeer 2020); both steered
+    by the flow time through one modulation shared by all blocks plus an offset of the block's own."""
+
+    def __init__(self, width: int, heads: int, layers: int, dropout: float):
+        super().__init__()
+        hidden = 64 * round(8 * width / 3 / 64)
+        self.heads, self.dropout = heads, dropout
+        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.from_heads = nn.Linear(width, width, bias=False)
+        self.to_hidden = nn.Linear(width, 2 * hidden, bias=False)
+        self.from_hidden = nn.Linear(hidden, width, bias=False)
+        self.offset = nn.Parameter(torch.tensor([0.0, 0.0, 1.0] * 2)[:, None].repeat(1, width))
+        for projection in (self.from_heads, self.from_hidden):
+            projection.weight.data /= math.sqrt(2 * layers)
+
+    def forward(self, x: Tensor, modulation: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        shift_a, scale_a, gate_a, shift_b, scale_b, gate_b = (modulation + self.offset)[:, :, None].unbind(1)
+        x = x + gate_a * self.drop(self.attend(self.norm(x) * (1 + scale_a) + shift_a, angles))
+        return x + gate_b * self.drop(self.swiglu(self.norm(x) * (1 + scale_b) + shift_b))
+
+    def attend(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = rotate(self.norm(q), angles), rotate(self.norm(k), angles)  # (batch, heads, tokens, size)
+        return self.from_heads(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def swiglu(self, x: Tensor) -> Tensor:
+        gate, value = self.to_hidden(x).chunk(2, dim=-1)
+        return self.from_hidden(F.silu(gate) * value)
+
+    def drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+    @staticmethod
+    def norm(x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+
+
+class AttentionCore(nn.Module):
+    """Velocity of the flow: transformer over [context latents | target latents], neighbours stacked into tokens."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        width, stacked = config.core_width, config.latent_channels * config.latents_per_token
+        self.config = config
+        self.from_context = nn.Linear(stacked, width)
+        self.from_target = nn.Linear(stacked, width)
+        self.no_context = nn.Parameter(torch.randn(width) * 0.02)
+        self.from_time = nn.Sequential(nn.Linear(128, width), nn.SiLU(), nn.Linear(width, 6 * width))
+        layers = config.core_layers
+        self.blocks = nn.ModuleList(
+            CoreBlock(width, config.core_heads, layers, config.core_dropout) for _ in range(layers)
+        )
+        self.to_velocity = nn.Linear(width, stacked)
+        for layer in (self.from_time[-1], self.to_velocity):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, noisy: Tensor, context: Tensor, time: Tensor, heard: Tensor | None = None) -> Tensor:
+        """Velocity at `time` (batch,), 0 noise .. 1 music, as (batch, latent_channels, latents).
+
+        `heard` (batch,), 0..1: the share of the context, counted back from the cut, that is not replaced by the
+        null vector; 0 is 'no context'.
+        """
+        tokens = self.from_context(self.stack(context))
+        if heard is not None:
+            age = torch.arange(tokens.shape[1], 0, -1, device=tokens.device) / tokens.shape[1]
+            tokens = torch.where((age <= heard[:, None])[:, :, None], tokens, self.no_context.to(tokens.dtype))
+        tokens = torch.cat([tokens, self.from_target(self.stack(noisy))], dim=1)
+        modulation = self.from_time(self.embed_time(time)).unflatten(-1, (6, -1))
+        angles = rotary_angles(tokens.shape[1], self.config.core_width // self.config.core_heads, tokens.device)
+        for block in self.blocks:
+            tokens = block(tokens, modulation, angles)
+        return self.unstack(self.to_velocity(CoreBlock.norm(tokens[:, -tokens.shape[1] // 2 :])))
+
+    def stack(self, z: Tensor) -> Tensor:
+        """(batch, latent_channels, latents) -> (batch, tokens, latents_per_token x latent_channels)."""
+        return z.transpose(1, 2).unflatten(1, (-1, self.config.latents_per_token)).flatten(2)
+
+    def unstack(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.config.latents_per_token, -1)).flatten(1, 2).transpose(1, 2)
+
+    @staticmethod
+    def embed_time(time: Tensor) -> Tensor:
+        """Sines and cosines of the flow time: (batch,) -> (batch, 128)."""
+        frequencies = 1000.0 ** (torch.arange(64, device=time.device) / 63)
+        angles = time[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+# The network that this project descends from, layer for layer
+
+
+class LegacyEncoder(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first = nn.Conv1d(channels, 128, 9, stride=2, padding=4)
+        self.pool = nn.MaxPool1d(2)
+        self.second = nn.Conv1d(128, 64, 7, stride=2, padding=3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        x = F.pad(x, (0, -x.shape[-1] % LEGACY_HOP))
+        latents = x.shape[-1] // LEGACY_HOP
+        return F.adaptive_avg_pool1d(self.second(self.pool(self.first(x))), latents), None
+
+
+class LegacyCore(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, batch_first=True)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layer(z.transpose(1, 2)).transpose(1, 2)
+
+
+class LegacyDecoder(nn.Sequential):
+    def __init__(self, channels: int):
+        super().__init__(
+            nn.ConvTranspose1d(64, 128, 7, stride=2, padding=3, output_padding=1),
+            nn.ConvTranspose1d(128, 128, 2, stride=2),
+            nn.ConvTranspose1d(128, 128, 3, stride=5, padding=1, output_padding=4),
+            nn.ConvTranspose1d(128, channels, 9, stride=2, padding=4, output_padding=1),
+        )
+
+
+# The whole
+
+
+class ContinuationModel(nn.Module):
+    """Encoder, core and decoder; the two outputs; and the whole way from samples to samples.
+
+        model = checkpoint.load_model("checkpoints/best.pt")
+        continuation = model.generate(audio, seconds=10, seed=0)
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        legacy = config.is_legacy
+        self.encoder = LegacyEncoder(config.channels) if legacy else Encoder(config)
+        self.core = LegacyCore() if legacy else AttentionCore(config)
+        self.decoder = LegacyDecoder(config.channels) if legacy else Decoder(config)
+        # Statistics of the latents by channel, running in stage 1 and measured at its end: the core works on
+        # standardised latents.
+        self.register_buffer("latent_mean", torch.zeros(config.latent_channels, 1))
+        self.register_buffer("latent_std", torch.ones(config.latent_channels, 1))
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean and log-variance (legacy: None) of the latents of x (batch, channels, samples)."""
+        channels = self.config.channels
+        assert x.ndim == 3 and x.shape[1] == channels, f"expected (batch, {channels}, samples), got {tuple(x.shape)}"
+        return self.encoder(x)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Latents of x, the posterior mean: (batch, latent_channels, latents)."""
+        return self.posterior(x)[0]
+
+    def decode(self, z: Tensor, length: int | None = None) -> Tensor:
+        """Audio of latents: (batch, channels, length); by default all samples that the latents stand for."""
+        channels = self.config.latent_channels
+        assert z.ndim == 3 and z.shape[1] == channels, f"expected (batch, {channels}, latents), got {tuple(z.shape)}"
+        return self.decoder(z)[..., :length]
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """decode(encode(x)), of x's own length."""
+        return self.decode(self.encode(x), x.shape[-1])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both outputs for a context x: its reconstruction and the (one-step) prediction of what follows it."""
+        z = self.encode(x)
+        return self.decode(z, x.shape[-1]), self.decode(self.predict(z, steps=1), x.shape[-1])
+
+    @torch.no_grad()
+    def track_latents(self, z: Tensor, momentum: float = 0.02) -> None:
+        """Running mean and standard deviation by channel, while stage 1 trains."""
+        z = z.detach().float()
+        self.latent_mean.lerp_(z.mean((0, 2))[:, None], momentum)
+        self.latent_std.lerp_(z.std((0, 2))[:, None], momentum)
+
+    def standardise(self, z: Tensor) -> Tensor:
+        return (z - self.latent_mean) / self.latent_std
+
+    def destandardise(self, z: Tensor) -> Tensor:
+        return z * self.latent_std + self.latent_mean
+
+    def predict(
+        self, context: Tensor, steps: int = 32, guidance: float = 1.5, seed: int = 0, temperature: float = 1.0
+    ) -> Tensor:
+        """The latents of the next chunk, given a chunk's latents (batch, latent_channels, latents).
+
+        Euler steps of the rectified flow from noise (standard deviation `temperature`, drawn from `seed`) to music
+        (Liu et al. 2022), with classifier-free guidance (Ho and Salimans 2022; 1 is none). A network that was
+        trained to say the mean, and legacy, take one step from zero.
+        """
+        if self.config.is_legacy:
+            return self.core(context)
+        if self.config.objective == "mse":
+            steps, guidance, temperature = 1, 1.0, 0.0
+        context = self.standardise(context)
+        noise = torch.randn(context.shape, generator=torch.Generator().manual_seed(seed))
+        z = temperature * noise.to(context)
+        for step in range(steps):
+            z = z + self.guided_velocity(z, context, step / steps, guidance) / steps
+        return self.destandardise(z)
+
+    def guided_velocity(self, z: Tensor, context: Tensor, time: float, guidance: float) -> Tensor:
+        times = z.new_full((len(z),), time)
+        if guidance == 1:
+            return self.core(z, context, times)
+        heard = torch.cat([torch.ones_like(times), torch.zeros_like(times)])
+        both = self.core(z.repeat(2, 1, 1), context.repeat(2, 1, 1), times.repeat(2), heard)
+        with_context, without = both.chunk(2)
+        return without + guidance * (with_context - without)
+
+    @torch.no_grad()
+    def generate(
+        self, audio, seconds: float = 10, seed: int = 0, steps: int = 32, guidance: float = 1.5,
+        temperature: float = 1.0, with_input: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """What follows `audio` (channels, samples), at the model's rate: (channels, round(seconds x rate)) on the CPU.
+
+        Only the last chunk of `audio` is heard. Beyond a chunk it rolls on, each prediction the next context.
+        `with_input` puts that last chunk in front, crossfaded over the 20 ms before the cut.
+        """
+        config = self.config
+        x = torch.as_tensor(audio, dtype=torch.float32)
+        if x.ndim != 2 or x.shape[0] != config.channels or x.shape[1] < config.chunk_samples:
+            need = config.chunk_samples / config.sample_rate
+            raise ValueError(f"expected ({config.channels}, samples) with at least {need:g} s, got {tuple(x.shape)}")
+        x = x[:, -config.chunk_samples :]
+        gain = CONTEXT_LEVEL / x.square().mean().sqrt().clamp(min=1e-5)
+        context = self.encode((gain * x)[None].to(self.latent_mean.device))
+        length = round(seconds * config.sample_rate)
+        latents = [context]
+        for roll in range(-(-length // config.chunk_samples)):
+            latents.append(self.predict(latents[-1], steps, guidance, seed + roll, temperature))
+        join = min(round(JOIN_SECONDS * config.latent_rate), config.chunk_latents)
+        z = torch.cat([context[..., -join:], *latents[1:]], dim=-1)
+        decoded = self.decode(z)[0].float().cpu() / gain
+        before = join * config.latent_samples
+        continuation = decoded[:, before : before + length]
+        if not with_input:
+            return continuation
+        fade = round(FADE_SECONDS * config.sample_rate)
+        ramp = torch.linspace(0, 1, fade)
+        tail = x[:, -fade:] * (1 - ramp) + decoded[:, before - fade : before] * ramp
+        return torch.cat([x[:, :-fade], tail, continuation], dim=1)
+
+
+def with_overrides(preset: str, **fields) -> ModelConfig:
+    """A preset's config with the fields that are not None replaced."""
+    return replace(PRESETS[preset], **{name: value for name, value in fields.items() if value is not None})

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Sets the environment up, then runs the linter, the format check and the tests.
+#
+#   bash scripts/test.sh                      everything
+#   bash scripts/test.sh -k audio -x          further arguments go to pytest
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash scripts/setup.sh --dev
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/python -m pytest -q "$@"

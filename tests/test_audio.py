@@ -1,0 +1,425 @@
+"""audio.py against signals with a known answer, and against files that are not what they seem."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+import synth
+
+import audio
+
+RATE = 12000
+
+
+def level_db(x: np.ndarray, frequency: float, rate: int) -> float:
+    """The level of one partial, as dB of its peak, by projection; the edges are left out."""
+    x = x[0, rate // 10 : -rate // 10]
+    window = np.hanning(len(x))
+    phases = np.exp(-2j * np.pi * frequency * np.arange(len(x)) / rate)
+    return 20 * np.log10(max(abs(2 * np.sum(x * window * phases) / window.sum()), 1e-10))
+
+
+def mp3_bytes(path, seconds=10.0, rate=44100, **options) -> bytes:
+    options = {"bitrate_mode": "CONSTANT", "compression_level": 0.5} | options
+    return synth.write(path, synth.song(1, seconds, rate), rate, **options).read_bytes()
+
+
+# --- decoding ---
+
+
+@pytest.mark.parametrize("rate", [44100, 48000])
+def test_a_tone_below_half_the_new_rate_passes_and_one_above_it_vanishes(tmp_path, rate):
+    passes = synth.write(tmp_path / "low.wav", synth.tone(4000, 1, rate), rate, subtype="FLOAT")
+    vanishes = synth.write(tmp_path / "high.wav", synth.tone(8000, 1, rate), rate, subtype="FLOAT")
+    assert level_db(audio.load_audio(passes, RATE, 1), 4000, RATE) == pytest.approx(-6.02, abs=0.01)
+    assert audio.rms_db(audio.load_audio(vanishes, RATE, 1)[:, 1000:-1000]) < -100
+
+
+@pytest.mark.parametrize(
+    ("rate", "new_rate"), [(44100, 12000), (48000, 44100), (8000, 24000), (24000, 24000)]
+)
+def test_ten_seconds_stay_exactly_ten_seconds(tmp_path, rate, new_rate):
+    path = synth.write(tmp_path / "x.flac", synth.song(0, 10, rate), rate)
+    assert audio.load_audio(path, new_rate, 2).shape == (2, 10 * new_rate)
+
+
+def test_the_stream_equals_one_shot_resampling_bit_for_bit(tmp_path):
+    x = synth.song(3, 7, 44100)
+    path = synth.write(tmp_path / "x.wav", x, 44100, subtype="FLOAT")
+    blocks = list(audio.decode_blocks(path, RATE, 2))
+    assert len(blocks) > 3
+    np.testing.assert_array_equal(np.concatenate(blocks, 1), soxr.resample(x.T, 44100, RATE, quality="HQ").T)
+
+
+@pytest.mark.parametrize("bitrate_mode", ["CONSTANT", "VARIABLE"])
+def test_an_mp3_read_in_blocks_equals_one_read(tmp_path, bitrate_mode):
+    path = tmp_path / "x.mp3"
+    mp3_bytes(path, seconds=5, bitrate_mode=bitrate_mode)
+    once = soundfile.read(path, dtype="float32")[0].T
+    np.testing.assert_array_equal(audio.load_audio(path, 44100, 2), once)
+
+
+def test_a_part_is_the_same_samples_as_the_whole(tmp_path):
+    path = tmp_path / "x.mp3"
+    mp3_bytes(path)
+    whole = audio.load_audio(path, RATE, 2)
+    np.testing.assert_array_equal(audio.load_audio(path, RATE, 2, 2.5, 3), whole[:, 30000:66000])
+    np.testing.assert_array_equal(audio.load_audio(path, RATE, 2, 9.0, 3), whole[:, 108000:])
+    np.testing.assert_array_equal(audio.load_audio(path, RATE, 2, seconds=4), whole[:, :48000])
+
+
+def test_mono_is_doubled_and_stereo_averaged(tmp_path):
+    mono = synth.write(tmp_path / "mono.wav", synth.tone(440, 1, RATE), RATE, subtype="FLOAT")
+    doubled = audio.load_audio(mono, RATE, 2)
+    np.testing.assert_array_equal(doubled, np.repeat(synth.tone(440, 1, RATE), 2, axis=0))
+    opposite = synth.tone(440, 1, RATE, 2) * np.float32([[1], [-1]])
+    stereo = synth.write(tmp_path / "stereo.wav", opposite, RATE, subtype="FLOAT")
+    assert np.abs(audio.load_audio(stereo, RATE, 1)).max() == 0
+
+
+def test_of_six_channels_the_first_two_are_kept_and_it_is_noted(tmp_path):
+    x = synth.noise(0, 1, RATE, 6)
+    decoder = audio.Decoder(synth.write(tmp_path / "x.wav", x, RATE, subtype="FLOAT"), RATE, 2)
+    np.testing.assert_array_equal(np.concatenate(list(decoder), 1), x[:2])
+    assert decoder.notes == ["6 channels, of which the first are used"]
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "options"),
+    [
+        ("x.wav", 8000, {"subtype": "PCM_U8"}),
+        ("x.flac", 96000, {"subtype": "PCM_24"}),
+        ("x.aiff", 44100, {}),
+        ("x.ogg", 44100, {}),
+        ("x.opus", 48000, {"format": "OGG", "subtype": "OPUS"}),
+        ("x.mp3", 44100, {"bitrate_mode": "VARIABLE"}),
+    ],
+)
+def test_every_format_is_read_at_full_length_with_its_tone(tmp_path, name, rate, options):
+    path = synth.write(tmp_path / name, synth.tone(1000, 3, rate, 2), rate, **options)
+    decoder = audio.Decoder(path, RATE, 2)
+    x = np.concatenate(list(decoder), 1)
+    assert x.shape == (2, 3 * RATE)
+    assert decoder.notes == []
+    assert level_db(x, 1000, RATE) == pytest.approx(-6.0, abs=0.7)  # LAME lowers VBR by 0.65 dB
+
+
+@pytest.mark.parametrize("name", ["x.m4a", "x.aac", "x.wma"])
+def test_what_soundfile_cannot_read_comes_through_ffmpeg(tmp_path, needs_ffmpeg, name):
+    wav = synth.write(tmp_path / "x.wav", synth.tone(1000, 3, 44100, 2), 44100)
+    run_ffmpeg(wav, "-b:a", "128k", tmp_path / name)
+    x = audio.load_audio(tmp_path / name, RATE, 2)
+    assert x.shape[1] == pytest.approx(3 * RATE, abs=0.1 * RATE)
+    assert level_db(x, 1000, RATE) == pytest.approx(-6.0, abs=0.5)
+
+
+def test_the_name_does_not_decide_about_the_decoder(tmp_path):
+    wav = synth.write(tmp_path / "x.wav", synth.tone(1000, 1, RATE), RATE, subtype="FLOAT")
+    wav.rename(tmp_path / "x.mp3")
+    np.testing.assert_array_equal(audio.load_audio(tmp_path / "x.mp3", RATE, 1), synth.tone(1000, 1, RATE))
+
+
+def test_a_name_that_is_not_utf8_can_be_decoded(tmp_path):
+    wav = synth.write(tmp_path / "x.wav", synth.tone(1000, 1, RATE), RATE)
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 'n\n.wav")
+    os.rename(wav, odd)
+    assert audio.load_audio(odd, RATE, 1).shape == (1, RATE)
+
+
+# --- mp3s that libsndfile would cut short ---
+
+
+def run_ffmpeg(source, *arguments) -> None:
+    subprocess.run(["ffmpeg", "-nostdin", "-v", "error", "-i", source, *arguments], check=True)
+
+
+def decode(path) -> tuple[float, list[str]]:
+    """(seconds, notes)"""
+    decoder = audio.Decoder(path, RATE, 1)
+    return sum(block.shape[1] for block in decoder) / RATE, decoder.notes
+
+
+def test_headerless_vbr_is_decoded_at_full_length(tmp_path, needs_ffmpeg):
+    x = synth.tone(440, 20, 44100)
+    x[:, x.shape[1] // 2 :] += synth.noise(0, 10, 44100)
+    wav = synth.write(tmp_path / "x.wav", x, 44100)
+    run_ffmpeg(wav, "-write_xing", "0", "-q:a", "4", tmp_path / "x.mp3")
+    truncated = soundfile.read(tmp_path / "x.mp3")[0]
+    assert len(truncated) < 0.9 * x.shape[1]  # the reason for all this
+    seconds, notes = decode(tmp_path / "x.mp3")
+    assert seconds == pytest.approx(20, abs=0.1)
+    assert notes == []
+
+
+def test_headerless_cbr_needs_no_ffmpeg(tmp_path, needs_ffmpeg, monkeypatch):
+    wav = synth.write(tmp_path / "x.wav", synth.song(0, 10, 44100), 44100)
+    run_ffmpeg(wav, "-write_xing", "0", "-b:a", "128k", tmp_path / "x.mp3")
+    monkeypatch.setattr(audio, "find_ffmpeg", lambda: None)
+    assert decode(tmp_path / "x.mp3")[0] == pytest.approx(10, abs=0.1)
+
+
+def test_two_joined_mp3s_are_decoded_at_full_length(tmp_path, needs_ffmpeg):
+    data = mp3_bytes(tmp_path / "x.mp3")
+    tag = b"TAG" + bytes(125)
+    (tmp_path / "joined.mp3").write_bytes(data + tag + data)
+    seconds, notes = decode(tmp_path / "joined.mp3")
+    assert seconds == pytest.approx(20, abs=0.15)
+    assert notes == []
+
+
+def test_an_mp3_cut_in_the_middle_gives_what_is_there_and_says_what_is_missing(tmp_path):
+    data = mp3_bytes(tmp_path / "x.mp3")
+    (tmp_path / "cut.mp3").write_bytes(data[: len(data) // 2])
+    seconds, notes = decode(tmp_path / "cut.mp3")
+    assert seconds == pytest.approx(5, abs=0.15)
+    assert len(notes) == 1
+    assert notes[0].startswith("cut: 5.0") and notes[0].endswith(" s of 10.03 s are there")
+
+
+def test_garbage_in_an_mp3_costs_only_the_garbage_and_is_noted(tmp_path, needs_ffmpeg):
+    data = mp3_bytes(tmp_path / "x.mp3")
+    garbage = np.random.default_rng(0).integers(0, 256, 4096, dtype=np.uint8).tobytes()
+    (tmp_path / "bad.mp3").write_bytes(data[: len(data) // 2] + garbage + data[len(data) // 2 :])
+    seconds, notes = decode(tmp_path / "bad.mp3")
+    assert seconds == pytest.approx(10, abs=0.3)
+    assert len(notes) == 1
+    assert "bytes of garbage at 5.0" in notes[0]
+
+
+def test_tags_before_and_after_the_audio_are_no_garbage(tmp_path):
+    id3v2 = b"ID3\x04\x00\x00" + bytes([0, 0, 2, 16]) + bytes(2 * 128 + 16)
+    ape = b"APETAGEX" + (2000).to_bytes(4, "little") + (40).to_bytes(4, "little") + bytes(16 + 40)
+    data = mp3_bytes(tmp_path / "x.mp3")
+    (tmp_path / "tagged.mp3").write_bytes(id3v2 + data + ape + b"TAG" + bytes(125))
+    scan = audio.scan_mp3(tmp_path / "tagged.mp3")
+    assert scan.gaps == []
+    assert not scan.is_cut
+    assert scan.frames == scan.promised_frames == 384  # 10 s of 1152 samples, and the encoder's delay
+    assert decode(tmp_path / "tagged.mp3") == (10.0, [])
+
+
+def test_a_cut_wav_and_flac_say_what_is_missing(tmp_path):
+    for name in ("x.wav", "x.flac"):
+        data = synth.write(tmp_path / name, synth.noise(0, 10, RATE), RATE).read_bytes()
+        (tmp_path / name).write_bytes(data[: len(data) // 2])
+        seconds, notes = decode(tmp_path / name)
+        assert seconds == pytest.approx(5, abs=0.7)  # less than two flac frames of 0.34 s are lost
+        assert len(notes) == 1
+        assert "cut" in notes[0] or "damaged" in notes[0]
+
+
+# --- what is refused ---
+
+
+def test_text_playlists_and_noise_reach_no_decoder(tmp_path, monkeypatch):
+    other = synth.write(tmp_path / "other.wav", synth.tone(440, 20, RATE), RATE)
+    contents = {
+        "text": b"It was a dark and stormy night.\n" * 500,
+        "m3u": b"#EXTM3U\n#EXTINF:20,x\n" + os.fsencode(other) + b"\n",
+        "hls": b"#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:20,\nfile:" + os.fsencode(other) + b"\n#EXT-X-ENDLIST\n",
+        "concat": b"ffconcat version 1.0\nfile other.wav\n",
+        "noise": np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8).tobytes(),
+    }
+    for decoder in ("_SoundfileSource", "_FfmpegSource"):
+        monkeypatch.setattr(audio, decoder, lambda *_, **__: pytest.fail("a decoder saw it"))
+    for name, content in contents.items():
+        for suffix in (".mp3", ".m4a"):
+            path = tmp_path / (name + suffix)
+            path.write_bytes(content)
+            with pytest.raises(audio.AudioError, match="no audio: the content is of no known audio format"):
+                audio.load_audio(path, RATE, 1)
+
+
+def test_ffmpeg_would_not_follow_a_playlist_either(tmp_path, needs_ffmpeg):
+    synth.write(tmp_path / "other.wav", synth.tone(440, 20, RATE), RATE)
+    playlist = tmp_path / "x.m4a"
+    playlist.write_text("ffconcat version 1.0\nfile other.wav\n")
+    with pytest.raises(audio.AudioError, match="cannot be decoded: ffmpeg"):
+        audio._FfmpegSource(playlist, [])
+
+
+def test_an_empty_file_a_missing_one_and_a_pipe_are_refused_with_their_reason(tmp_path):
+    (tmp_path / "empty.mp3").write_bytes(b"")
+    (tmp_path / "header.wav").write_bytes(b"RIFF\x00\x00")
+    os.mkfifo(tmp_path / "pipe.mp3")
+    for name, reason in [
+        ("empty.mp3", "empty"),
+        ("missing.mp3", "No such file"),
+        ("pipe.mp3", "not a regular file"),
+        ("header.wav", "no audio"),
+    ]:
+        with pytest.raises(audio.AudioError, match=f"{name}.*{reason}"):
+            audio.load_audio(tmp_path / name, RATE, 1)
+
+
+def test_without_ffmpeg_a_file_that_needs_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "find_ffmpeg", lambda: None)
+    (tmp_path / "x.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
+    with pytest.raises(audio.FfmpegMissing, match="needs ffmpeg"):
+        audio.load_audio(tmp_path / "x.m4a", RATE, 1)
+
+
+def test_a_few_nonfinite_samples_become_zero_and_many_are_refused(tmp_path):
+    x = synth.tone(440, 2, RATE)
+    x[0, 100:200] = np.nan
+    x[0, 300:320] = np.inf
+    few = synth.write(tmp_path / "few.wav", x, RATE, subtype="FLOAT")
+    decoder = audio.Decoder(few, RATE, 1)
+    y = np.concatenate(list(decoder), 1)
+    assert decoder.notes == ["120 non-finite samples set to 0"]
+    np.testing.assert_array_equal(y, np.where(np.isfinite(x), x, 0))
+    x[0, :300] = np.nan
+    many = synth.write(tmp_path / "many.wav", x, RATE, subtype="FLOAT")
+    with pytest.raises(audio.AudioError, match="non-finite samples: 320 of 24000"):
+        audio.load_audio(many, RATE, 1)
+
+
+# --- sample formats ---
+
+
+def test_int16_survives_the_way_to_float_and_back():
+    every = np.arange(-32768, 32768).astype(np.int16)
+    np.testing.assert_array_equal(audio.to_int16(audio.from_int16(every)), every)
+    np.testing.assert_array_equal(audio.to_int16(np.float32([2, -2, 0.49 / 32768])), [32767, -32768, 0])
+
+
+def test_rms_of_a_full_scale_sine_is_minus_three_db():
+    assert audio.rms_db(synth.tone(100, 1, RATE, level=1.0)) == pytest.approx(-3.01, abs=0.001)
+    assert audio.rms_db(np.zeros((1, 10), np.float32)) == -200
+
+
+# --- writing ---
+
+
+def test_array_writer_writes_what_numpy_reads(tmp_path):
+    rows = np.random.default_rng(0).integers(-99, 99, (5, 2, 7)).astype(np.int16)
+    with audio.ArrayWriter(tmp_path / "x.npy", np.int16, (2, 7)) as writer:
+        writer.append(rows[:2])
+        assert not (tmp_path / "x.npy").exists()
+        writer.append(rows[2:])
+    there = np.load(tmp_path / "x.npy", mmap_mode="r", allow_pickle=False)
+    np.testing.assert_array_equal(there, rows)
+    assert (tmp_path / "x.npy").stat().st_size == audio.NPY_HEADER_BYTES + rows.nbytes
+
+
+def test_array_writer_refuses_rows_of_another_type_or_shape(tmp_path):
+    with audio.ArrayWriter(tmp_path / "x.npy", np.int16, (2, 7)) as writer:
+        for rows in (np.zeros((1, 2, 7), np.float32), np.zeros((1, 2, 8), np.int16)):
+            with pytest.raises(ValueError, match="rows are"):
+                writer.append(rows)
+
+
+class FullDisk:
+    """Lets one file operation fail with ENOSPC."""
+
+    def __init__(self, monkeypatch, operation: str):
+        if operation == "fsync":
+            monkeypatch.setattr(os, "fsync", self.fail)
+        else:
+            self.operation, self.open = operation, builtins.open
+            monkeypatch.setattr(builtins, "open", self.failing_open)
+            monkeypatch.setattr("io.open", self.failing_open)
+
+    def fail(self, *_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def failing_open(self, path, mode="r", *args, **kwargs):
+        if not set(mode) & set("wax"):
+            return self.open(path, mode, *args, **kwargs)
+        if self.operation == "open":
+            self.fail()
+        return self.open("/dev/full", mode, *args, **kwargs)
+
+
+@pytest.mark.parametrize("operation", ["open", "write", "fsync"])
+def test_a_full_disk_leaves_the_old_file_and_no_half_one(tmp_path, monkeypatch, operation):
+    if operation == "write" and not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    (tmp_path / "x.npy").write_text("old")
+    (tmp_path / "x.json").write_text("old")
+    with monkeypatch.context() as patch:
+        FullDisk(patch, operation)
+        with (
+            pytest.raises(OSError, match="No space left"),
+            audio.ArrayWriter(tmp_path / "x.npy", np.int16, (9,)) as writer,
+        ):
+            writer.append(np.zeros((9999, 9), np.int16))
+        with pytest.raises(OSError, match="No space left"):
+            audio.write_atomic(tmp_path / "x.json", "new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"x.npy": "old", "x.json": "old"}
+
+
+# --- encoding ---
+
+
+@pytest.mark.parametrize("suffix", [".mp3", ".wav", ".flac", ".ogg"])
+@pytest.mark.parametrize("rate", [12000, 24000, 44100])
+def test_encoding_keeps_every_sample_and_the_tone(tmp_path, suffix, rate):
+    x = synth.tone(1000, 3, rate, 2)
+    audio.encode_audio(tmp_path / f"x{suffix}", x, rate)
+    y = audio.load_audio(tmp_path / f"x{suffix}", rate, 2)
+    assert y.shape == x.shape
+    lowered_db = 0.45 if suffix == ".mp3" and rate < 32000 else 0  # by LAME itself
+    assert level_db(y, 1000, rate) == pytest.approx(-6.02 - lowered_db, abs=0.1)
+    assert audio.rms_db(y * 10 ** (lowered_db / 20) - x) < -40
+    assert [path.name for path in tmp_path.iterdir()] == [f"x{suffix}"]
+
+
+def test_mp3_has_a_high_constant_bit_rate(tmp_path):
+    for rate, bitrate in [(44100, 320_000), (24000, 160_000), (12000, 64_000)]:
+        audio.encode_audio(tmp_path / "x.mp3", synth.song(0, 3, rate), rate)
+        assert audio.scan_mp3(tmp_path / "x.mp3").kinds == {(rate, bitrate)}
+
+
+def test_minutes_of_ogg_do_not_crash_the_encoder(tmp_path):
+    audio.encode_audio(tmp_path / "x.ogg", synth.noise(0, 120, 24000, 2), 24000)
+    assert soundfile.info(tmp_path / "x.ogg").frames == 120 * 24000
+
+
+def test_m4a_is_written_through_ffmpeg(tmp_path, needs_ffmpeg):
+    audio.encode_audio(tmp_path / "x.m4a", synth.tone(1000, 3, 24000, 2), 24000)
+    y = audio.load_audio(tmp_path / "x.m4a", 24000, 2)
+    assert y.shape[1] == pytest.approx(72000, abs=2400)
+    assert level_db(y, 1000, 24000) == pytest.approx(-6.02, abs=0.2)
+
+
+def test_what_cannot_be_encoded_is_refused_in_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    x = synth.tone(1000, 1, 24000)
+    with pytest.raises(audio.AudioError, match="mp3 cannot hold 10000 Hz"):
+        audio.encode_audio(tmp_path / "x.mp3", x, 10000)
+    with pytest.raises(audio.AudioError, match=r"cannot write '\.txt'"):
+        audio.encode_audio(tmp_path / "x.txt", x, 24000)
+    with pytest.raises(audio.AudioError, match="finite"):
+        audio.encode_audio(tmp_path / "x.wav", x * np.nan, 24000)
+    with pytest.raises(audio.AudioError, match="cannot be written"):
+        audio.encode_audio(tmp_path / "missing" / "x.wav", x, 24000)
+    monkeypatch.setattr(audio, "find_ffmpeg", lambda: None)
+    with pytest.raises(audio.AudioError, match=r"\.m4a needs ffmpeg"):
+        audio.encode_audio(tmp_path / "x.m4a", x, 24000)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which("prlimit") is None, reason="prlimit is not on PATH")
+@pytest.mark.parametrize("suffix", [".mp3", ".wav", ".flac", ".ogg"])
+def test_a_file_that_grows_too_large_is_an_error_and_leaves_nothing(tmp_path, suffix):
+    script = (
+        f"import audio, synth; audio.encode_audio({str(tmp_path / 'x') + suffix!r}, "
+        "synth.noise(0, 30, 24000, 2), 24000)"
+    )
+    folders = [os.path.dirname(module.__file__) for module in (audio, synth)]
+    result = subprocess.run(
+        ["prlimit", "--fsize=20000", os.sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
+        capture_output=True,
+        text=True,
+    )
+    assert "AudioError" in result.stderr and "cannot be written" in result.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,550 @@
+"""Checkpoints survive disks, kills and damage; locks and stop signals do what they promise."""
+
+import dataclasses
+import errno
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoint
+from model import PRESETS, ContinuationModel
+
+PROJECT = Path(checkpoint.__file__).parent
+unix_only = pytest.mark.skipif(os.name == "nt", reason="needs fork, fcntl and kill")
+
+
+def small_state(step=1):
+    generator = torch.Generator().manual_seed(step)
+    return {
+        "stage": 1,
+        "step": step,
+        "weights": {
+            "a": torch.randn(3, 5, generator=generator),
+            "b": torch.tensor(2.5, dtype=torch.bfloat16),
+        },
+        "optimiser": {"state": {0: {"step": torch.tensor(7.0)}}, "param_groups": [{"betas": (0.9, 0.99)}]},
+        "early_stop": {"best": float("inf"), "bad": 0, "on": True, "note": None},
+        "rng": checkpoint.rng_state(),
+        "command": ["train.py", "--dataset_folder", "Ä b"],
+    }
+
+
+def assert_same(one, other):
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert list(one) == list(other)
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_same(left, right)
+    else:
+        assert one == other
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
+
+
+# ---- save and load ----
+
+
+def test_round_trip_keeps_every_type_and_bit(tmp_path):
+    state = small_state()
+    checkpoint.save(tmp_path / "a.pt", state)
+    loaded = checkpoint.load(tmp_path / "a.pt")
+    assert loaded.pop("format") == checkpoint.FORMAT_VERSION
+    assert len(loaded.pop("checksum")) == 64
+    assert_same(loaded, state)
+    assert os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_file_is_read_directly_by_torch_load_with_weights_only(tmp_path):
+    checkpoint.save(tmp_path / "a.pt", small_state())
+    loaded = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert torch.equal(loaded["weights"]["a"], small_state()["weights"]["a"])
+
+
+def test_loaded_state_can_be_saved_again(tmp_path):
+    checkpoint.save(tmp_path / "a.pt", small_state())
+    loaded = checkpoint.load(tmp_path / "a.pt")
+    checkpoint.save(tmp_path / "b.pt", {**loaded, "step": 9})
+    assert checkpoint.load(tmp_path / "b.pt")["step"] == 9
+
+
+def test_optimiser_scheduler_and_scaler_states_are_plain(tmp_path):
+    layer = torch.nn.Linear(3, 2)
+    optimiser = torch.optim.AdamW(layer.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.5**step)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    layer(torch.ones(1, 3)).sum().backward()
+    optimiser.step()
+    scheduler.step()
+    parts = {"optimiser": optimiser, "scheduler": scheduler, "scaler": scaler, "weights": layer}
+    state = {name: part.state_dict() for name, part in parts.items()}
+    checkpoint.save(tmp_path / "a.pt", state)
+    loaded = checkpoint.load(tmp_path / "a.pt")
+    assert_same(loaded["optimiser"], state["optimiser"])
+    assert loaded["scheduler"]["last_epoch"] == 1
+    assert loaded["scaler"]["scale"] == 8.0
+    assert torch.equal(loaded["weights"]["bias"], layer.bias)
+
+
+def test_view_of_a_large_tensor_does_not_save_the_large_tensor(tmp_path):
+    checkpoint.save(tmp_path / "a.pt", {"x": torch.zeros(1_000_000)[:10]})
+    assert (tmp_path / "a.pt").stat().st_size < 10_000
+
+
+@pytest.mark.parametrize("value", [np.float64(1.0), np.zeros(3), Path("a"), {1, 2}, object(), {(1, 2): 3}])
+def test_anything_but_plain_types_and_tensors_is_a_type_error(tmp_path, value):
+    with pytest.raises(TypeError):
+        checkpoint.save(tmp_path / "a.pt", {"nested": [{"value": value}]})
+    assert os.listdir(tmp_path) == []
+
+
+def test_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match=r"there is no checkpoint .*none\.pt"):
+        checkpoint.load(tmp_path / "none.pt")
+
+
+def test_newer_format_is_refused_and_not_called_damaged(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT_VERSION", 2)
+        checkpoint.save_last(tmp_path, small_state())
+    with pytest.raises(checkpoint.CheckpointError, match="newer") as caught:
+        checkpoint.load_last(tmp_path)
+    assert not isinstance(caught.value, checkpoint.DamagedError)
+    assert os.listdir(tmp_path) == ["last.pt"]
+
+
+# ---- damage ----
+
+
+def test_truncated_file_is_refused_at_every_length(tmp_path):
+    path = tmp_path / "a.pt"
+    checkpoint.save(path, small_state())
+    whole = path.read_bytes()
+    for length in [0, 1, 4, 100, len(whole) // 2, len(whole) - 100, len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(checkpoint.DamagedError, match=r"a\.pt is damaged or is not a checkpoint"):
+            checkpoint.load(path)
+
+
+def test_flipped_bit_is_refused_or_touches_nothing(tmp_path):
+    """A flip in the zip's padding or dates changes no content; every other one must be refused."""
+    path = tmp_path / "a.pt"
+    checkpoint.save(path, small_state())
+    whole, original = path.read_bytes(), checkpoint.load(path)
+    draw, refused = random.Random(0), 0
+    for _ in range(300):
+        broken = bytearray(whole)
+        broken[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        path.write_bytes(broken)
+        try:
+            assert_same(checkpoint.load(path), original)
+        except checkpoint.DamagedError:
+            refused += 1
+    assert refused > 100
+
+
+def test_flipped_weight_is_refused(tmp_path):
+    path = tmp_path / "a.pt"
+    weights = torch.full((1000,), 1.2345)
+    checkpoint.save(path, {"weights": weights})
+    broken = bytearray(path.read_bytes())
+    broken[broken.index(weights.numpy().tobytes()) + 2001] ^= 1
+    path.write_bytes(broken)
+    with pytest.raises(checkpoint.DamagedError):
+        checkpoint.load(path)
+
+
+class Bomb:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda state, path: path.write_bytes(pickle.dumps(state))])
+def test_code_in_a_checkpoint_is_never_executed(tmp_path, write):
+    marker = tmp_path / "executed"
+    write({"format": 1, "checksum": "", "weights": Bomb(marker)}, tmp_path / "bomb.pt")
+    with pytest.raises(checkpoint.DamagedError):
+        checkpoint.load(tmp_path / "bomb.pt")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint\n" * 50, pickle.dumps([1, 2])])
+def test_what_never_was_a_checkpoint_is_refused(tmp_path, content):
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(checkpoint.DamagedError):
+        checkpoint.load(tmp_path / "a.pt")
+
+
+def test_other_peoples_torch_file_is_refused(tmp_path):
+    for number, other in enumerate(
+        [torch.ones(3), {"weights": torch.ones(3)}, {"format": 1, "checksum": "0"}]
+    ):
+        torch.save(other, tmp_path / f"{number}.pt")
+        with pytest.raises(checkpoint.DamagedError):
+            checkpoint.load(tmp_path / f"{number}.pt")
+
+
+# ---- full disks and kills ----
+
+
+def fail_with_enospc(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class FullFile:
+    """A file whose disk fills up halfway through the write."""
+
+    def __init__(self, path, mode):
+        self.file = open(path, mode)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def write(self, content):
+        self.file.write(content[: len(content) // 2])
+        fail_with_enospc()
+
+
+FAULTS = {
+    "open": lambda patch: patch.setattr(checkpoint, "open", fail_with_enospc, raising=False),
+    "write": lambda patch: patch.setattr(checkpoint, "open", FullFile, raising=False),
+    "fsync": lambda patch: patch.setattr(checkpoint.os, "fsync", fail_with_enospc),
+    "rename": lambda patch: patch.setattr(checkpoint.os, "replace", fail_with_enospc),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_full_disk_leaves_the_old_checkpoints_whole_and_no_rest(tmp_path, monkeypatch, no_waiting, fault):
+    for step in (1, 2):
+        checkpoint.save_last(tmp_path, small_state(step))
+    with monkeypatch.context() as patch:
+        FAULTS[fault](patch)
+        with pytest.raises(OSError, match="cannot save the checkpoint: No space left") as caught:
+            checkpoint.save_last(tmp_path, small_state(3))
+    assert caught.value.errno == errno.ENOSPC
+    assert sorted(os.listdir(tmp_path)) == ["last.1.pt", "last.pt"]
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 2
+    assert checkpoint.load(tmp_path / "last.1.pt")["step"] == 1
+
+
+def test_disk_that_recovers_is_tried_again(tmp_path, monkeypatch, no_waiting, capsys):
+    real, calls = os.fsync, []
+
+    def full_once(handle):
+        calls.append(handle)
+        return fail_with_enospc() if len(calls) == 1 else real(handle)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full_once)
+    checkpoint.save_last(tmp_path, small_state())
+    assert "No space left on device), trying again in 2 s" in capsys.readouterr().err
+    assert checkpoint.load_last(tmp_path)["step"] == 1
+
+
+def test_failed_rename_and_its_retries_never_drop_the_only_whole_checkpoint(
+    tmp_path, monkeypatch, no_waiting
+):
+    checkpoint.save_last(tmp_path, small_state(1))
+    real = os.replace
+
+    def fail_into_place(source, target):
+        return fail_with_enospc() if Path(target).name == "last.pt" else real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "replace", fail_into_place)
+        with pytest.raises(OSError):
+            checkpoint.save_last(tmp_path, small_state(2))
+    assert checkpoint.load_last(tmp_path)["step"] == 1
+
+
+def test_folder_gone_is_an_os_error(tmp_path, no_waiting):
+    with pytest.raises(OSError, match="cannot save the checkpoint: No such file"):
+        checkpoint.save(tmp_path / "gone" / "last.pt", small_state())
+
+
+def with_file_size_limit(folder, bytes_limit):
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_limit, bytes_limit))
+    checkpoint.RETRY_WAITS_SECONDS = ()
+    try:
+        checkpoint.save_last(folder, small_state(2))
+    except OSError as error:
+        os._exit(41 if error.errno == errno.EFBIG else 1)
+
+
+def forked(function, *args):
+    process = multiprocessing.get_context("fork").Process(target=function, args=args)
+    process.start()
+    return process
+
+
+@unix_only
+def test_file_size_limit_of_the_system_leaves_the_old_checkpoint_whole(tmp_path):
+    checkpoint.save_last(tmp_path, small_state(1))
+    process = forked(with_file_size_limit, tmp_path, 5000)
+    process.join()
+    assert process.exitcode == 41
+    assert os.listdir(tmp_path) == ["last.pt"]
+    assert checkpoint.load_last(tmp_path)["step"] == 1
+
+
+def save_for_ever(folder, first_step):
+    for step in range(first_step, 1_000_000):
+        checkpoint.save_last(folder, {"step": step, "weights": torch.full((20_000,), float(step))})
+        (folder / "saved").write_text(str(step))
+
+
+@unix_only
+def test_sigkill_at_any_moment_leaves_a_whole_checkpoint_no_older_than_the_last_saved(tmp_path):
+    draw = random.Random(0)
+    checkpoint.save_last(tmp_path, {"step": 0, "weights": torch.zeros(1)})
+    step = 0
+    for _ in range(15):
+        (tmp_path / "saved").write_text(str(step))
+        process = forked(save_for_ever, tmp_path, step + 1)
+        time.sleep(draw.uniform(0.05, 0.25))
+        process.kill()
+        process.join()
+        state = checkpoint.load_last(tmp_path)
+        # Between its two renames a kill loses the save in progress, never one that had returned.
+        assert state["step"] >= int((tmp_path / "saved").read_text() or 0)
+        assert step == 0 or torch.all(state["weights"] == state["step"])
+        step = state["step"]
+    assert step > 15
+
+
+# ---- rotation ----
+
+
+def test_two_newest_checkpoints_are_kept(tmp_path):
+    for step in range(1, 5):
+        checkpoint.save_last(tmp_path, small_state(step))
+    assert sorted(os.listdir(tmp_path)) == ["last.1.pt", "last.pt"]
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 4
+    assert checkpoint.load(tmp_path / "last.1.pt")["step"] == 3
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_keep_is_the_number_of_files_also_when_it_shrinks(tmp_path, keep):
+    for step in range(1, 5):
+        checkpoint.save_last(tmp_path, small_state(step), keep=4)
+    checkpoint.save_last(tmp_path, small_state(5), keep=keep)
+    steps = [checkpoint.load(path)["step"] for path in sorted(tmp_path.iterdir(), reverse=True)]
+    assert sorted(steps, reverse=True) == [5, 4, 3][:keep]
+
+
+def test_best_is_replaced_without_rotation(tmp_path):
+    for step in (1, 2):
+        checkpoint.save(tmp_path / checkpoint.BEST_NAME, small_state(step))
+    assert os.listdir(tmp_path) == ["best.pt"]
+
+
+def test_folder_without_a_checkpoint_has_no_last(tmp_path):
+    assert checkpoint.load_last(tmp_path) is None
+
+
+def test_damaged_last_falls_back_with_a_warning_and_is_never_rotated_over_the_whole_one(tmp_path, capsys):
+    for step in (1, 2):
+        checkpoint.save_last(tmp_path, small_state(step))
+    last = tmp_path / "last.pt"
+    last.write_bytes(last.read_bytes()[:-200])
+    assert checkpoint.load_last(tmp_path)["step"] == 1
+    warning = capsys.readouterr().err
+    assert "last.pt is damaged" in warning and "last.1.pt, step 1" in warning
+    checkpoint.save_last(tmp_path, small_state(3))
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 3
+    assert checkpoint.load(tmp_path / "last.1.pt")["step"] == 1
+
+
+def test_all_damaged_is_refused_and_nothing_is_moved(tmp_path):
+    for name in ("last.pt", "last.1.pt"):
+        (tmp_path / name).write_bytes(b"torn")
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"every checkpoint .* is damaged: last\.pt, last\.1\.pt"
+    ):
+        checkpoint.load_last(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["last.1.pt", "last.pt"]
+
+
+# ---- network ----
+
+
+def test_loaded_model_has_the_ema_weights_and_gives_the_same_output(tmp_path):
+    config = dataclasses.replace(PRESETS["tiny"], core_layers=1)
+    torch.manual_seed(0)
+    model, other = ContinuationModel(config).eval(), ContinuationModel(config)
+    state = {"config": dataclasses.asdict(config), "weights": other.state_dict(), "ema": model.state_dict()}
+    checkpoint.save(tmp_path / "best.pt", state)
+    loaded = checkpoint.load_model(tmp_path / "best.pt")
+    x = torch.randn(1, config.channels, config.sample_rate)
+    assert not loaded.training
+    with torch.no_grad():
+        assert torch.equal(loaded.reconstruct(x), model.reconstruct(x))
+
+
+@pytest.mark.parametrize("change", [{"config": {"no_such_field": 1}}, {"ema": {}}, {"config": None}])
+def test_checkpoint_of_another_network_is_refused(change):
+    config = dataclasses.replace(PRESETS["tiny"], core_layers=1)
+    state = {"config": dataclasses.asdict(config), "ema": ContinuationModel(config).state_dict(), **change}
+    with pytest.raises(checkpoint.CheckpointError, match="does not fit"):
+        checkpoint.build_model(state)
+
+
+def test_versions_are_plain_and_name_the_libraries(tmp_path):
+    found = checkpoint.versions()
+    assert found["torch"] == str(torch.__version__) and found["numpy"] == np.__version__
+    checkpoint.save(tmp_path / "a.pt", {"versions": found})
+
+
+# ---- random states ----
+
+
+def test_restored_random_states_repeat_the_same_draws(tmp_path):
+    random.gauss(0, 1), np.random.standard_normal(3)  # leaves half a pair in both generators
+    checkpoint.save(tmp_path / "a.pt", {"rng": checkpoint.rng_state()})
+
+    def draws():
+        return random.gauss(0, 1), random.random(), *np.random.standard_normal(3), *torch.randn(3).tolist()
+
+    first = draws()
+    checkpoint.set_rng_state(checkpoint.load(tmp_path / "a.pt")["rng"])
+    assert draws() == first
+
+
+# ---- one run per folder ----
+
+
+def hold_lock(folder, seconds, wait_seconds=0.0):
+    try:
+        with checkpoint.FolderLock(folder, wait_seconds):
+            (folder / "held").touch()
+            time.sleep(seconds)
+    except checkpoint.CheckpointError:
+        os._exit(42)
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@unix_only
+def test_second_run_in_a_folder_is_refused_after_its_wait(tmp_path, capfd):
+    with checkpoint.FolderLock(tmp_path, 0):
+        second = forked(hold_lock, tmp_path, 0.0, 0.3)
+        second.join()
+    assert second.exitcode == 42
+    assert "waiting up to 0.3 s" in capfd.readouterr().err
+
+
+@unix_only
+def test_second_run_goes_on_when_the_first_ends_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "LOCK_POLL_SECONDS", 0.05)
+    first = forked(hold_lock, tmp_path, 0.5)
+    wait_for(tmp_path / "held")
+    with checkpoint.FolderLock(tmp_path, 20):
+        first.join(timeout=5)
+        assert first.exitcode == 0
+
+
+@unix_only
+def test_killed_run_leaves_no_lock(tmp_path):
+    first = forked(hold_lock, tmp_path, 60)
+    wait_for(tmp_path / "held")
+    first.kill()
+    first.join()
+    with checkpoint.FolderLock(tmp_path, 0):
+        pass
+
+
+@unix_only
+def test_lock_is_free_again_after_its_block(tmp_path):
+    with checkpoint.FolderLock(tmp_path, 0):
+        pass
+    second = forked(hold_lock, tmp_path, 0.0)
+    second.join()
+    assert second.exitcode == 0
+
+
+def test_without_fcntl_the_run_goes_on_with_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint, "fcntl", None)
+    with checkpoint.FolderLock(tmp_path):
+        pass
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@unix_only
+def test_file_system_without_locks_is_said_in_one_line(tmp_path, monkeypatch, capsys):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(checkpoint.fcntl, "lockf", unsupported)
+    with checkpoint.FolderLock(tmp_path):
+        pass
+    assert "not locked" in capsys.readouterr().err
+
+
+# ---- stop signals ----
+
+
+@unix_only
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_stop_signal_only_sets_a_flag(name):
+    with checkpoint.StopSignals() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), getattr(signal, name))
+        assert stop.requested
+        assert stop.name == name
+
+
+@unix_only
+def test_second_interrupt_stops_at_once():
+    with checkpoint.StopSignals() as stop, pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_handlers_are_restored_after_the_block():
+    numbers = checkpoint.StopSignals.SIGNALS
+    before = [signal.getsignal(number) for number in numbers]
+    with checkpoint.StopSignals():
+        assert [signal.getsignal(number) for number in numbers] != before
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_without_sigusr1_it_is_left_out_with_one_line(capsys):
+    code = (
+        "import signal; del signal.SIGUSR1; import checkpoint\n"
+        "with checkpoint.StopSignals() as stop: signal.raise_signal(signal.SIGTERM); print(stop.name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert done.stdout == "SIGTERM\n"
+    assert done.stderr.count("SIGUSR1") == 1

@@ -1,0 +1,922 @@
+"""Train the network on a paired dataset, in two stages: reconstruction, then prediction.
+
+    python train.py --dataset_folder dataset --checkpoint_folder checkpoints
+
+The same command continues a run that was stopped. Writes last.pt, best.pt, metrics.jsonl, curves.png, samples/,
+tb/ (TensorBoard) and latents/ (the cache of stage 2) into the checkpoint folder.
+Exit codes: 0 done, 1 failed, 2 wrong usage or refused input, 75 interrupted: run the same command again.
+"""
+
+import argparse
+import copy
+import hashlib
+import json
+import math
+import shlex
+import shutil
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+INTERRUPTED = 75
+CROP_SECONDS = 2  # of audio in one item of stage 1
+COOLDOWN_SHARE = 0.4  # of a stage, its end, while the learning rate falls to zero
+WARMUP_STEPS = 100
+GRADIENT_NORM = 1.0
+SKIPPED_STEPS_LIMIT = 50  # steps in a row that fp16 may skip for overflow
+JOINT_BATCH_DIVISOR = 8  # the joint part trains on 20 s of audio instead of two short rows of latents
+JOINT_CODEC_RATE = 0.1  # of the learning rate, for encoder and decoder in the joint part
+VALIDATION_PAIRS = 24
+VALIDATION_DECODED = 4  # of them are turned into sound at an evaluation
+VALIDATION_TIMES = (0.0, 0.3, 0.5, 0.7)
+VALIDATION_SAMPLING_STEPS = 8
+CACHE_BATCH = 4
+FREE_ON_RESTART = {
+    "dataset_folder", "checkpoint_folder", "stage1_from", "max_minutes", "stage1_steps", "stage2_steps", "device",
+    "compile", "batch_size", "accumulate", "num_workers", "checkpoint_minutes",
+}  # fmt: skip
+ARCHITECTURE_FLAGS = (
+    "latent_channels", "encoder_widths", "encoder_blocks", "decoder_widths", "decoder_blocks", "core_layers",
+    "core_width", "core_heads", "core_dropout", "latents_per_token",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a preset trains with unless a flag says otherwise."""
+
+    stage1_steps: int
+    stage2_steps: int
+    batch_size: int
+    accumulate: int
+    learning_rate: float
+
+
+SCHEDULES = {
+    "legacy": Schedule(1500, 1500, 16, 4, 5e-5),
+    "tiny": Schedule(4000, 4000, 8, 1, 2e-3),
+    "base": Schedule(10000, 10000, 16, 1, 5e-4),
+    "large": Schedule(100000, 100000, 16, 1, 3e-4),
+}
+
+
+class Stopped(Exception):
+    """A stop signal came; everything is saved."""
+
+
+class TrainingError(Exception):
+    """Training cannot go on; the message is one clear sentence."""
+
+
+class UsageError(Exception):
+    """The command does not fit its folders; the message is one clear sentence."""
+
+
+# Arguments
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add_folder_arguments(parser.add_argument_group("folders"))
+    add_network_arguments(parser.add_argument_group("network (by default what the preset says)"))
+    add_schedule_arguments(parser.add_argument_group("schedule"))
+    add_hardware_arguments(parser.add_argument_group("hardware"))
+    args = parser.parse_args(argv)
+    for field, value in asdict(SCHEDULES[args.preset]).items():
+        if getattr(args, field) is None:
+            setattr(args, field, value)
+    if args.preset == "legacy":
+        args.objective = "mse"
+    check_ranges(parser, args)
+    return args
+
+
+def add_folder_arguments(group) -> None:
+    group.add_argument("--dataset_folder", required=True, help="what create_dataset.py wrote")
+    group.add_argument("--checkpoint_folder", required=True, help="where everything is written, and resumed from")
+    group.add_argument(
+        "--stage1_from", metavar="CK", help="start at stage 2, from the finished stage 1 of this checkpoint folder"
+    )
+
+
+def add_network_arguments(group) -> None:
+    group.add_argument("--preset", choices=SCHEDULES, default="base", help="size of the network")
+    group.add_argument(
+        "--objective", choices=("flow", "mse"), default="flow",
+        help="stage 2: a rectified flow that samples continuations, or their mean by squared error",
+    )  # fmt: skip
+    for side in ("encoder", "decoder"):
+        for what in ("widths", "blocks"):
+            help_text = f"{what} of the {side}, in the order of its layers"
+            group.add_argument(f"--{side}_{what}", type=int, nargs=2, metavar="N", help=help_text)
+    group.add_argument("--latent_channels", type=int, help="floats a latent; 50 latents a second")
+    group.add_argument("--core_layers", type=int, help="transformer layers")
+    group.add_argument("--core_width", type=int, help="width of the transformer")
+    group.add_argument("--core_heads", type=int, help="attention heads")
+    group.add_argument("--core_dropout", type=float, help="dropout of the transformer, 0..1")
+    group.add_argument("--latents_per_token", type=int, help="neighbouring latents stacked into one token")
+
+
+def add_schedule_arguments(group) -> None:
+    group.add_argument("--stage1_steps", type=int, help="optimiser steps of stage 1 (default: the preset's)")
+    group.add_argument("--stage2_steps", type=int, help="optimiser steps of stage 2 (default: the preset's)")
+    group.add_argument(
+        "--joint_share", type=float, default=0.15, help="last share of stage 2 that trains the full network, 0..1"
+    )
+    group.add_argument(
+        "--max_minutes", type=float,
+        help="training time over all restarts, shared out to the stages in proportion to their steps",
+    )  # fmt: skip
+    group.add_argument("--batch_size", type=int, help="items a process and micro-step (default: the preset's)")
+    group.add_argument("--accumulate", type=int, help="micro-steps an optimiser step (default: the preset's)")
+    group.add_argument("--learning_rate", type=float, help="peak of AdamW's learning rate (default: the preset's)")
+    group.add_argument("--latent_variants", type=int, default=4, help="augmented versions of each pair in the cache")
+    group.add_argument("--eval_steps", type=int, default=250, help="steps between evaluations")
+    group.add_argument(
+        "--patience", type=int, default=20, help="evaluations without a better one that end a stage; 0: never"
+    )
+    group.add_argument("--checkpoint_minutes", type=float, default=10.0, help="minutes between saves of last.pt")
+    group.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+
+
+def add_hardware_arguments(group) -> None:
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train")
+    group.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
+        help="auto: bf16 or else fp16 on CUDA, fp32 on the CPU",
+    )  # fmt: skip
+    group.add_argument("--num_workers", type=int, help="processes that read data (default: 4 on CUDA, 0 on the CPU)")
+    group.add_argument("--compile", action="store_true", help="torch.compile the network")
+
+
+def check_ranges(parser, args) -> None:
+    for name in ("stage1_steps", "stage2_steps", "batch_size", "accumulate", "latent_variants", "eval_steps"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    for name in ("max_minutes", "learning_rate", "checkpoint_minutes"):
+        if getattr(args, name) is not None and not getattr(args, name) > 0:
+            parser.error(f"--{name} must be above 0")
+    if not 0 <= args.joint_share <= 1:
+        parser.error("--joint_share must be from 0 to 1")
+
+
+# Hardware
+
+
+def choose_device(args):
+    import torch
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: this machine has no CUDA device that torch can use")
+    if args.device != "auto":
+        return torch.device(args.device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if args.preset in ("base", "large"):
+        print(f"no CUDA device: --preset {args.preset} will be slow on the CPU, --preset tiny is made for it")
+    return torch.device("cpu")
+
+
+def choose_precision(args, device):
+    """torch.dtype of autocast, or None for fp32. Emulated bf16 (a T4's) does not count: it is slower than fp16."""
+    import torch
+
+    if args.precision != "auto":
+        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
+    if device.type == "cpu":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+# Phases: a phase supplies its trainable parts, its items and its loss; the loop is the same for all of them.
+# Stage 2 has two, which share steps, optimiser and schedule: the core alone, then the full network.
+
+
+class Reconstruct:
+    """Stage 1: encoder and decoder learn to reconstruct."""
+
+    name, stage, reads_cache = "reconstruct", 1, False
+
+    def __init__(self, run: "Run", end: float):
+        self.run, self.end = run, end
+        self.batch_size = run.args.batch_size
+
+    def trained(self, model) -> list:
+        return [model.encoder, model.decoder]
+
+    def items(self):
+        run = self.run
+        return run.data.CropItems(run.windows["train"], run.crop_shape, run.crop_samples, run.args.seed)
+
+    def loss(self, model, batch: dict, step: int) -> tuple:
+        return self.run.losses.reconstruct_step(model, batch, self.run.spectral_draw(step))
+
+
+class Predict:
+    """Stage 2a: the core learns on cached latents; encoder and decoder stay frozen, or else the cache would age."""
+
+    name, stage, reads_cache = "predict", 2, True
+
+    def __init__(self, run: "Run", end: float):
+        self.run, self.end = run, end
+        self.batch_size = run.args.batch_size
+
+    def trained(self, model) -> list:
+        return [model.core]
+
+    def items(self):
+        run = self.run
+        return run.data.PairItems(
+            run.windows["train"], run.latent_shape, run.args.latent_variants, run.args.seed, cache=run.open_cache()
+        )
+
+    def loss(self, model, batch: dict, step: int) -> tuple:
+        return self.run.losses.predict_step(model, batch)
+
+
+class Joint(Predict):
+    """Stage 2b: the full network learns from audio, nothing frozen."""
+
+    name, reads_cache = "joint", False
+
+    def __init__(self, run: "Run", end: float):
+        super().__init__(run, end)
+        self.batch_size = max(1, run.args.batch_size // JOINT_BATCH_DIVISOR)
+
+    def trained(self, model) -> list:
+        return [model.core, model.encoder, model.decoder]
+
+    def items(self):
+        run = self.run
+        return run.data.PairItems(
+            run.windows["train"], run.latent_shape, run.args.latent_variants, run.args.seed, crop=run.crop_shape
+        )
+
+    def loss(self, model, batch: dict, step: int) -> tuple:
+        return self.run.losses.joint_step(model, batch, self.run.spectral_draw(step))
+
+
+class Legacy:
+    """Either stage of the legacy network: fixed pairs, squared error of the waveform, nothing frozen, no cache."""
+
+    name, reads_cache = "legacy", False
+
+    def __init__(self, run: "Run", end: float, stage: int):
+        self.run, self.end, self.stage = run, end, stage
+        self.batch_size = run.args.batch_size
+
+    def trained(self, model) -> list:
+        return [model.encoder, model.decoder] + ([model.core] if self.stage == 2 else [])
+
+    def items(self):
+        return self.run.data.FixedPairItems(self.run.windows["train"], self.run.args.seed, self.stage)
+
+    def loss(self, model, batch: dict, step: int) -> tuple:
+        return self.run.losses.legacy_step(model, batch, predict=self.stage == 2)
+
+
+# The run
+
+
+class Run:
+    """One training run in one checkpoint folder: what it is, where it stands, and how it goes on."""
+
+    def __init__(self, args: argparse.Namespace):
+        import torch
+
+        from torch.utils.tensorboard import SummaryWriter
+
+        import checkpoint
+        import data
+        import losses
+        from model import ContinuationModel, with_overrides
+
+        self.args, self.torch, self.data, self.losses, self.checkpoint = args, torch, data, losses, checkpoint
+        self.folder = Path(args.checkpoint_folder)
+        self.meta, sides = data.open_dataset(args.dataset_folder)
+        self.windows = {name: data.Windows(side, self.meta) for name, side in sides.items()}
+        self.device = choose_device(args)
+        self.precision = choose_precision(args, self.device)
+        overrides = {name: getattr(args, name) for name in ARCHITECTURE_FLAGS}
+        overrides |= {name: tuple(value) for name, value in overrides.items() if isinstance(value, list)}
+        self.config = with_overrides(
+            args.preset, objective=args.objective, **overrides,
+            **{name: self.meta[name] for name in ("sample_rate", "channels", "chunk_samples")},
+        )  # fmt: skip
+        self.crop_samples = CROP_SECONDS * self.config.sample_rate
+        self.crop_shape = (self.config.latent_channels, self.crop_samples // self.config.latent_samples)
+        self.latent_shape = (self.config.latent_channels, self.config.chunk_latents)
+        torch.manual_seed(args.seed)
+        self.model = ContinuationModel(self.config).to(self.device)
+        self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.settings = {k: v for k, v in vars(args).items() if k not in ("dataset_folder", "checkpoint_folder")}
+        self.seconds = {1: 0.0, 2: 0.0}  # spent in each stage, over all restarts
+        (self.folder / "samples").mkdir(exist_ok=True)
+        self.board = SummaryWriter(self.folder / "tb")
+        self.latents = None  # of the validation pairs
+        self.evaluated_at = None
+        self.begin_stage(1)
+
+    # stages and phases
+
+    def begin_stage(self, stage: int) -> None:
+        self.stage, self.step, self.item = stage, 0, 0
+        self.best, self.evaluations_since_best, self.skipped = math.inf, 0, 0
+        self.optimiser = self.make_optimiser()
+        self.scaler = self.torch.amp.GradScaler(
+            self.device.type, enabled=self.precision == self.torch.float16 and self.device.type == "cuda"
+        )
+        if self.args.compile:
+            for part in (self.model.encoder, self.model.core, self.model.decoder):
+                part.compile()
+
+    def make_optimiser(self):
+        """AdamW over all that the stage ever trains; frozen parameters have no gradient and stay untouched."""
+        model, rate = self.model, self.args.learning_rate
+        codec = [*model.encoder.parameters(), *model.decoder.parameters()]
+        if self.stage == 1:
+            groups = [{"params": codec, "scale": 1.0}]
+        else:
+            codec_scale = 1.0 if self.config.is_legacy else JOINT_CODEC_RATE
+            groups = [
+                {"params": list(model.core.parameters()), "scale": 1.0},
+                {"params": codec, "scale": codec_scale},
+            ]
+        decay = 0.0 if self.config.is_legacy else 0.01  # legacy was trained with Adam
+        fused = self.device.type == "cuda"
+        return self.torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), weight_decay=decay, fused=fused)
+
+    def phases(self) -> list:
+        """The phases of the stage, each with the progress at which it ends."""
+        if self.config.is_legacy:
+            return [Legacy(self, 1.0, self.stage)]
+        if self.stage == 1:
+            return [Reconstruct(self, 1.0)]
+        share = self.args.joint_share
+        return [Predict(self, 1.0 - share)] * (share < 1) + [Joint(self, 1.0)] * (share > 0)
+
+    def stage_steps(self) -> int:
+        return self.args.stage1_steps if self.stage == 1 else self.args.stage2_steps
+
+    def stage_seconds(self) -> float:
+        """The stage's share of --max_minutes."""
+        if self.args.max_minutes is None:
+            return math.inf
+        total = self.args.stage2_steps + (0 if self.args.stage1_from else self.args.stage1_steps)
+        return 60 * self.args.max_minutes * self.stage_steps() / total
+
+    def progress(self) -> float:
+        """How much of the stage is done, 0..1, by steps or by time, whichever is further."""
+        return min(1.0, max(self.step / self.stage_steps(), self.seconds[self.stage] / self.stage_seconds()))
+
+    def learning_rate(self) -> float:
+        """Warm-up, constant, and a linear cooldown to zero at the end of the stage; legacy: constant."""
+        if self.config.is_legacy:
+            return self.args.learning_rate
+        warm = min(1.0, (self.step + 1) / WARMUP_STEPS)
+        return self.args.learning_rate * warm * min(1.0, (1 - self.progress()) / COOLDOWN_SHARE + 1e-3)
+
+    # training
+
+    def train(self, stop) -> None:
+        """Go through all stages and phases from where the run stands. Raises Stopped at a stop signal."""
+        while not (self.stage == 2 and self.progress() >= 1):
+            if any(phase.reads_cache and self.progress() < phase.end for phase in self.phases()):
+                self.fill_cache(stop)
+            if self.best == math.inf:
+                self.evaluate()
+            for phase in self.phases():
+                self.train_phase(phase, stop)
+            if self.evaluated_at != self.step:
+                self.evaluate()
+            if self.stage == 2:
+                break
+            shutil.copyfile(self.folder / "best.pt", self.folder / "stage1.pt")
+            self.start_stage2(self.checkpoint.load(self.folder / "stage1.pt"))
+            self.save()
+        self.save()
+
+    def train_phase(self, phase, stop) -> None:
+        freeze_all_but(self.model, phase.trained(self.model))
+        self.model.train()
+        batches = iter(self.loader(phase))
+        started, saved = time.monotonic(), time.monotonic()
+        losses = []
+        while self.progress() < phase.end and not self.exhausted():
+            losses.append(self.train_step(phase, batches))
+            now = time.monotonic()
+            self.seconds[self.stage] += now - started
+            started = now
+            if self.step % self.args.eval_steps == 0:
+                self.evaluate(sum(losses) / len(losses), phase.name)
+                losses = []
+            if stop.requested:
+                self.save()
+                raise Stopped
+            if time.monotonic() - saved > 60 * self.args.checkpoint_minutes:
+                self.save()
+                saved = time.monotonic()
+
+    def exhausted(self) -> bool:
+        """Whether the validation loss has not improved for so long that the stage should end."""
+        return 0 < self.args.patience <= self.evaluations_since_best
+
+    def loader(self, phase):
+        """Batches of the phase from the run's next item on, without end."""
+        workers = self.args.num_workers
+        return self.torch.utils.data.DataLoader(
+            phase.items(),
+            batch_size=phase.batch_size,
+            sampler=range(self.item, 2**40),
+            num_workers=(4 if self.device.type == "cuda" else 0) if workers is None else workers,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def train_step(self, phase, batches) -> float:
+        """One optimiser step over --accumulate micro-batches; returns the mean loss."""
+        torch, total = self.torch, 0.0
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate() * group["scale"]
+        for _ in range(self.args.accumulate):
+            batch = {k: v.to(self.device, non_blocking=True) for k, v in next(batches).items()}
+            with self.autocast():
+                loss = phase.loss(self.model, batch, self.step)[0].mean() / self.args.accumulate
+            self.scaler.scale(loss).backward()
+            total += loss.item()
+            self.item += phase.batch_size
+        if not math.isfinite(total):
+            raise TrainingError(f"the loss is {total} at step {self.step} of stage {self.stage}")
+        self.scaler.unscale_(self.optimiser)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM).item()
+        self.check_gradient(norm)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        self.update_ema()
+        return total
+
+    def check_gradient(self, norm: float) -> None:
+        """fp16 skips a step that overflowed and lowers its scale; anything else that is not finite stops the run."""
+        self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
+        if self.skipped > (SKIPPED_STEPS_LIMIT if self.scaler.is_enabled() else 0):
+            raise TrainingError(
+                f"the gradients are not finite at step {self.step} of stage {self.stage}; "
+                f"last.pt and best.pt hold the last good weights: try a lower --learning_rate"
+            )
+
+    def update_ema(self) -> None:
+        torch = self.torch
+        decay = min(0.999, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
+            for mine, theirs in zip(self.ema.buffers(), self.model.buffers(), strict=True):
+                mine.copy_(theirs)
+
+    def autocast(self):
+        if self.precision is None:
+            return nullcontext()
+        return self.torch.autocast(self.device.type, self.precision)
+
+    def spectral_draw(self, step: int) -> dict:
+        """Window length and stereo basis of the spectral losses at this step."""
+        rng = self.data.draws(self.args.seed, "spectral", self.stage, step)
+        sizes = self.losses.spectral_sizes(self.config.sample_rate)
+        return {
+            "sample_rate": self.config.sample_rate,
+            "size": int(rng.choice(sizes)),
+            "in_mid_side": bool(rng.integers(2)),
+        }
+
+    # from stage 1 to stage 2
+
+    def start_stage2(self, finished: dict) -> None:
+        """Start stage 2 from the EMA weights of a finished stage 1, this run's or another's."""
+        if finished["data_meta"] != self.meta:
+            raise UsageError("that stage 1 was trained on another dataset")
+        own = asdict(self.config) | {"objective": None}
+        if finished["config"] | {"objective": None} != own:
+            raise UsageError("that stage 1 was trained with another network: give the same --preset and sizes")
+        for model in (self.model, self.ema):
+            model.load_state_dict(finished["ema"])
+        self.begin_stage(2)
+
+    def cache_key(self) -> str:
+        """What the cached latents depend on: encoder, dataset and the windows drawn."""
+        digest = hashlib.sha256(json.dumps([self.meta, self.args.seed], sort_keys=True).encode())
+        for tensor in self.model.encoder.state_dict().values():
+            digest.update(tensor.detach().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def open_cache(self):
+        pairs = len(self.windows["train"])
+        return self.data.LatentCache(
+            self.folder / "latents", self.args.latent_variants, self.latent_shape, pairs
+        )
+
+    def fill_cache(self, stop) -> None:
+        """Encode all training windows once; variants that are there already for the same key are kept."""
+        import audio
+
+        cache, key = self.open_cache(), self.cache_key()
+        if not cache.has_key(key):
+            cache.clear()
+            cache.folder.mkdir(parents=True, exist_ok=True)
+            audio.write_atomic(cache.folder / "key.json", json.dumps({"key": key}))
+        started = time.monotonic()
+        for variant in cache.missing():
+            print(f"stage 2  caching latents, variant {variant + 1} of {self.args.latent_variants}", flush=True)
+            self.fill_variant(cache, variant, audio.ArrayWriter, stop)
+            self.seconds[2] += time.monotonic() - started
+            started = time.monotonic()
+        for name, value in zip(("latent_mean", "latent_std"), cache.statistics(), strict=True):
+            for model in (self.model, self.ema):
+                getattr(model, name).copy_(self.torch.from_numpy(value))
+
+    def fill_variant(self, cache, variant: int, writer, stop) -> None:
+        import numpy as np
+
+        windows, paths = self.windows["train"], [cache.path(part, variant) for part in cache.PARTS]
+        with (
+            writer(paths[0], np.float16, self.latent_shape) as contexts,
+            writer(paths[1], np.float16, self.latent_shape) as targets,
+        ):
+            for first in range(0, len(windows), CACHE_BATCH):
+                pairs = range(first, min(first + CACHE_BATCH, len(windows)))
+                changes = [self.data.window_variant(self.args.seed, variant, pair) for pair in pairs]
+                x = np.stack([windows.window(p, 2, c) for p, c in zip(pairs, changes, strict=True)])
+                context, target = self.encode_pair(self.torch.from_numpy(x))
+                contexts.append(context.cpu().numpy())
+                targets.append(target.cpu().numpy())
+                if stop.requested:
+                    self.save()
+                    raise Stopped
+
+    def encode_pair(self, x):
+        """Latents of context and target of x (batch, channels, 2 * chunk), as stage 2 reads them: fp16-exact.
+
+        The context is encoded alone, as generation hears it; the target together with what precedes it.
+        """
+        with self.torch.no_grad(), self.autocast():
+            x = x.to(self.device)
+            context = self.ema.encode(x[..., : self.config.chunk_samples])
+            target = self.ema.encode(x)[..., self.config.chunk_latents :]
+        return context.half(), target.half()
+
+    # evaluation
+
+    def evaluate(self, train_loss: float | None = None, phase: str = "") -> None:
+        """Validate the EMA weights on fixed crops and fixed noise, log a line, keep the best."""
+        record = {
+            "stage": self.stage, "step": self.step, "phase": phase,
+            "epoch": self.item / max(1, len(self.windows["train"])),
+            "seconds": sum(self.seconds.values()), "train_loss": train_loss,
+        }  # fmt: skip
+        with self.torch.no_grad():
+            record |= self.validate()
+        self.evaluated_at = self.step
+        is_best = record["val_loss"] < self.best
+        self.evaluations_since_best = 0 if is_best else self.evaluations_since_best + 1
+        if is_best:
+            self.best = record["val_loss"]
+            self.save("best.pt")
+        self.log(record, is_best)
+
+    def validate(self) -> dict:
+        """val_* figures of the EMA weights. The untrained network is also asked for a continuation, to compare with."""
+        if self.config.is_legacy:
+            figures = self.validate_legacy()
+        elif self.stage == 1:
+            figures = self.validate_reconstruction()
+        else:
+            figures = self.validate_prediction()
+        if self.stage == 2 or self.step == 0:
+            figures |= self.validate_continuation()
+        return figures
+
+    def validation_pairs(self, count: int) -> list[int]:
+        import numpy as np
+
+        return np.unique(np.linspace(0, len(self.windows["val"]) - 1, count).round().astype(int)).tolist()
+
+    def validation_audio(self, pairs: list[int]):
+        """Context and target of validation pairs, (pairs, channels, 2 * chunk)."""
+        import numpy as np
+
+        x = np.stack([self.windows["val"].pair(pair) for pair in pairs])
+        return self.torch.from_numpy(x).to(self.device)
+
+    def validate_reconstruction(self) -> dict:
+        """Stage 1's loss over all window lengths and both stereo bases, and what a listener would notice."""
+        import metrics
+
+        rows = []
+        for pair in self.validation_pairs(2 * VALIDATION_DECODED):
+            x = self.validation_audio([pair])[..., : self.config.chunk_samples]
+            with self.autocast():
+                mean, log_variance = self.ema.posterior(x)
+                y = self.ema.decode(mean, x.shape[-1])
+            row = {"loss": 0.0}
+            sizes = self.losses.spectral_sizes(self.config.sample_rate)
+            for size in sizes:
+                for basis in (False, True):
+                    draw = {"sample_rate": self.config.sample_rate, "size": size, "in_mid_side": basis}
+                    parts = self.losses.reconstruction_parts(x, mean, log_variance, y, draw)
+                    row["loss"] += self.losses.weighted_sum(parts).item() / (2 * len(sizes))
+            signals = [t[0].float().cpu().numpy() for t in (x, y)]
+            row["waveform_mse"] = metrics.waveform_mse(*signals)
+            row["mr_stft"] = metrics.mr_stft_distance(*signals)
+            row["si_sdr_below_1000_db"] = metrics.si_sdr(*signals, self.config.sample_rate, below_hz=1000)
+            rows.append(row)
+        return {f"val_{name}": mean_of(row[name] for row in rows) for name in rows[0]}
+
+    def validate_prediction(self) -> dict:
+        """Stage 2's loss at fixed times and noise, and what the context gains against other contexts."""
+        pairs = self.validation_pairs(VALIDATION_PAIRS)
+        latents = self.validation_latents(pairs)
+        own, another, elsewhere = [], [], []
+        for i, pair in enumerate(pairs):
+            context, target, same_song = latents[i]
+            stranger = latents[next_song(self.windows["val"].song_of_pair, pairs, i)][0]
+            own.append(self.prediction_losses(pair, context, target))
+            another.append(self.prediction_losses(pair, stranger, target).mean().item() - own[-1].mean().item())
+            if same_song is not None:
+                gain = self.prediction_losses(pair, same_song, target).mean().item() - own[-1].mean().item()
+                elsewhere.append(gain)
+        own = self.torch.stack(own)
+        return {
+            "val_loss": own.mean().item(),
+            "val_latent_mse": own[:, 0].mean().item(),
+            "val_context_gain": mean_of(another),
+            "val_context_gain_same_song": mean_of(elsewhere),
+        }
+
+    def validation_latents(self, pairs: list[int]) -> list[tuple]:
+        """(context, target, context from elsewhere in the song or None) of each pair, each encoded alone; they age
+        only while the encoder learns."""
+        if self.latents is None or self.progress() >= 1 - self.args.joint_share:
+            self.latents = []
+            for pair in pairs:
+                x = self.windows["val"].elsewhere(pair)
+                same_song = None if x is None else self.encode(self.torch.from_numpy(x)[None].to(self.device))
+                context, target = self.encode_pair(self.validation_audio([pair]))
+                self.latents.append((context.float(), target.float(), same_song))
+        return self.latents
+
+    def encode(self, x):
+        with self.torch.no_grad(), self.autocast():
+            return self.ema.encode(x).float()
+
+    def prediction_losses(self, pair: int, context, target):
+        """Loss at each of VALIDATION_TIMES, with noise that is the pair's own; mse: one loss, at time 0."""
+        torch = self.torch
+        times = VALIDATION_TIMES if self.config.objective == "flow" else VALIDATION_TIMES[:1]
+        rng = self.data.draws(self.args.seed, "validation", pair)
+        noise = torch.from_numpy(rng.standard_normal(self.latent_shape, dtype="float32")).to(self.device)
+        count = len(times)
+        batch = {
+            "time": torch.tensor(times, device=self.device),
+            "heard": torch.ones(count, device=self.device),
+            "flow_noise": noise.expand(count, -1, -1),
+            "context_noise": torch.zeros_like(noise),
+        }
+        with self.autocast():
+            both = (context.expand(count, -1, -1), target.expand(count, -1, -1))
+            return self.losses.prediction_loss(self.ema, *both, batch)[0]
+
+    def validate_legacy(self) -> dict:
+        """Squared errors of the waveform; the gain is that of the decoded prediction."""
+        pairs, rows = self.validation_pairs(2 * VALIDATION_DECODED), []
+        cut = self.config.chunk_samples
+        for i, pair in enumerate(pairs):
+            other = pairs[next_song(self.windows["val"].song_of_pair, pairs, i)]
+            _, parts = self.losses.legacy_step(self.ema, {"x": self.validation_audio([pair])}, predict=True)
+            foreign = self.ema(self.validation_audio([other])[..., :cut])[1]
+            target = self.validation_audio([pair])[..., cut:]
+            rows.append({name: value.item() for name, value in parts.items()})
+            rows[-1]["foreign_mse"] = self.losses.waveform_mse(target, foreign).item()
+        figures = {name: mean_of(row[name] for row in rows) for name in rows[0]}
+        loss = figures["waveform_mse"] + (figures["decoded_mse"] if self.stage == 2 else 0.0)
+        return {
+            "val_loss": loss,
+            "val_waveform_mse": figures["waveform_mse"],
+            "val_decoded_mse": figures["decoded_mse"],
+            "val_context_gain": figures["foreign_mse"] - figures["decoded_mse"],
+        }
+
+    def validate_continuation(self) -> dict:
+        """Sampled continuations of a few validation pairs: spread of the latents, loudness, error of the waveform."""
+        import metrics
+
+        rows = []
+        for pair in self.validation_pairs(VALIDATION_DECODED):
+            x = self.validation_audio([pair])
+            cut = self.config.chunk_samples
+            context, target = (z.float() for z in self.encode_pair(x))
+            with self.autocast():
+                sampled = self.ema.predict(context, steps=VALIDATION_SAMPLING_STEPS).float()
+                decoded = self.ema.decode(sampled, cut)[0].float().cpu().numpy()
+                mean = self.ema.decode(self.ema.predict(context, steps=1), cut).float()
+            truth = x[0, :, cut:].cpu().numpy()
+            rows.append({
+                "latent_std_ratio": (sampled.std(-1) / target.std(-1).clamp(min=1e-5)).median().item(),
+                "loudness_ratio_db": metrics.loudness_ratio_db(truth, decoded),
+                "decoded_mse": self.losses.waveform_mse(x[..., cut:], mean).item(),
+            })  # fmt: skip
+        return {f"val_{name}": mean_of(row[name] for row in rows) for name in rows[0]}
+
+    # what is written
+
+    def log(self, record: dict, is_best: bool) -> None:
+        import plots
+
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in record.items():
+            if isinstance(value, float):
+                self.board.add_scalar(f"stage{self.stage}/{name}", value, self.step)
+        self.board.flush()
+        plots.plot_curves(self.folder / "curves.png", read_records(self.folder / "metrics.jsonl"))
+        self.write_sample()
+        print(self.line(record, is_best), flush=True)
+
+    def line(self, record: dict, is_best: bool) -> str:
+        shown = {"train": record["train_loss"], "val": record["val_loss"]}
+        shown |= {"mr_stft": record.get("val_mr_stft"), "context gain": record.get("val_context_gain")}
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in shown.items() if value is not None)
+        done = self.progress()
+        left = self.seconds[self.stage] * (1 - done) / done / 60 if done else math.nan
+        return (
+            f"stage {self.stage}  step {self.step}/{self.stage_steps()} (epoch {record['epoch']:.1f})  {figures}"
+            f"{' *' if is_best else ''}  {record['seconds'] / 60:.1f} min" + (f", {left:.0f} left" if done else "")
+        )
+
+    def write_sample(self) -> None:
+        """What a validation song sounds like now: reconstructed, or continued."""
+        import audio
+
+        x = self.windows["val"].pair(self.validation_pairs(1)[0])[:, : self.config.chunk_samples]
+        with self.torch.no_grad(), self.autocast():
+            if self.stage == 1:
+                y = self.ema.reconstruct(self.torch.from_numpy(x)[None].to(self.device))[0]
+            else:
+                y = self.ema.generate(x, with_input=True)
+        path = self.folder / "samples" / f"stage{self.stage}-step{self.step:07d}.mp3"
+        audio.encode_audio(path, y.float().cpu().numpy().clip(-1, 1), self.config.sample_rate)
+
+    def save(self, name: str = "last.pt") -> None:
+        state = {
+            "config": asdict(self.config),
+            "weights": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scheduler": {"seconds": self.seconds},
+            "scaler": self.scaler.state_dict(),
+            "stage": self.stage,
+            "step": self.step,
+            "rng": self.checkpoint.rng_state(),
+            "sampler": {"item": self.item},
+            "early_stop": {"best": self.best, "since": self.evaluations_since_best, "skipped": self.skipped},
+            "data_meta": self.meta,
+            "settings": self.settings,
+            "command": sys.argv,
+            "versions": self.checkpoint.versions(),
+        }
+        if name == "last.pt":
+            self.checkpoint.save_last(self.folder, state)
+        else:
+            self.checkpoint.save(self.folder / name, state)
+
+    def resume(self, state: dict) -> None:
+        """Continue from a saved state, after comparing what may not differ."""
+        differing = [
+            f"--{name} ({state['settings'].get(name)} then, {value} now)"
+            for name, value in self.settings.items()
+            if name not in FREE_ON_RESTART and state["settings"].get(name) != value
+        ]
+        if state["data_meta"] != self.meta:
+            differing.append("the dataset")
+        for name in ("stage1_steps", "stage2_steps"):
+            if self.settings[name] < state["settings"][name]:
+                differing.append(f"--{name} (may only grow: {state['settings'][name]} then)")
+        if differing:
+            raise UsageError(
+                f"{self.folder} holds a run that differs in: {', '.join(differing)}; "
+                f"use the same settings to continue it, or another --checkpoint_folder"
+            )
+        self.stage = state["stage"]
+        self.model.load_state_dict(state["weights"])
+        self.ema.load_state_dict(state["ema"])
+        self.begin_stage(state["stage"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.item = state["step"], state["sampler"]["item"]
+        self.seconds = dict(state["scheduler"]["seconds"])
+        early = state["early_stop"]
+        self.best, self.evaluations_since_best, self.skipped = early["best"], early["since"], early["skipped"]
+        self.checkpoint.set_rng_state(state["rng"])
+        drop_later_records(self.folder / "metrics.jsonl", self.stage, self.step)
+        print(f"continuing {self.folder} at stage {self.stage}, step {self.step}")
+
+
+    def announce(self) -> None:
+        """What is about to be done."""
+        count = {name: sum(p.numel() for p in part.parameters()) for name, part in self.model.named_children()}
+        parts = ", ".join(f"{name} {n / 1e6:.2f}M" for name, n in count.items())
+        print(f"{self.config.preset}, {self.config.objective}: {parts} parameters on {self.device.type}, "
+              f"{str(self.precision or 'fp32').removeprefix('torch.')}")  # fmt: skip
+        pairs = {name: len(windows) for name, windows in self.windows.items()}
+        print("pairs: " + ", ".join(f"{name} {n}" for name, n in pairs.items()))
+        batch = self.args.batch_size * self.args.accumulate
+        for stage, steps in ((1, self.args.stage1_steps), (2, self.args.stage2_steps)):
+            if stage >= self.stage:
+                print(f"stage {stage}: {steps} steps of {batch} items, {steps * batch / pairs['train']:.1f} epochs")
+        if self.args.max_minutes:
+            print(f"at most {self.args.max_minutes:g} minutes in all, {sum(self.seconds.values()) / 60:.1f} spent")
+
+    def summarise(self) -> None:
+        spent = sum(self.seconds.values()) / 60
+        print(f"done: {spent:.1f} minutes of training, best validation loss of stage 2 {self.best:.4f}")
+        print(f"next: python generate.py --checkpoint_folder {shlex.quote(str(self.folder))} "
+              f"--input song.mp3 --output next.mp3")  # fmt: skip
+
+
+# Small helpers
+
+
+def freeze_all_but(model, parts: list) -> None:
+    model.requires_grad_(False)
+    for part in parts:
+        part.requires_grad_(True)
+
+
+def mean_of(values) -> float:
+    """Mean of the defined values; nan where there is none."""
+    defined = [value for value in values if math.isfinite(value)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def next_song(song_of_pair, pairs: list[int], i: int) -> int:
+    """Index in `pairs` of the next pair that belongs to another song."""
+    others = [(i + k) % len(pairs) for k in range(1, len(pairs))]
+    return next((j for j in others if song_of_pair[pairs[j]] != song_of_pair[pairs[i]]), i)
+
+
+def read_records(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def drop_later_records(path: Path, stage: int, step: int) -> None:
+    """Forget the evaluations that the resumed run will do again."""
+    import audio
+
+    if path.exists():
+        kept = [r for r in read_records(path) if (r["stage"], r["step"]) <= (stage, step)]
+        audio.write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+# Main
+
+
+def main(args: argparse.Namespace) -> int:
+    import audio
+    import checkpoint
+    import data
+
+    folder = Path(args.checkpoint_folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with checkpoint.FolderLock(folder), checkpoint.StopSignals() as stop:
+            run = prepare(args, checkpoint)
+            run.train(stop)
+            run.summarise()
+    except Stopped:
+        print(f"interrupted by {stop.name}, everything is saved: run the same command again to continue")
+        return INTERRUPTED
+    except (UsageError, data.DataError, checkpoint.CheckpointError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (TrainingError, OSError, audio.AudioError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def prepare(args: argparse.Namespace, checkpoint) -> "Run":
+    """The run of this folder: continued, or new."""
+    run = Run(args)
+    last = checkpoint.load_last(run.folder)
+    if last is not None:
+        run.resume(last)
+    elif args.stage1_from:
+        run.start_stage2(checkpoint.load(Path(args.stage1_from) / "stage1.pt"))
+    run.announce()
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse_args()))
