@@ -662,7 +662,6 @@ def _write_m4a(path: Path, x: np.ndarray, sample_rate: int) -> None:
 # ---------------------------------------------------------------------------------------------------
 # Fingerprints: the same music in two files
 
-# All measured on 148 songs and degraded copies of 50 of them, see find_same_music.
 FINGERPRINTS_PER_SECOND = 4
 FINGERPRINT_SECONDS = 300  # of a song's beginning
 FINGERPRINT_BANDS = 32
@@ -670,6 +669,8 @@ _BAND_EDGES_HZ = np.rint(np.geomspace(250, 3000, FINGERPRINT_BANDS + 2)).astype(
 _TIME_LAG = 2  # fingerprint frames
 _SILENCE = 1e-6  # of a song's loudest frame: -60 dB
 _SEGMENT_FRAMES = 30 * FINGERPRINTS_PER_SECOND
+# Measured on 178 songs: different ones reach 0.21; two remasters 0.43 and 0.66; copies at 64 kbit/s, -6 dB
+# and with 0.3 s cut off at least 0.72, when cut off by half a fingerprint frame at least 0.56.
 SAME_MUSIC_SIMILARITY = 0.38
 
 
@@ -747,15 +748,15 @@ def find_same_music(
 ) -> Iterator[tuple[int, int, float]]:
     """Yield (i, j, similarity) for every two fingerprints that share a stretch of music.
 
-    The shorter song is cut into segments of 30 s, and each is laid over the longer song at every lag;
-    similarity is the mean product of their signs where they agree best: 1 for equal, about 0 for
-    unrelated. A segment that is mostly silence matches nothing. All lags at once by FFT, and the sum over
-    bands is a matrix product at each frequency, in blocks of bounded memory.
+    30 s of every minute of the shorter song are laid over the longer song at every lag; similarity is the
+    mean product of their signs where they agree best: 1 for equal, about 0 for unrelated. A segment that is
+    mostly silence matches nothing. All lags at once by FFT, and the sum over bands is a matrix product at
+    each frequency, in blocks of bounded memory.
     """
     order = sorted(range(len(fingerprints)), key=lambda i: len(fingerprints[i]))
     order = [i for i in order if len(fingerprints[i])]
     longest = max((len(fingerprints[i]) for i in order), default=0)
-    length = 1 << (longest + _SEGMENT_FRAMES - 1).bit_length()
+    length = -(-(longest + _SEGMENT_FRAMES) // 90) * 90  # 2 * 3**2 * 5 times a small number: a fast FFT
     for first in range(0, len(order), _QUERY_SONGS):
         queries = order[first : first + _QUERY_SONGS]
         owners, segments = _segments([fingerprints[i] for i in queries])
@@ -777,11 +778,11 @@ _QUERY_SONGS, _LONGER_SONGS = 8, 16  # a block of their products takes some 50 M
 
 
 def _segments(fingerprints: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(owners (n), segments (n, frames, bands)): all of each song, the last segment from its end."""
+    """(owners (n), segments (n, frames, bands)): 30 s of every minute, and each song's last 30 s."""
     owners, segments = [], []
     for owner, bits in enumerate(fingerprints):
         last = max(0, len(bits) - _SEGMENT_FRAMES)
-        for start in sorted({*range(0, last, _SEGMENT_FRAMES), last}):
+        for start in sorted({*range(0, last, 2 * _SEGMENT_FRAMES), last}):
             part = bits[start : start + _SEGMENT_FRAMES].astype(np.float32)
             if np.abs(part).mean() > 0.5:
                 owners.append(owner)

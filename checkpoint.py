@@ -1,4 +1,4 @@
-"""Checkpoints and what keeps a run safe: save, load, one run per folder, stop signals, random states.
+"""Checkpoints and what keeps a run safe: save, load, one run per folder, stop signals, random states, devices.
 
     state = checkpoint.load("checkpoints/best.pt")
     model = checkpoint.build_model(state)
@@ -45,6 +45,10 @@ class CheckpointError(Exception):
 
 class DamagedError(CheckpointError):
     """The file is torn, truncated, bit-flipped, or was never a checkpoint."""
+
+
+class DeviceError(Exception):
+    """This machine does not have the device that was asked for."""
 
 
 # ---- save and load ----
@@ -377,3 +381,27 @@ class StopSignals:
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1:
             raise KeyboardInterrupt
+
+
+# ---- device and precision ----
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called 'cpu', 'cuda', or 'auto': CUDA where there is one. DeviceError where it is missing."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("--device cuda: this machine has no CUDA device that torch can use")
+    return torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
+    """The dtype for autocast, None for fp32. 'auto' is fp32 on the CPU, and on CUDA bf16 where it is native.
+
+    Emulated bf16 (a T4 has it) does not count: it is slower than fp16.
+    """
+    if name != "auto":
+        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    if device.type == "cpu":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

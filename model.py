@@ -408,8 +408,8 @@ class LegacyDecoder(nn.Sequential):
 class ContinuationModel(nn.Module):
     """Encoder, core and decoder; the two outputs; and the whole way from samples to samples.
 
-        model = checkpoint.load_model("checkpoints/best.pt")
-        continuation = model.generate(audio, seconds=10, seed=0)
+    model = checkpoint.load_model("checkpoints/best.pt")
+    continuation = model.generate(audio, seconds=10, seed=0)
     """
 
     def __init__(self, config: ModelConfig):

@@ -287,7 +287,6 @@ class Run:
 
     def __init__(self, args: argparse.Namespace):
         import torch
-
         from torch.utils.tensorboard import SummaryWriter
 
         import checkpoint
@@ -514,9 +513,7 @@ class Run:
 
     def open_cache(self):
         pairs = len(self.windows["train"])
-        return self.data.LatentCache(
-            self.folder / "latents", self.args.latent_variants, self.latent_shape, pairs
-        )
+        return self.data.LatentCache(self.folder / "latents", self.args.latent_variants, self.latent_shape, pairs)
 
     def fill_cache(self, stop) -> None:
         """Encode all training windows once; variants that are there already for the same key are kept."""
@@ -821,7 +818,6 @@ class Run:
         self.checkpoint.set_rng_state(state["rng"])
         drop_later_records(self.folder / "metrics.jsonl", self.stage, self.step)
         print(f"continuing {self.folder} at stage {self.stage}, step {self.step}")
-
 
     def announce(self) -> None:
         """What is about to be done."""

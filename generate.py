@@ -1,0 +1,227 @@
+"""Play the next seconds of a song.
+
+    python generate.py --checkpoint_folder checkpoints --input song.mp3 --output next.mp3
+
+The network hears 10 seconds of the song, by default the first ones, and writes what it thinks comes next.
+Exit codes: 0 done, 1 failed, 2 wrong usage or refused input.
+"""
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+import audio
+
+OUTPUT_SUFFIXES = (".mp3", ".wav", ".flac", ".ogg", ".m4a")
+PEAK_LIMIT = 0.98
+
+
+class UsageError(Exception):
+    """The command or its input cannot be used; the message is one clear sentence."""
+
+
+# Arguments
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument("--checkpoint_folder", required=True, type=Path, help="what train.py wrote; best.pt is used")
+    files.add_argument("--input", required=True, type=Path, help="song to continue")
+    files.add_argument("--output", required=True, type=Path, help="sound file: " + " ".join(OUTPUT_SUFFIXES))
+    files.add_argument("--with_input", action="store_true", help="write the heard seconds before the continuation")
+    files.add_argument("--plot", metavar="PNG", type=Path, help="picture of input and continuation (None: no picture)")
+    music = parser.add_argument_group("music")
+    music.add_argument(
+        "--start", type=start_seconds, default=0.0, help="where the heard seconds begin, s; 'end': the song's last ones"
+    )
+    music.add_argument("--seconds", type=positive_float, default=10.0, help="length of the continuation, s")
+    music.add_argument("--num_samples", type=positive_int, default=1, help="continuations; above 1: NAME-1, NAME-2 ...")
+    music.add_argument("--seed", type=int, default=0, help="of the first continuation, the next one's is 1 higher")
+    sampling = parser.add_argument_group("sampling (None: the network's own value)")
+    sampling.add_argument("--steps", type=positive_int, help="steps from noise to music: more is finer and slower")
+    sampling.add_argument("--guidance", type=float, help="how strongly the song is followed; 1: as trained")
+    sampling.add_argument("--temperature", type=not_negative_float, help="level of the noise that it starts from")
+    hardware = parser.add_argument_group("hardware")
+    hardware.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+    hardware.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
+        help="auto: bf16 or else fp16 on CUDA, fp32 on the CPU",
+    )  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def not_negative_float(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
+    return value
+
+
+def positive_float(text: str) -> float:
+    value = not_negative_float(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be above 0")
+    return value
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def start_seconds(text: str) -> float | None:
+    """Seconds, or None for the song's end."""
+    return None if text == "end" else not_negative_float(text)
+
+
+# Input
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """Refuse what can be refused before any work."""
+    suffix = args.output.suffix.lower()
+    if suffix not in OUTPUT_SUFFIXES:
+        raise UsageError(f"--output {args.output}: cannot write '{suffix}', only {' '.join(OUTPUT_SUFFIXES)}")
+    if suffix == ".m4a" and audio.find_ffmpeg() is None:
+        raise UsageError(f"--output {args.output}: .m4a needs ffmpeg; write .mp3 or .wav instead")
+    if args.plot and args.plot.suffix.lower() != ".png":
+        raise UsageError(f"--plot {args.plot}: pictures are .png files")
+    if args.output.exists() and args.input.exists() and args.output.samefile(args.input):
+        raise UsageError(f"--output {args.output} would overwrite the input")
+    if not args.checkpoint_folder.is_dir():
+        raise UsageError(f"there is no checkpoint folder {args.checkpoint_folder}")
+
+
+def load_network(args: argparse.Namespace):
+    """The network of best.pt on its device, and the precision to run it in."""
+    import checkpoint
+
+    path = args.checkpoint_folder / checkpoint.BEST_NAME
+    device = checkpoint.choose_device(args.device)
+    precision = checkpoint.choose_precision(args.precision, device)
+    state = checkpoint.load(path)
+    if state.get("stage") != 2:
+        raise UsageError(f"{path} is still in stage 1, and only stage 2 learns to continue a song: train on")
+    model = checkpoint.build_model(state, device)
+    rate = model.config.sample_rate
+    if args.output.suffix.lower() == ".mp3" and rate not in audio.MP3_SAMPLE_RATES:
+        raise UsageError(f"--output {args.output}: mp3 cannot hold {rate} Hz; write .wav or .flac instead")
+    print(f"{path}: {model.config.preset}, {model.config.objective}, step {state['step']}, on {device.type}")
+    return model, precision
+
+
+def read_context(path: Path, sample_rate: int, channels: int, samples: int, start: float | None) -> np.ndarray:
+    """The `samples` samples from `start` seconds on (None: the song's last ones), float32 (channels, samples).
+
+    The song is decoded from its beginning and rounded to int16, as preprocess.py does: at the place of a stored
+    chunk this is that very chunk.
+    """
+    first = 0 if start is None else round(start * sample_rate)
+    clip_seconds = None if start is None else (first + samples) / sample_rate
+    decoder = audio.Decoder(path, sample_rate, channels, clip_seconds)
+    last, length = np.zeros((channels, 0), np.float32), 0
+    try:
+        for block in decoder:
+            last = np.concatenate([last, block], axis=1)[:, -samples:]
+            length += block.shape[1]
+    except audio.AudioError as error:
+        raise UsageError(f"{path}: {error}") from error
+    for note in decoder.notes:
+        print(f"note: {path}: {note}")
+    need, found = samples / sample_rate, length / sample_rate
+    if length < samples:
+        raise UsageError(f"{path} is {found:.2f} s long, and the network needs to hear {need:g} s")
+    if length < first + samples:
+        latest = math.floor(100 * (found - need)) / 100
+        raise UsageError(
+            f"{path} is {found:.2f} s long: --start {start:g} leaves less than the {need:g} s that the network needs to "
+            f"hear, start at {latest:g} at the latest"
+        )
+    return audio.from_int16(audio.to_int16(last))
+
+
+# Output
+
+
+def continue_song(model, precision, context: np.ndarray, seed: int, args: argparse.Namespace) -> np.ndarray:
+    """The context and what follows it, joined: float32 (channels, context + continuation)."""
+    import torch
+
+    wishes = {name: getattr(args, name) for name in ("steps", "guidance", "temperature")}
+    wishes = {name: value for name, value in wishes.items() if value is not None}
+    device = next(model.parameters()).device
+    with torch.autocast(device.type, precision, enabled=precision is not None):
+        whole = model.generate(context, args.seconds, seed, with_input=True, **wishes).float().numpy()
+    if not np.isfinite(whole).all():
+        raise FloatingPointError("the network's output is not finite; try --precision fp32")
+    return whole
+
+
+def write_sample(whole: np.ndarray, join: int, sample_rate: int, path: Path, plot: Path | None, with_input: bool):
+    """Write the continuation, or all of it, and the picture of both."""
+    sound = whole if with_input else whole[:, join:]
+    peak = float(np.abs(sound).max())
+    if peak > PEAK_LIMIT:
+        gain = PEAK_LIMIT / peak
+        print(f"{path}: peak {peak:.2f}, all of it scaled by {20 * math.log10(gain):.1f} dB")
+        whole, sound = gain * whole, gain * sound
+    audio.encode_audio(path, sound, sample_rate)
+    if plot:
+        import plots
+
+        plots.plot_continuation(plot, whole[:, :join], whole[:, join:], sample_rate, path.name)
+
+
+def numbered(path: Path | None, number: int, count: int) -> Path | None:
+    """NAME.mp3, or NAME-1.mp3 ... where there are more than one."""
+    return path if path is None or count == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def run(args: argparse.Namespace) -> None:
+    check_files(args)
+    model, precision = load_network(args)
+    config = model.config
+    context = read_context(args.input, config.sample_rate, config.channels, config.chunk_samples, args.start)
+    for path in filter(None, (args.output, args.plot)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    for number in range(1, args.num_samples + 1):
+        began = time.perf_counter()
+        whole = continue_song(model, precision, context, args.seed + number - 1, args)
+        taken = time.perf_counter() - began
+        path, plot = (numbered(name, number, args.num_samples) for name in (args.output, args.plot))
+        write_sample(whole, context.shape[1], config.sample_rate, path, plot, args.with_input)
+        written = whole.shape[1] - (0 if args.with_input else context.shape[1])
+        made = (whole.shape[1] - context.shape[1]) / config.sample_rate
+        print(
+            f"{path}: {written / config.sample_rate:.2f} s, generated in {taken:.2f} s, {made / taken:.1f} x real time"
+            + (f", picture in {plot}" if plot else "")
+        )
+
+
+def main(args: argparse.Namespace) -> int:
+    import checkpoint
+
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names need not be valid UTF-8
+    try:
+        run(args)
+    except (UsageError, checkpoint.CheckpointError, checkpoint.DeviceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (audio.AudioError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse_args()))
