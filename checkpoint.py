@@ -20,6 +20,7 @@ import struct
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -72,9 +73,7 @@ def save(path, state: dict, keep: int = 1) -> None:
             return _write(path, buffer.getbuffer(), keep)
         except OSError as error:
             if wait is None:
-                raise OSError(
-                    error.errno, f"cannot save the checkpoint: {error.strerror}", str(path)
-                ) from error
+                raise OSError(error.errno, f"cannot save the checkpoint: {error.strerror}", str(path)) from error
             _say(f"warning: cannot save {path} ({error.strerror}), trying again in {wait} s")
             time.sleep(wait)
 
@@ -125,9 +124,7 @@ def load_last(folder) -> dict | None:
             _say(f"warning: continuing from {path}, step {state.get('step')}")
         return state
     if damaged:
-        raise CheckpointError(
-            f"every checkpoint in {folder} is damaged: {', '.join(p.name for p in damaged)}"
-        )
+        raise CheckpointError(f"every checkpoint in {folder} is damaged: {', '.join(p.name for p in damaged)}")
     return None
 
 
@@ -211,8 +208,11 @@ def _checksum(state: dict) -> str:
 def _verified(file) -> dict | None:
     """The checkpoint in an open file, or None when it is not one of ours with the checksum that it states."""
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        return state if type(state["format"]) is int and state["checksum"] == _checksum(state) else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch comments on strange files, load says it in one sentence
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        is_ours = isinstance(state, dict) and type(state["format"]) is int
+        return state if is_ours and state["checksum"] == _checksum(state) else None
     except OSError as error:
         if error.errno == errno.EINVAL:  # a seek to nowhere: the file, not the disk
             return None

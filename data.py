@@ -67,14 +67,14 @@ def read_meta(folder: str | os.PathLike, kind: str) -> dict:
     return meta
 
 
-def check_keys(values: object, types: dict[str, type | tuple[type, ...]], path: Path) -> None:
-    """Raise DataError, naming `path`, unless `values` is a dict that holds these keys with these types."""
+def check_keys(values: object, types: dict[str, type | tuple[type, ...]], where: object) -> None:
+    """Raise DataError, naming `where`, unless `values` is a dict that holds these keys with these types."""
     if not isinstance(values, dict):
-        raise DataError(f"{path} is damaged: {str(values)[:40]!r} should be an object")
+        raise DataError(f"{where} is damaged: {str(values)[:40]!r} should be an object")
     for key, kind in types.items():
         value = values.get(key)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise DataError(f"{path} is damaged: {key!r} is {str(value)[:40]!r}")
+            raise DataError(f"{where} is damaged: {key!r} is {str(value)[:40]!r}")
 
 
 def open_array(

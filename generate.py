@@ -18,6 +18,7 @@ import audio
 
 OUTPUT_SUFFIXES = (".mp3", ".wav", ".flac", ".ogg", ".m4a")
 PEAK_LIMIT = 0.98
+SHORTEST_SECONDS = 0.1
 
 
 class UsageError(Exception):
@@ -36,13 +37,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     files.add_argument("--input", required=True, type=Path, help="song to continue")
     files.add_argument("--output", required=True, type=Path, help="sound file: " + " ".join(OUTPUT_SUFFIXES))
     files.add_argument("--with_input", action="store_true", help="write the heard seconds before the continuation")
-    files.add_argument("--plot", metavar="PNG", type=Path, help="picture of input and continuation (None: no picture)")
+    files.add_argument("--plot", metavar="PNG", type=Path, help="picture of input and continuation (None: none)")
     music = parser.add_argument_group("music")
     music.add_argument(
-        "--start", type=start_seconds, default=0.0, help="where the heard seconds begin, s; 'end': the song's last ones"
+        "--start", type=start_seconds, default=0.0, help="where the heard seconds begin, s; or 'end': the last ones"
     )
-    music.add_argument("--seconds", type=positive_float, default=10.0, help="length of the continuation, s")
-    music.add_argument("--num_samples", type=positive_int, default=1, help="continuations; above 1: NAME-1, NAME-2 ...")
+    music.add_argument("--seconds", type=length_seconds, default=10.0, help="length of the continuation, s")
+    music.add_argument("--num_samples", type=positive_int, default=1, help="how many; above 1: NAME-1, NAME-2 ...")
     music.add_argument("--seed", type=int, default=0, help="of the first continuation, the next one's is 1 higher")
     sampling = parser.add_argument_group("sampling (None: the network's own value)")
     sampling.add_argument("--steps", type=positive_int, help="steps from noise to music: more is finer and slower")
@@ -64,10 +65,10 @@ def not_negative_float(text: str) -> float:
     return value
 
 
-def positive_float(text: str) -> float:
+def length_seconds(text: str) -> float:
     value = not_negative_float(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError("must be above 0")
+    if value < SHORTEST_SECONDS:
+        raise argparse.ArgumentTypeError(f"must be at least {SHORTEST_SECONDS}")
     return value
 
 
@@ -95,7 +96,9 @@ def check_files(args: argparse.Namespace) -> None:
         raise UsageError(f"--output {args.output}: .m4a needs ffmpeg; write .mp3 or .wav instead")
     if args.plot and args.plot.suffix.lower() != ".png":
         raise UsageError(f"--plot {args.plot}: pictures are .png files")
-    if args.output.exists() and args.input.exists() and args.output.samefile(args.input):
+    if not args.input.is_file():
+        raise UsageError(f"{args.input}: there is no such file")
+    if args.output.exists() and args.output.samefile(args.input):
         raise UsageError(f"--output {args.output} would overwrite the input")
     if not args.checkpoint_folder.is_dir():
         raise UsageError(f"there is no checkpoint folder {args.checkpoint_folder}")
@@ -106,17 +109,19 @@ def load_network(args: argparse.Namespace):
     import checkpoint
 
     path = args.checkpoint_folder / checkpoint.BEST_NAME
-    device = checkpoint.choose_device(args.device)
-    precision = checkpoint.choose_precision(args.precision, device)
-    state = checkpoint.load(path)
-    if state.get("stage") != 2:
-        raise UsageError(f"{path} is still in stage 1, and only stage 2 learns to continue a song: train on")
-    model = checkpoint.build_model(state, device)
+    try:
+        device = checkpoint.choose_device(args.device)
+        state = checkpoint.load(path)
+        if state.get("stage") != 2:
+            raise UsageError(f"{path} is still in stage 1, and only stage 2 learns to continue a song: train on")
+        model = checkpoint.build_model(state, device)
+    except (checkpoint.CheckpointError, checkpoint.DeviceError) as error:
+        raise UsageError(str(error)) from error
     rate = model.config.sample_rate
     if args.output.suffix.lower() == ".mp3" and rate not in audio.MP3_SAMPLE_RATES:
         raise UsageError(f"--output {args.output}: mp3 cannot hold {rate} Hz; write .wav or .flac instead")
     print(f"{path}: {model.config.preset}, {model.config.objective}, step {state['step']}, on {device.type}")
-    return model, precision
+    return model, checkpoint.choose_precision(args.precision, device)
 
 
 def read_context(path: Path, sample_rate: int, channels: int, samples: int, start: float | None) -> np.ndarray:
@@ -143,8 +148,8 @@ def read_context(path: Path, sample_rate: int, channels: int, samples: int, star
     if length < first + samples:
         latest = math.floor(100 * (found - need)) / 100
         raise UsageError(
-            f"{path} is {found:.2f} s long: --start {start:g} leaves less than the {need:g} s that the network needs to "
-            f"hear, start at {latest:g} at the latest"
+            f"{path} is {found:.2f} s long: --start {start:g} leaves less than the {need:g} s that the network "
+            f"needs to hear, start at {latest:g} at the latest"
         )
     return audio.from_int16(audio.to_int16(last))
 
@@ -166,8 +171,10 @@ def continue_song(model, precision, context: np.ndarray, seed: int, args: argpar
     return whole
 
 
-def write_sample(whole: np.ndarray, join: int, sample_rate: int, path: Path, plot: Path | None, with_input: bool):
-    """Write the continuation, or all of it, and the picture of both."""
+def write_sample(
+    whole: np.ndarray, join: int, sample_rate: int, path: Path, plot: Path | None, with_input: bool
+) -> int:
+    """Write the continuation, or all of it, and the picture of both; return the number of samples written."""
     sound = whole if with_input else whole[:, join:]
     peak = float(np.abs(sound).max())
     if peak > PEAK_LIMIT:
@@ -179,6 +186,7 @@ def write_sample(whole: np.ndarray, join: int, sample_rate: int, path: Path, plo
         import plots
 
         plots.plot_continuation(plot, whole[:, :join], whole[:, join:], sample_rate, path.name)
+    return sound.shape[1]
 
 
 def numbered(path: Path | None, number: int, count: int) -> Path | None:
@@ -198,23 +206,19 @@ def run(args: argparse.Namespace) -> None:
         whole = continue_song(model, precision, context, args.seed + number - 1, args)
         taken = time.perf_counter() - began
         path, plot = (numbered(name, number, args.num_samples) for name in (args.output, args.plot))
-        write_sample(whole, context.shape[1], config.sample_rate, path, plot, args.with_input)
-        written = whole.shape[1] - (0 if args.with_input else context.shape[1])
-        made = (whole.shape[1] - context.shape[1]) / config.sample_rate
-        print(
-            f"{path}: {written / config.sample_rate:.2f} s, generated in {taken:.2f} s, {made / taken:.1f} x real time"
-            + (f", picture in {plot}" if plot else "")
-        )
+        samples = write_sample(whole, context.shape[1], config.sample_rate, path, plot, args.with_input)
+        speed = (whole.shape[1] - context.shape[1]) / config.sample_rate / taken
+        print(f"{path}: {samples / config.sample_rate:.2f} s, generated in {taken:.2f} s, {speed:.1f} x real time")
+        if plot:
+            print(f"{plot}: its picture")
 
 
 def main(args: argparse.Namespace) -> int:
-    import checkpoint
-
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # names need not be valid UTF-8
     try:
         run(args)
-    except (UsageError, checkpoint.CheckpointError, checkpoint.DeviceError) as error:
+    except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (audio.AudioError, OSError, FloatingPointError) as error:

@@ -39,6 +39,7 @@ COPY_FRAME_SECONDS = 0.05
 COPY_BANDS = 24
 COPY_LOWEST_HZ = 60
 LIMIT_DB = 100.0
+LARGEST_STD_RATIO = 100.0
 BOOTSTRAP_DRAWS = 5000
 
 SMOOTH_SIZE_AT_12K = 512
@@ -70,8 +71,7 @@ def _mean(values: np.ndarray) -> float:
 def _check_pair(reference: np.ndarray, estimate: np.ndarray) -> None:
     if reference.ndim != 2 or reference.shape != estimate.shape:
         raise ValueError(
-            "expected two (channels, samples) arrays of one shape, "
-            f"got {reference.shape} and {estimate.shape}"
+            f"expected two (channels, samples) arrays of one shape, got {reference.shape} and {estimate.shape}"
         )
 
 
@@ -118,9 +118,7 @@ def waveform_mse(reference: np.ndarray, estimate: np.ndarray) -> float:
     return float(np.mean(np.square(reference.astype(np.float64) - estimate)))
 
 
-def si_sdr(
-    reference: np.ndarray, estimate: np.ndarray, sample_rate: int, below_hz: float | None = None
-) -> float:
+def si_sdr(reference: np.ndarray, estimate: np.ndarray, sample_rate: int, below_hz: float | None = None) -> float:
     """Scale-invariant signal-to-distortion ratio in dB.
 
     Le Roux et al., "SDR - half-baked or well done?", 2019. The estimate is split into a scaled copy of
@@ -354,12 +352,36 @@ def comb(x: np.ndarray, sample_rate: int, spacing_hz: float) -> float:
     2.5 dB (10 s at 12 kHz), because a peak is compared with a median. Undefined for silence and for less than
     32768 samples.
     """
+    return _prominence(_comb_levels(x, sample_rate), sample_rate, spacing_hz)
+
+
+def combs_above_truth(
+    reference: np.ndarray, estimate: np.ndarray, sample_rate: int, latent_rate: float, hop_rate: float
+) -> dict[str, float]:
+    """`comb` of the estimate minus the truth's own, in dB, at the latent rate, the hop rate and 300 Hz."""
+    levels = [_comb_levels(x, sample_rate) for x in (estimate, reference)]
+    combs = {}
+    for name, spacing in (("latent", latent_rate), ("hop", hop_rate), ("300", LEGACY_COMB_HZ)):
+        found, own = (_prominence(level, sample_rate, spacing) for level in levels)
+        combs[f"comb_{name}_db"] = found - own
+    return combs
+
+
+def _comb_levels(x: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Welch spectrum in dB of the channels that sound, (channels, bins); without channels where undefined."""
     from scipy import signal
 
     if x.shape[-1] < COMB_SIZE or not np.any(x):
+        return np.zeros((0, COMB_SIZE // 2 + 1))
+    _, power = signal.welch(x[np.any(x, axis=-1)], sample_rate, nperseg=COMB_SIZE)
+    return 10 * np.log10(np.maximum(power, power.max(axis=-1, keepdims=True) * 1e-12))
+
+
+def _prominence(level: np.ndarray, sample_rate: int, spacing_hz: float) -> float:
+    """Mean height in dB of the multiples of `spacing_hz` in `level` over their surroundings."""
+    if not len(level):
         return float("nan")
-    frequencies, power = signal.welch(x[np.any(x, axis=-1)], sample_rate, nperseg=COMB_SIZE)
-    level = 10 * np.log10(np.maximum(power, power.max(axis=-1, keepdims=True) * 1e-12))
+    frequencies = np.arange(COMB_SIZE // 2 + 1) * sample_rate / COMB_SIZE
     reach = COMB_SURROUNDINGS * spacing_hz
     first = int(np.ceil(COMB_FIRST_HZ / spacing_hz))
     last = int((sample_rate / 2 - reach) // spacing_hz)
@@ -394,10 +416,7 @@ def reconstruction_measures(
         ("envelope_correlation", "", envelope_correlation(*pair)),
     ):
         measures |= {f"{stem}_{band}{unit}": value for band, value in by_band.items()}
-    for name, spacing in (("latent", latent_rate), ("hop", hop_rate), ("300", LEGACY_COMB_HZ)):
-        own = comb(reference, sample_rate, spacing)
-        measures[f"comb_{name}_db"] = comb(estimate, sample_rate, spacing) - own
-    return measures
+    return measures | combs_above_truth(*pair, latent_rate, hop_rate)
 
 
 # References: what a spectral distance already rewards
@@ -509,8 +528,7 @@ def loudness_ratio_db(reference: np.ndarray, estimate: np.ndarray) -> float:
 def horizons(x: np.ndarray, sample_rate: int) -> dict[str, np.ndarray]:
     """The parts 0-1, 1-3 and 3-10 s after the join of a continuation, as far as it reaches."""
     parts = {
-        f"{start}_{end}s": x[:, start * sample_rate : end * sample_rate]
-        for start, end in pairwise(HORIZONS_SECONDS)
+        f"{start}_{end}s": x[:, start * sample_rate : end * sample_rate] for start, end in pairwise(HORIZONS_SECONDS)
     }
     return {name: part for name, part in parts.items() if part.shape[-1]}
 
@@ -632,3 +650,21 @@ def continuation_measures(
         for band, ratio in band_energy_ratios_db(true_parts[horizon], part, sample_rate).items():
             measures[f"energy_{band}_{horizon}_db"] = ratio
     return measures
+
+
+def latent_std_ratios(reference: np.ndarray, estimate: np.ndarray) -> dict[str, float]:
+    """Standard deviation over time of predicted latents over that of the true ones: 1 is right, 0 is collapse.
+
+    Both (pairs, channels, latents), the pairs of one song; variances are averaged over the pairs, so that a level
+    that differs between pairs counts as no movement. Keys: the median over the channels, their lower and upper
+    decile, and `worst_decile`, the larger of 1 / lower and upper: 1.25 means 'from 0.8 to 1.25' (at most 100, so
+    that a mean over songs stays finite). Channels in which the truth does not move are left out.
+    """
+    names = [f"latent_std_ratio_{name}" for name in ("median", "lower_decile", "upper_decile", "worst_decile")]
+    expected, found = (x.var(axis=-1, dtype=np.float64).mean(axis=0) for x in (reference, estimate))
+    moving = expected > 0
+    if not moving.any():
+        return dict.fromkeys(names, float("nan"))
+    low, median, high = np.percentile(np.sqrt(found[moving] / expected[moving]), (10, 50, 90)).tolist()
+    worst = min(LARGEST_STD_RATIO, max(high, 1 / max(low, 1 / LARGEST_STD_RATIO)))
+    return dict(zip(names, (median, low, high, worst), strict=True))

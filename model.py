@@ -22,9 +22,12 @@ from torch import Tensor, nn
 FRAME_RATE_HZ = 100
 STEM_HOPS = 4
 CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context is brought to this level before it is encoded
+TYPICAL_MAGNITUDE = 0.01  # of a bin of music at that level, where a full-scale sine is 1
 JOIN_SECONDS = 1.0  # of the context, decoded together with the prediction
 FADE_SECONDS = 0.02
 LEGACY_HOP = 40
+SAMPLING_STEPS = 32
+GUIDANCE = 1.5
 
 
 @dataclass(frozen=True)
@@ -195,37 +198,36 @@ class Encoder(nn.Module):
 
 
 class InverseSTFT(nn.Module):
-    """Frames -> audio: a log-magnitude and a unit phase a bin, plus noise under a second log-magnitude; overlap-added
-    in fp32 and divided by the true sum of squared windows, at the edges too (after Vocos, Siuzdak 2023).
+    """Frames -> audio: a complex value a bin plus noise under a log-magnitude, overlap-added in fp32 and divided by
+    the true sum of squared windows, at the edges too (after Vocos, Siuzdak 2023).
 
     Where a compact code cannot know the phases, a network that is the same at every frame could only repeat one
-    phase pattern: a buzz at the frame rate. The noise gives it something better to say; it is always the same noise.
+    phase pattern, a buzz at the frame rate: there the noise speaks. It is the same noise at every call.
     """
 
     def __init__(self, width: int, channels: int, hop: int, hops: int):
         super().__init__()
         self.channels, self.hop, self.hops = channels, hop, hops
         self.bins = hops * hop // 2 + 1
-        self.project = nn.Conv1d(width, channels * 4 * self.bins, 1)
+        self.project = nn.Conv1d(width, channels * 3 * self.bins, 1)
         self.register_buffer("window", torch.hann_window(hops * hop), persistent=False)
-        with torch.no_grad():  # start quiet: -60 dB a bin
-            self.project.bias.view(channels, 4, self.bins)[:, (0, 3)] = math.log(1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, frames = x.shape
-        x = self.project(x).float().view(batch, self.channels, 4, self.bins, frames)
-        log_magnitude, real, imaginary, log_noise = x.unbind(2)
-        scale = self.magnitude(log_magnitude) * torch.rsqrt(real.square() + imaginary.square() + 1e-6)
-        noise = self.noise(frames, x.device) * self.magnitude(log_noise)
-        spectrum = (torch.complex(real * scale, imaginary * scale) + noise).flatten(0, 1)
+        x = self.project(x).float().view(batch, self.channels, 3, self.bins, frames)
+        real, imaginary, log_noise = x.unbind(2)
+        spectrum = torch.complex(real, imaginary) + self.noise(frames, x.device) * self.noise_level(log_noise)
+        spectrum = spectrum.flatten(0, 1) * (TYPICAL_MAGNITUDE * self.hops * self.hop / 4)
         pieces = torch.fft.irfft(spectrum, dim=1).transpose(1, 2) * self.window  # (batch x channels, frames, size)
         envelope = self.overlap_add(self.window.square().expand(1, frames, -1))
         x = self.overlap_add(pieces) / envelope.clamp(min=1e-4)
         cut = (self.hops - 1) * self.hop // 2
         return x[:, cut : cut + frames * self.hop].view(batch, self.channels, -1)
 
-    def magnitude(self, logarithm: Tensor) -> Tensor:
-        return logarithm.clamp(-14, 2).exp() * (self.hops * self.hop / 4)
+    @staticmethod
+    def noise_level(x: Tensor) -> Tensor:
+        """Starts low; a level must be able to change by 40 dB as soon as a network output can change by 1."""
+        return (5 * x - 3).clamp(-9, 5).exp()
 
     def noise(self, frames: int, device) -> Tensor:
         """Complex normal, (channels, bins, frames), the same at every call."""
@@ -463,7 +465,12 @@ class ContinuationModel(nn.Module):
         return z * self.latent_std + self.latent_mean
 
     def predict(
-        self, context: Tensor, steps: int = 32, guidance: float = 1.5, seed: int = 0, temperature: float = 1.0
+        self,
+        context: Tensor,
+        steps: int = SAMPLING_STEPS,
+        guidance: float = GUIDANCE,
+        seed: int = 0,
+        temperature: float = 1.0,
     ) -> Tensor:
         """The latents of the next chunk, given a chunk's latents (batch, latent_channels, latents).
 
@@ -493,7 +500,7 @@ class ContinuationModel(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, audio, seconds: float = 10, seed: int = 0, steps: int = 32, guidance: float = 1.5,
+        self, audio, seconds: float = 10, seed: int = 0, steps: int = SAMPLING_STEPS, guidance: float = GUIDANCE,
         temperature: float = 1.0, with_input: bool = False,
     ) -> Tensor:  # fmt: skip
         """What follows `audio` (channels, samples), at the model's rate: (channels, round(seconds x rate)) on the CPU.
@@ -529,3 +536,82 @@ class ContinuationModel(nn.Module):
 def with_overrides(preset: str, **fields) -> ModelConfig:
     """A preset's config with the fields that are not None replaced."""
     return replace(PRESETS[preset], **{name: value for name, value in fields.items() if value is not None})
+
+
+# python model.py
+
+
+def layer_rows(model: ContinuationModel) -> list[tuple[str, str, str, int]]:
+    """(name, type, output shape, parameters) of every layer with weights, and of pooling, for one chunk of audio.
+
+    `model` is on the meta device: shapes are computed, nothing else.
+    """
+    rows, hooks = [], []
+    for name, module in model.named_modules():
+        count = sum(p.numel() for p in module.parameters())
+        is_leaf = not any(module.children()) or isinstance(module, nn.MultiheadAttention)
+        if is_leaf and (count or isinstance(module, nn.MaxPool1d)) and not name.endswith("out_proj"):
+            kind = type(module).__name__
+
+            def note(_module, _inputs, output, name=name, kind=kind, count=count):
+                output = output[0] if isinstance(output, tuple) else output
+                rows.append((name, kind, " x ".join(str(size) for size in output.shape[1:]), count))
+
+            hooks.append(module.register_forward_hook(note))
+    with torch.no_grad():
+        z = model.encode(chunk_on_meta(model.config))
+        model.predict(z, steps=1, guidance=1.0)
+        model.decode(z)
+    for hook in hooks:
+        hook.remove()
+    return rows
+
+
+def on_meta(config: ModelConfig) -> ContinuationModel:
+    with torch.device("meta"):
+        return ContinuationModel(config).eval()
+
+
+def chunk_on_meta(config: ModelConfig) -> Tensor:
+    return torch.zeros(1, config.channels, config.chunk_samples, device="meta")
+
+
+def gigaflops(config: ModelConfig) -> dict[str, float]:
+    """GFLOPs (2 a multiply-add) of one forward pass of each stage and of one generation of a chunk; convolutions,
+    matrix products and attention are counted, FFTs and elementwise work are not."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, passes = on_meta(config), 1 if config.objective == "mse" else 2 * SAMPLING_STEPS
+    z = torch.zeros(1, config.latent_channels, config.chunk_latents, device="meta")
+
+    def count(run) -> float:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            run()
+        return counter.get_total_flops() / 1e9
+
+    codec = count(lambda: model.reconstruct(chunk_on_meta(config)))
+    core = count(lambda: model.predict(z, steps=1, guidance=1.0))
+    return {
+        "stage 1, encode and decode 10 s": codec,
+        "stage 2, the core on 10 s + 10 s": core,
+        "one generation of 10 s": codec + passes * core,  # guidance doubles every step
+    }
+
+
+def print_preset(name: str) -> None:
+    config = PRESETS[name]
+    model = on_meta(config)
+    rate, channels, latents = config.sample_rate, config.latent_channels, config.chunk_latents
+    print(f"\n{name}: {rate} Hz, {config.channels} channels, latents {channels} x {latents} for 10 s")
+    for layer, kind, shape, count in layer_rows(model):
+        print(f"  {layer:34} {kind:32} {shape:>18} {count:12,}")
+    parts = {part: sum(p.numel() for p in module.parameters()) for part, module in model.named_children()}
+    for part, count in [*parts.items(), ("total", sum(p.numel() for p in model.parameters()))]:
+        print(f"  {part:86} {count:12,} parameters")
+    for what, count in gigaflops(config).items():
+        print(f"  {what:86} {count:12.1f} GFLOPs")
+
+
+if __name__ == "__main__":
+    for preset in PRESETS:
+        print_preset(preset)

@@ -393,9 +393,7 @@ class StopSignals:
         self.received = False
 
     def __enter__(self) -> StopSignals:
-        self._previous = {
-            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_) -> None:
@@ -567,9 +565,7 @@ def read_all_manifests(folder: Path, shard: tuple[int, int] | None) -> dict[str,
 
     Raises AudioError when the folder was filled with another number of shards.
     """
-    names = (
-        [manifest_name((index, shard[1])) for index in range(shard[1])] if shard else [manifest_name(None)]
-    )
+    names = [manifest_name((index, shard[1])) for index in range(shard[1])] if shard else [manifest_name(None)]
     for path in folder.glob("manifest*.jsonl"):
         if path.name not in names:
             raise audio.AudioError(f"{path} comes from a run with other shards: take another folder")
@@ -595,8 +591,7 @@ def make_plan(args: argparse.Namespace, settings: Settings, shard: tuple[int, in
     known, own = read_all_manifests(folder, shard), read_lines(manifest)
     sources, is_complete = find_songs(args.input_folder, folder)
     songs = [
-        Song(source, os.path.join(args.input_folder, source), folder / f"{song_id(source)}.npy")
-        for source in sources
+        Song(source, os.path.join(args.input_folder, source), folder / f"{song_id(source)}.npy") for source in sources
     ]
     index, count = shard or (0, 1)
     mine = songs[index::count]

@@ -25,6 +25,7 @@ CROP_SECONDS = 2  # of audio in one item of stage 1
 COOLDOWN_SHARE = 0.4  # of a stage, its end, while the learning rate falls to zero
 WARMUP_STEPS = 100
 GRADIENT_NORM = 1.0
+WEIGHT_DECAY = 0.01
 SKIPPED_STEPS_LIMIT = 50  # steps in a row that fp16 may skip for overflow
 JOINT_BATCH_DIVISOR = 8  # the joint part trains on 20 s of audio instead of two short rows of latents
 JOINT_CODEC_RATE = 0.1  # of the learning rate, for encoder and decoder in the joint part
@@ -133,7 +134,7 @@ def add_schedule_arguments(group) -> None:
     )  # fmt: skip
     group.add_argument("--batch_size", type=int, help="items a process and micro-step (default: the preset's)")
     group.add_argument("--accumulate", type=int, help="micro-steps an optimiser step (default: the preset's)")
-    group.add_argument("--learning_rate", type=float, help="peak of AdamW's learning rate (default: the preset's)")
+    group.add_argument("--learning_rate", type=float, help="peak learning rate (default: the preset's)")
     group.add_argument("--latent_variants", type=int, default=4, help="augmented versions of each pair in the cache")
     group.add_argument("--eval_steps", type=int, default=250, help="steps between evaluations")
     group.add_argument(
@@ -292,9 +293,11 @@ class Run:
         import checkpoint
         import data
         import losses
+        import muon
         from model import ContinuationModel, with_overrides
 
-        self.args, self.torch, self.data, self.losses, self.checkpoint = args, torch, data, losses, checkpoint
+        self.args, self.torch, self.data, self.losses, self.muon = args, torch, data, losses, muon
+        self.checkpoint = checkpoint
         self.folder = Path(args.checkpoint_folder)
         self.meta, sides = data.open_dataset(args.dataset_folder)
         self.windows = {name: data.Windows(side, self.meta) for name, side in sides.items()}
@@ -334,20 +337,17 @@ class Run:
                 part.compile()
 
     def make_optimiser(self):
-        """AdamW over all that the stage ever trains; frozen parameters have no gradient and stay untouched."""
+        """Over all that the stage ever trains; frozen parameters have no gradient and stay untouched."""
         model, rate = self.model, self.args.learning_rate
         codec = [*model.encoder.parameters(), *model.decoder.parameters()]
+        core = list(model.core.parameters())
+        if self.config.is_legacy:
+            return self.torch.optim.Adam([{"params": codec + core, "scale": 1.0}], lr=rate)
         if self.stage == 1:
             groups = [{"params": codec, "scale": 1.0}]
         else:
-            codec_scale = 1.0 if self.config.is_legacy else JOINT_CODEC_RATE
-            groups = [
-                {"params": list(model.core.parameters()), "scale": 1.0},
-                {"params": codec, "scale": codec_scale},
-            ]
-        decay = 0.0 if self.config.is_legacy else 0.01  # legacy was trained with Adam
-        fused = self.device.type == "cuda"
-        return self.torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), weight_decay=decay, fused=fused)
+            groups = [{"params": core, "scale": 1.0}, {"params": codec, "scale": JOINT_CODEC_RATE}]
+        return self.muon.Muon(groups, lr=rate, weight_decay=WEIGHT_DECAY)
 
     def phases(self) -> list:
         """The phases of the stage, each with the progress at which it ends."""

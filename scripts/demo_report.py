@@ -69,9 +69,7 @@ def print_song(dataset_folder: Path) -> int:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="What scripts/demo.sh tells at its end.")
-    parser.add_argument(
-        "what", choices=("song", "figures"), help="a held-out song's path, or measured figures"
-    )
+    parser.add_argument("what", choices=("song", "figures"), help="a held-out song's path, or measured figures")
     parser.add_argument("folder", type=Path, help="dataset folder for song, checkpoint folder for figures")
     return parser.parse_args(argv)
 

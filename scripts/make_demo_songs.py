@@ -148,9 +148,7 @@ def look_up(table: np.ndarray, phase: np.ndarray) -> np.ndarray:
     """The table at `phase` (in periods), interpolated linearly."""
     place = (phase % 1.0) * TABLE_SAMPLES
     index = place.astype(np.int64)
-    return table[index % TABLE_SAMPLES] * (1 - place + index) + table[(index + 1) % TABLE_SAMPLES] * (
-        place - index
-    )
+    return table[index % TABLE_SAMPLES] * (1 - place + index) + table[(index + 1) % TABLE_SAMPLES] * (place - index)
 
 
 def envelope(timbre: Timbre, time: np.ndarray, seconds: float) -> np.ndarray:
@@ -167,14 +165,7 @@ def pitched_sound(timbre: Timbre, pitch: int, seconds: float, sample_rate: int) 
     dark = wave_table(timbre, frequency, timbre.cutoff_hz, sample_rate)
     bright = wave_table(timbre, frequency, timbre.cutoff_hz * 2**timbre.sweep_octaves, sample_rate)
     mix = np.exp(-time / timbre.sweep_seconds)
-    vibrato = (
-        timbre.vibrato_cents
-        / 1200
-        * np.log(2)
-        * frequency
-        * np.cos(2 * np.pi * 5.5 * time)
-        / (2 * np.pi * 5.5)
-    )
+    vibrato = timbre.vibrato_cents / 1200 * np.log(2) * frequency * np.cos(2 * np.pi * 5.5 * time) / (2 * np.pi * 5.5)
     modulator = timbre.fm_index * mix * np.sin(2 * np.pi * timbre.fm_ratio * frequency * time) / (2 * np.pi)
     channels = []
     for cents in (timbre.detune_cents, -timbre.detune_cents):
@@ -186,9 +177,7 @@ def pitched_sound(timbre: Timbre, pitch: int, seconds: float, sample_rate: int) 
 # ---- sounds: drums
 
 
-def noise(
-    rng: np.random.Generator, samples: int, low_hz: float, high_hz: float, sample_rate: int
-) -> np.ndarray:
+def noise(rng: np.random.Generator, samples: int, low_hz: float, high_hz: float, sample_rate: int) -> np.ndarray:
     """Noise between two frequencies with soft edges, RMS 1, float (samples,)."""
     frequencies = np.fft.rfftfreq(samples, 1 / sample_rate)
     edge = np.maximum(frequencies, 1.0)
@@ -336,9 +325,7 @@ def compose_drums(
     first = int(rng.choice((8, 10, 12)))
     fill = [stroke for stroke in groove if stroke[0] < first]
     fill += [
-        (step, "snare", 0.5 + 0.04 * (step - first))
-        for step in range(first, STEPS_PER_BAR)
-        if step != first + 1
+        (step, "snare", 0.5 + 0.04 * (step - first)) for step in range(first, STEPS_PER_BAR) if step != first + 1
     ]
     return groove, fill
 
@@ -396,9 +383,7 @@ def duck(kicks: np.ndarray, depth: float, samples: int, sample_rate: int) -> np.
     dip = np.minimum(time / 0.005, 1) * np.cos(0.5 * np.pi * time / 0.2) ** 2
     gain = np.ones(samples, dtype=np.float32)
     for kick in kicks:
-        gain[kick : kick + len(dip)] = np.minimum(
-            gain[kick : kick + len(dip)], 1 - depth * dip[: samples - kick]
-        )
+        gain[kick : kick + len(dip)] = np.minimum(gain[kick : kick + len(dip)], 1 - depth * dip[: samples - kick])
     return gain
 
 

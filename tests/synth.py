@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 
 
-def tone(
-    frequency: float, seconds: float, sample_rate: int, channels: int = 1, level: float = 0.5
-) -> np.ndarray:
+def tone(frequency: float, seconds: float, sample_rate: int, channels: int = 1, level: float = 0.5) -> np.ndarray:
     """A sine of the given peak level, the same in every channel."""
     time = np.arange(round(seconds * sample_rate)) / sample_rate
     wave = level * np.sin(2 * np.pi * frequency * time)

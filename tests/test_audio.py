@@ -43,9 +43,7 @@ def test_a_tone_below_half_the_new_rate_passes_and_one_above_it_vanishes(tmp_pat
     assert audio.rms_db(audio.load_audio(vanishes, RATE, 1)[:, 1000:-1000]) < -100
 
 
-@pytest.mark.parametrize(
-    ("rate", "new_rate"), [(44100, 12000), (48000, 44100), (8000, 24000), (24000, 24000)]
-)
+@pytest.mark.parametrize(("rate", "new_rate"), [(44100, 12000), (48000, 44100), (8000, 24000), (24000, 24000)])
 def test_ten_seconds_stay_exactly_ten_seconds(tmp_path, rate, new_rate):
     path = synth.write(tmp_path / "x.flac", synth.song(0, 10, rate), rate)
     assert audio.load_audio(path, new_rate, 2).shape == (2, 10 * new_rate)

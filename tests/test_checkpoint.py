@@ -150,7 +150,7 @@ def test_flipped_bit_is_refused_or_touches_nothing(tmp_path):
     checkpoint.save(path, small_state())
     whole, original = path.read_bytes(), checkpoint.load(path)
     draw, refused = random.Random(0), 0
-    for _ in range(300):
+    for _ in range(150):
         broken = bytearray(whole)
         broken[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
         path.write_bytes(broken)
@@ -158,7 +158,7 @@ def test_flipped_bit_is_refused_or_touches_nothing(tmp_path):
             assert_same(checkpoint.load(path), original)
         except checkpoint.DamagedError:
             refused += 1
-    assert refused > 100
+    assert refused > 50
 
 
 def test_flipped_weight_is_refused(tmp_path):
@@ -197,9 +197,7 @@ def test_what_never_was_a_checkpoint_is_refused(tmp_path, content):
 
 
 def test_other_peoples_torch_file_is_refused(tmp_path):
-    for number, other in enumerate(
-        [torch.ones(3), {"weights": torch.ones(3)}, {"format": 1, "checksum": "0"}]
-    ):
+    for number, other in enumerate([torch.ones(3), {"weights": torch.ones(3)}, {"format": 1, "checksum": "0"}]):
         torch.save(other, tmp_path / f"{number}.pt")
         with pytest.raises(checkpoint.DamagedError):
             checkpoint.load(tmp_path / f"{number}.pt")
@@ -216,7 +214,7 @@ class FullFile:
     """A file whose disk fills up halfway through the write."""
 
     def __init__(self, path, mode):
-        self.file = open(path, mode)
+        self.file = open(path, mode)  # noqa: SIM115 (closed in __exit__)
 
     def __enter__(self):
         return self
@@ -264,9 +262,7 @@ def test_disk_that_recovers_is_tried_again(tmp_path, monkeypatch, no_waiting, ca
     assert checkpoint.load_last(tmp_path)["step"] == 1
 
 
-def test_failed_rename_and_its_retries_never_drop_the_only_whole_checkpoint(
-    tmp_path, monkeypatch, no_waiting
-):
+def test_failed_rename_and_its_retries_never_drop_the_only_whole_checkpoint(tmp_path, monkeypatch, no_waiting):
     checkpoint.save_last(tmp_path, small_state(1))
     real = os.replace
 
@@ -297,7 +293,7 @@ def with_file_size_limit(folder, bytes_limit):
 
 
 def forked(function, *args):
-    process = multiprocessing.get_context("fork").Process(target=function, args=args)
+    process = multiprocessing.get_context("fork").Process(target=function, args=args, daemon=True)
     process.start()
     return process
 
@@ -320,21 +316,19 @@ def save_for_ever(folder, first_step):
 
 @unix_only
 def test_sigkill_at_any_moment_leaves_a_whole_checkpoint_no_older_than_the_last_saved(tmp_path):
-    draw = random.Random(0)
-    checkpoint.save_last(tmp_path, {"step": 0, "weights": torch.zeros(1)})
-    step = 0
+    draw, saved, step = random.Random(0), tmp_path / "saved", 0
     for _ in range(15):
-        (tmp_path / "saved").write_text(str(step))
+        saved.unlink(missing_ok=True)
         process = forked(save_for_ever, tmp_path, step + 1)
-        time.sleep(draw.uniform(0.05, 0.25))
+        wait_for(saved)  # not a fixed time: on a busy machine that would test its speed
+        time.sleep(draw.uniform(0, 0.1))
         process.kill()
         process.join()
         state = checkpoint.load_last(tmp_path)
         # Between its two renames a kill loses the save in progress, never one that had returned.
-        assert state["step"] >= int((tmp_path / "saved").read_text() or 0)
-        assert step == 0 or torch.all(state["weights"] == state["step"])
+        assert state["step"] >= max(step + 1, int(saved.read_text() or 0))
+        assert torch.all(state["weights"] == state["step"])
         step = state["step"]
-    assert step > 15
 
 
 # ---- rotation ----
@@ -383,9 +377,7 @@ def test_damaged_last_falls_back_with_a_warning_and_is_never_rotated_over_the_wh
 def test_all_damaged_is_refused_and_nothing_is_moved(tmp_path):
     for name in ("last.pt", "last.1.pt"):
         (tmp_path / name).write_bytes(b"torn")
-    with pytest.raises(
-        checkpoint.CheckpointError, match=r"every checkpoint .* is damaged: last\.pt, last\.1\.pt"
-    ):
+    with pytest.raises(checkpoint.CheckpointError, match=r"every checkpoint .* is damaged: last\.pt, last\.1\.pt"):
         checkpoint.load_last(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["last.1.pt", "last.pt"]
 
@@ -448,7 +440,7 @@ def hold_lock(folder, seconds, wait_seconds=0.0):
 
 
 def wait_for(path):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not path.exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -548,3 +540,24 @@ def test_without_sigusr1_it_is_left_out_with_one_line(capsys):
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
     assert done.stdout == "SIGTERM\n"
     assert done.stderr.count("SIGUSR1") == 1
+
+
+# ---- device and precision ----
+
+
+def test_missing_cuda_is_said_and_auto_takes_the_cpu_in_fp32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    device = checkpoint.choose_device("auto")
+    assert device == torch.device("cpu")
+    assert checkpoint.choose_precision("auto", device) is None
+    with pytest.raises(checkpoint.DeviceError, match="no CUDA device"):
+        checkpoint.choose_device("cuda")
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_auto_precision_on_cuda_takes_bf16_only_where_it_is_native(monkeypatch, native, expected):
+    def is_supported(including_emulation=True):
+        return native or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    assert checkpoint.choose_precision("auto", torch.device("cuda")) == expected

@@ -227,9 +227,7 @@ def test_noise_reference_keeps_band_energies_and_nothing_of_the_waveform():
 def test_noise_reference_repeats_with_its_seed():
     x = noise(1)
     np.testing.assert_array_equal(metrics.noise_reference(x, RATE, 0), metrics.noise_reference(x, RATE, 0))
-    assert (
-        metrics.si_sdr(metrics.noise_reference(x, RATE, 0), metrics.noise_reference(x, RATE, 1), RATE) < -15
-    )
+    assert metrics.si_sdr(metrics.noise_reference(x, RATE, 0), metrics.noise_reference(x, RATE, 1), RATE) < -15
 
 
 def test_smooth_reference_is_nearer_than_noise_in_spectrum_and_waveform():
@@ -367,3 +365,41 @@ def test_continuation_measures_see_a_band_fade_with_the_horizon():
     measures = metrics.continuation_measures(noise(0, 10 * RATE), truth, fading, RATE)
     assert measures["energy_1000_2000_0_1s_db"] == measures["loudness_1_3s_db"] == 0
     assert measures["energy_1000_2000_3_10s_db"] == pytest.approx(-6.02, abs=0.01)
+
+
+def test_combs_above_truth_are_the_differences_of_the_single_combs():
+    truth, hum = noise(0), noise(0) + sine(300, level=0.1) + sine(600, level=0.1)
+    combs = metrics.combs_above_truth(truth, hum, RATE, 50, 100)
+    assert list(combs) == ["comb_latent_db", "comb_hop_db", "comb_300_db"]
+    for name, spacing in (("latent", 50), ("hop", 100), ("300", 300)):
+        own = metrics.comb(truth, RATE, spacing)
+        assert combs[f"comb_{name}_db"] == metrics.comb(hum, RATE, spacing) - own
+    assert combs["comb_300_db"] > combs["comb_hop_db"] > combs["comb_latent_db"] > 0
+
+
+def latents(scales: np.ndarray, pairs: int = 2, length: int = 5000) -> np.ndarray:
+    """Normal latents (pairs, channels, length) whose standard deviation by channel is `scales`."""
+    return scales[:, None] * np.random.default_rng(0).standard_normal((pairs, len(scales), length))
+
+
+def test_latent_std_ratios_are_the_factors_of_the_channels():
+    factors = np.linspace(0.5, 1.5, 11)
+    ratios = metrics.latent_std_ratios(latents(np.ones(11)), latents(factors))
+    assert ratios["latent_std_ratio_median"] == pytest.approx(1.0, abs=1e-9)
+    assert ratios["latent_std_ratio_lower_decile"] == pytest.approx(0.6, abs=1e-9)
+    assert ratios["latent_std_ratio_upper_decile"] == pytest.approx(1.4, abs=1e-9)
+    assert ratios["latent_std_ratio_worst_decile"] == pytest.approx(1 / 0.6, abs=1e-9)
+
+
+def test_latent_std_ratios_see_collapse_in_every_pair_though_the_pairs_differ():
+    truth = latents(np.ones(4))
+    still = np.stack([np.full((4, 5000), -5.0), np.full((4, 5000), 5.0)])
+    ratios = metrics.latent_std_ratios(truth, still)
+    assert ratios["latent_std_ratio_median"] == 0
+    assert ratios["latent_std_ratio_worst_decile"] == 100
+
+
+def test_latent_std_ratios_leave_out_channels_in_which_the_truth_rests():
+    truth, estimate = latents(np.array([1.0, 0.0])), latents(np.array([2.0, 1.0]))
+    assert metrics.latent_std_ratios(truth, estimate)["latent_std_ratio_median"] == pytest.approx(2)
+    assert all(math.isnan(value) for value in metrics.latent_std_ratios(0 * truth, estimate).values())

@@ -30,9 +30,7 @@ def has_colour(path, colour: str) -> bool:
 
 def test_continuation_shows_input_and_continuation_in_two_colours(tmp_path, music):
     path = tmp_path / "next.png"
-    plots.plot_continuation(
-        path, music[:, : 2 * RATE], music[:, 2 * RATE :], RATE, "a song of $5 and \\ more"
-    )
+    plots.plot_continuation(path, music[:, : 2 * RATE], music[:, 2 * RATE :], RATE, "a song of $5 and \\ more")
     assert has_colour(path, plots.INPUT_COLOUR) and has_colour(path, plots.CONTINUATION_COLOUR)
 
 

@@ -413,8 +413,7 @@ def test_a_file_that_kills_its_worker_twice_is_rejected_and_the_others_are_done(
     names = ["song 0.wav", "poison.wav", "song 1.wav"]
     kinds = [preprocess.Song, Poison, preprocess.Song]
     songs = [
-        kind(name, str(folder / name), tmp_path / f"{name}.npy")
-        for kind, name in zip(kinds, names, strict=True)
+        kind(name, str(folder / name), tmp_path / f"{name}.npy") for kind, name in zip(kinds, names, strict=True)
     ]
     done = preprocess.run_workers(songs, SETTINGS, 1, preprocess.StopSignals())
     reasons = {song.source: (line["status"], line["reason"]) for song, line in done}

@@ -1,0 +1,432 @@
+"""Turn the chunk arrays of preprocess.py into a dataset of (10 s, next 10 s) pairs, split by song.
+
+    python create_dataset.py --output_folder /path/to/output --dataset_folder /path/to/dataset
+
+For each side s of train, val and test: DS/s.npy, int16 (rows, channels, samples), songs contiguous and in
+time; DS/s_pairs.npy, int64 (pairs, 2), the rows of input and target, always neighbours in one song. And
+DS/meta.json, which says what each song's rows are.
+
+Files with the same music (equal content, or fingerprints that match: see audio.find_same_music) form a
+group, and a group stays on one side. Its place is a number in [0, 1), the hash of the seed and its smallest
+id: below test_fraction is test, the next val_fraction is val, the rest is train. So a song's side does not
+depend on the other songs, and another val_fraction leaves test alone. A side without any pair gets the
+lowest group of train; such a loan, and a group whose smallest id is new, are the only ways to another side,
+and they are remembered: a song that DS knows from a run with the same seed and fractions keeps its side.
+Where two known sides become one group, train wins, since what was once trained on can no longer test.
+
+A song of one chunk has a row and no pair. A crash leaves the old dataset or none: meta.json goes first and
+comes last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import shutil
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import audio
+import data
+
+INTERRUPTED = 75
+TEMPO_SECONDS = 60
+LISTED_GROUPS = 20
+_LINE_KEYS = {
+    "id": str,
+    "source": str,
+    "sha256": str,
+    "chunks": int,
+    "rms": (int, float),
+    "silent_share": (int, float),
+    "fingerprint": str,
+}
+
+
+# ---------------------------------------------------------------------------------------------------
+# Arguments
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Turn the chunk arrays of preprocess.py into a dataset of pairs, split by song.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--output_folder", required=True, type=Path, help="the folder that preprocess.py wrote")
+    add("--dataset_folder", required=True, type=Path, help="folder for the dataset")
+    add("--val_fraction", type=_fraction, default=0.1, help="share of songs that steer training; at least 1")
+    add("--test_fraction", type=_fraction, default=0.1, help="share of songs for the scorecard; at least 1")
+    add("--min_rms_db", type=float, default=-60.0, help="drop pairs with a quieter input or target, dBFS")
+    add("--seed", type=int, default=0, help="another seed draws another split")
+    add("--plot", action="store_true", help="draw hours, loudness, silence and tempo to DS/dataset.png")
+    args = parser.parse_args(argv)
+    if args.val_fraction + args.test_fraction >= 1:
+        parser.error("--val_fraction and --test_fraction leave nothing to train on: their sum must be below 1")
+    return args
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to below 1")
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------
+# What preprocess.py wrote
+
+
+@dataclass
+class Song:
+    line: dict  # of the manifest
+    path: Path  # of the array, int16 (rows, channels, samples)
+    bytes: int
+    pairs: np.ndarray  # int64 (pairs, 2), rows counted from the song's first
+    quiet_pairs: int  # how many more there would be, were they louder
+    group: str = ""  # the smallest id among the songs with the same music
+    split: str = ""
+
+    @property
+    def id(self) -> str:
+        return self.line["id"]
+
+    @property
+    def rows(self) -> int:
+        return self.line["chunks"]
+
+    def chunks(self) -> np.ndarray:
+        """A memory map that lives no longer than its use: the whole corpus must not stay mapped."""
+        return data.open_array(self.path, np.int16)
+
+
+def read_manifests(folder: Path) -> list[dict]:
+    """The lines of all songs with status 'ok', sorted by id.
+
+    Raises DataError when a shard is missing, or a line is damaged or there twice.
+    """
+    lines: dict[str, dict] = {}
+    for path in manifest_paths(folder):
+        for number, text in enumerate(path.read_bytes().splitlines(), 1):
+            line = _read_line(text, f"{path}, line {number},")
+            if line["status"] != "ok":
+                continue
+            if line["id"] in lines:
+                raise data.DataError(f"{path}: {line['id']} is in two manifests: run preprocess.py on all shards")
+            lines[line["id"]] = line
+    return [lines[key] for key in sorted(lines)]
+
+
+def manifest_paths(folder: Path) -> list[Path]:
+    """manifest.jsonl, or manifest.I-of-N.jsonl for every I; DataError for anything between."""
+    names = sorted(path.name for path in folder.glob("manifest*.jsonl"))
+    if not names:
+        raise data.DataError(f"{folder} holds no manifest: run preprocess.py first")
+    if names == ["manifest.jsonl"]:
+        return [folder / "manifest.jsonl"]
+    counts = {match[1] for name in names if (match := re.fullmatch(r"manifest\.\d+-of-(\d+)\.jsonl", name))}
+    wanted = [f"manifest.{i}-of-{count}.jsonl" for count in counts for i in range(int(count))]
+    if missing := [name for name in wanted if name not in names]:
+        raise data.DataError(f"{folder} lacks {', '.join(missing)}: run these shards of preprocess.py")
+    if len(counts) != 1 or set(names) != set(wanted):
+        raise data.DataError(f"{folder} holds the manifests of different runs: {', '.join(names)}")
+    return [folder / name for name in wanted]
+
+
+def _read_line(text: bytes, where: str) -> dict:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise data.DataError(f"{where} is damaged: run preprocess.py again") from error
+    data.check_keys(line, {"status": str}, where)
+    if line["status"] == "ok":
+        data.check_keys(line, _LINE_KEYS, where)
+        if not re.fullmatch(r"[\w-][\w.-]*", line["id"]) or line["chunks"] < 1:
+            raise data.DataError(f"{where} is damaged: id {line['id'][:80]!r}, {line['chunks']} chunks")
+    return line
+
+
+def open_song(folder: Path, line: dict, meta: dict, min_rms_db: float) -> Song:
+    """Check a song's array against its line, and find its pairs. Reads all of it, a chunk at a time."""
+    path = folder / f"{line['id']}.npy"
+    chunks = data.open_array(path, np.int16, (meta["channels"], meta["chunk_samples"]))
+    if len(chunks) != line["chunks"]:
+        raise data.DataError(f"{path} has {len(chunks)} chunks, its manifest line says {line['chunks']}")
+    is_loud = np.array([audio.rms_db(audio.from_int16(chunk)) >= min_rms_db for chunk in chunks])
+    inputs = np.flatnonzero(is_loud[:-1] & is_loud[1:]).astype(np.int64)
+    pairs = np.stack([inputs, inputs + 1], axis=1)
+    return Song(line, path, chunks.nbytes, pairs, quiet_pairs=len(chunks) - 1 - len(pairs))
+
+
+def open_songs(folder: Path, meta: dict, min_rms_db: float) -> list[Song]:
+    from tqdm import tqdm
+
+    with tqdm(read_manifests(folder), desc="reading", unit="song") as lines:
+        return [open_song(folder, line, meta, min_rms_db) for line in lines]
+
+
+# ---------------------------------------------------------------------------------------------------
+# The split
+
+
+def group_same_music(songs: list[Song]) -> None:
+    """Give every song its group: union-find over equal files and matching fingerprints."""
+    root = list(range(len(songs)))
+
+    def find(i: int) -> int:
+        while root[i] != i:
+            root[i] = i = root[root[i]]
+        return i
+
+    def join(i: int, j: int) -> None:
+        # Songs are sorted by id: the smallest index of a group is its smallest id.
+        root[max(find(i), find(j))] = min(find(i), find(j))
+
+    first_with: dict[str, int] = {}
+    for i, song in enumerate(songs):
+        if song.line["sha256"]:
+            join(i, first_with.setdefault(song.line["sha256"], i))
+    fingerprints = [audio.read_fingerprint(song.line["fingerprint"]) for song in songs]
+    print(f"comparing the fingerprints of {len(songs)} songs", flush=True)
+    for i, j, _ in audio.find_same_music(fingerprints):
+        join(i, j)
+    for i, song in enumerate(songs):
+        song.group = songs[find(i)].id
+
+
+def place(seed: int, group: str) -> float:
+    """A number in [0, 1) that only the seed and the group decide about."""
+    digest = hashlib.sha256(f"{seed}:{group}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def split_songs(songs: list[Song], known: dict[str, str], args: argparse.Namespace) -> None:
+    """Give every song its side; `known` holds sides by id from an earlier run. See the module docstring.
+
+    Raises DataError when fewer than three groups have a pair.
+    """
+    groups: dict[str, list[Song]] = {}
+    for song in songs:
+        groups.setdefault(song.group, []).append(song)
+    order = sorted(groups, key=lambda group: place(args.seed, group))
+    usable = [group for group in order if any(len(song.pairs) for song in groups[group])]
+    if len(usable) < 3:
+        raise data.DataError(
+            f"{len(usable)} different songs have a usable pair, 3 are needed (train, val, test): "
+            f"add songs of at least two chunks above {args.min_rms_db:g} dBFS"
+        )
+    sides = {}
+    for group in order:
+        earlier = {known[song.id] for song in groups[group] if song.id in known}
+        if earlier:
+            sides[group] = next(side for side in data.SPLITS if side in earlier)
+        else:
+            x = place(args.seed, group)
+            is_test, is_val = x < args.test_fraction, x < args.test_fraction + args.val_fraction
+            sides[group] = "test" if is_test else "val" if is_val else "train"
+    _fill_empty_sides(sides, usable)
+    for song in songs:
+        song.split = sides[song.group]
+
+
+def _fill_empty_sides(sides: dict[str, str], usable: list[str]) -> None:
+    """Every side needs a group with pairs: train lends its lowest ones, or else the side with the most."""
+    held = {name: [group for group in usable if sides[group] == name] for name in data.SPLITS}
+    for empty in [name for name in ("test", "val", "train") if not held[name]]:
+        lender = "train" if len(held["train"]) > 1 else max(held, key=lambda name: len(held[name]))
+        group = held[lender].pop(-1 if empty == "train" else 0)
+        held[empty].append(group)
+        sides[group] = empty
+
+
+def known_sides(folder: Path, settings: dict) -> dict[str, str]:
+    """The sides of an earlier dataset in this folder, by id, if its split was drawn in the same way."""
+    try:
+        meta = data.read_meta(folder, "dataset")
+    except data.DataError:
+        return {}
+    if any(meta["settings"].get(key) != settings[key] for key in ("seed", "val_fraction", "test_fraction")):
+        return {}
+    return {song["id"]: song["split"] for song in meta["songs"] if song["split"] in data.SPLITS}
+
+
+# ---------------------------------------------------------------------------------------------------
+# Writing
+
+
+def check_space(songs: list[Song], folder: Path) -> None:
+    """Say how large the dataset becomes; raise OSError when it has no room beside what is there."""
+    size = sum(song.bytes + song.pairs.nbytes + 1000 for song in songs)
+    free = shutil.disk_usage(folder).free
+    print(f"writing {size / 1e9:.2f} GB to {folder} ({free / 1e9:.1f} GB free)", flush=True)
+    if size > free:
+        raise OSError(f"the dataset needs {size / 1e9:.2f} GB and only {free / 1e9:.2f} GB are free")
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A folder inside `folder` to write to, gone afterwards; what a killed run left there is gone too."""
+    path = folder / "unfinished"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def write_dataset(folder: Path, songs: list[Song], meta: dict) -> None:
+    """Write everything aside, then put it in place of what is there: meta.json goes first and comes last."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=sum(song.rows for song in songs), desc="writing", unit="row")
+    with staging(folder) as new, bar:
+        entries = []
+        for split in data.SPLITS:
+            entries += write_side(new, split, [song for song in songs if song.split == split], meta, bar)
+        names = [f"{split}{kind}.npy" for split in data.SPLITS for kind in ("", "_pairs")]
+        text = json.dumps(meta | {"songs": entries}, indent=1) + "\n"
+        audio.write_atomic(new / "meta.json", text)
+        (folder / "meta.json").unlink(missing_ok=True)
+        for name in [*names, "meta.json"]:
+            (new / name).replace(folder / name)
+
+
+def write_side(folder: Path, split: str, songs: list[Song], meta: dict, bar) -> list[dict]:
+    """Write the rows and pairs of one side and return its songs' entries in meta.json."""
+    row_shape = (meta["channels"], meta["chunk_samples"])
+    entries = []
+    with ExitStack() as stack:
+        rows = stack.enter_context(audio.ArrayWriter(folder / f"{split}.npy", np.int16, row_shape))
+        pairs = stack.enter_context(audio.ArrayWriter(folder / f"{split}_pairs.npy", np.int64, (2,)))
+        for song in songs:
+            first_row = rows.rows
+            entries.append(
+                {"id": song.id, "source": song.line["source"], "split": split, "group": song.group}
+                | {"first_row": first_row, "rows": song.rows}
+            )
+            pairs.append(song.pairs + first_row)
+            for chunk in song.chunks():
+                rows.append(chunk[None])
+                bar.update()
+    return entries
+
+
+# ---------------------------------------------------------------------------------------------------
+# What the user sees
+
+
+def print_summary(songs: list[Song], meta: dict, known: dict[str, str]) -> None:
+    hours_a_row = meta["chunk_samples"] / meta["sample_rate"] / 3600
+    for split in data.SPLITS:
+        side = [song for song in songs if song.split == split]
+        pairs, rows = sum(len(song.pairs) for song in side), sum(song.rows for song in side)
+        print(f"{split:6}{len(side):6} songs{pairs:8} pairs{rows * hours_a_row:8.2f} hours")
+    if dropped := sum(song.quiet_pairs for song in songs):
+        print(f"{dropped} pairs dropped: input or target below {meta['settings']['min_rms_db']:g} dBFS")
+    if short := sum(song.rows == 1 for song in songs):
+        print(f"{short} songs of one chunk give no pair")
+    if moved := [song.line["source"] for song in songs if known.get(song.id, song.split) != song.split]:
+        print(f"{len(moved)} songs came to another side than before: {', '.join(map(repr, moved))}")
+    print_groups(songs)
+
+
+def print_groups(songs: list[Song]) -> None:
+    sizes = Counter(song.group for song in songs)
+    joined = [group for group, size in sizes.items() if size > 1]
+    if joined:
+        print(f"{len(joined)} groups of the same music, each kept on one side:")
+    for group in joined[:LISTED_GROUPS]:
+        print("  " + ", ".join(repr(song.line["source"]) for song in songs if song.group == group))
+    if len(joined) > LISTED_GROUPS:
+        print(f"  ... and {len(joined) - LISTED_GROUPS} more: see 'group' in meta.json")
+
+
+def plot_songs(path: Path, songs: list[Song], meta: dict) -> None:
+    """Draw hours, loudness, silence and tempo of all songs."""
+    from tqdm import tqdm
+
+    import plots
+
+    hours_a_row = meta["chunk_samples"] / meta["sample_rate"] / 3600
+    rows = [
+        {
+            "split": song.split,
+            "hours": song.rows * hours_a_row,
+            "rms_db": 20 * np.log10(max(song.line["rms"], 1e-10)),
+            "silent_share": song.line["silent_share"],
+            "tempo_bpm": tempo_bpm(song, meta),
+        }
+        for song in tqdm(songs, desc="tempo", unit="song")
+    ]
+    plots.plot_dataset(path, rows)
+    print(f"picture in {path}")
+
+
+def tempo_bpm(song: Song, meta: dict) -> float:
+    """Beats per minute of a song's first minute, as librosa estimates them."""
+    import librosa
+
+    rate = meta["sample_rate"]
+    rows = -(-TEMPO_SECONDS * rate // meta["chunk_samples"])
+    x = audio.from_int16(np.concatenate(song.chunks()[:rows], axis=1)).mean(axis=0)
+    return float(librosa.feature.tempo(y=x, sr=rate, hop_length=rate // 50)[0])
+
+
+# ---------------------------------------------------------------------------------------------------
+# The run
+
+
+def run(args: argparse.Namespace) -> None:
+    source, target = args.output_folder, args.dataset_folder
+    if target.exists() and not target.is_dir():
+        raise data.DataError(f"--dataset_folder {target} is not a folder")
+    if source.resolve() == target.resolve():
+        raise data.DataError("--output_folder and --dataset_folder must not be the same folder")
+    chunks_meta = data.read_meta(source, "chunks")
+    settings = {name: getattr(args, name) for name in ("val_fraction", "test_fraction", "min_rms_db", "seed")}
+    meta = chunks_meta | {"kind": "dataset", "settings": settings | {"chunks": chunks_meta["settings"]}}
+    songs = open_songs(source, meta, args.min_rms_db)
+    group_same_music(songs)
+    known = known_sides(target, settings)
+    split_songs(songs, known, args)
+    target.mkdir(parents=True, exist_ok=True)
+    check_space(songs, target)
+    write_dataset(target, songs, meta)
+    print_summary(songs, meta, known)
+    if args.plot:
+        plot_songs(target / "dataset.png", songs, meta)
+    print(f"next: python train.py --dataset_folder {target} --checkpoint_folder CHECKPOINTS")
+
+
+def main(args: argparse.Namespace) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names need not be valid UTF-8
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        run(args)
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again", file=sys.stderr)
+        return INTERRUPTED
+    except (data.DataError, audio.AudioError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or args.dataset_folder}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse_args()))

@@ -1,0 +1,642 @@
+"""Judge checkpoints on held-out songs, beside what needs no network: the scorecard.
+
+    python evaluate.py --dataset_folder dataset --checkpoint_folder checkpoints --output_folder scores
+
+Writes scorecard.json, scorecard.csv, scorecard.md, pictures/ and sounds/ into the output folder. The same command
+gives the same scorecard, bit for bit on the CPU.
+Exit codes: 0 done, 1 failed, 2 wrong usage or refused input, 75 interrupted: run the same command again.
+"""
+
+import argparse
+import csv
+import io
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import audio
+import data
+import metrics
+import plots
+
+INTERRUPTED = 75
+FIXED_TIMES = (0.0, 0.3, 0.5, 0.7)  # of the flow, at which its loss is taken
+SHOWN_SONGS = 3  # songs whose first pair is drawn and written as sound
+PEAK_LIMIT = 0.98
+UNDEFINED = "-"
+KEPT_OF_A_CHECKPOINT = ("config", "ema", "stage", "step", "data_meta")  # the rest is large
+WITHOUT_NETWORK = ("silence", "input repeated", "another song", "same song elsewhere")
+
+# What the first tables show: measure -> (heading, what is better). The tables below them show everything.
+HEADLINES = {
+    "reconstruction": {
+        "mr_stft": ("MR-STFT distance", "lower"),
+        "lsd_whole_db": ("log-spectral distance (dB)", "lower"),
+        "si_sdr_below_1000_db": ("SI-SDR below 1 kHz (dB)", "higher"),
+        "onset_f": ("onset F", "higher"),
+        "comb_latent_db": ("comb at the latent rate (dB above the truth)", "nearer to 0"),
+        "floats_per_second": ("floats a second", "fewer"),
+    },
+    "continuation": {
+        "loudness_db": ("loudness (dB)", "nearer to 0"),
+        "chroma_cosine": ("chroma cosine", "higher"),
+        "join_click_percentile": ("join click (percentile)", "lower"),
+        "copy_index_above_truth": ("copy index above the truth's", "nearer to 0"),
+        "latent_std_ratio_median": ("latent std ratio, median", "nearer to 1"),
+        "latent_std_ratio_worst_decile": ("latent std ratio, worst decile", "nearer to 1"),
+    },
+    "context": {
+        "loss": ("validation loss", "lower, comparable within one objective only"),
+        "gain_another_song": ("gain against another song", "above 0"),
+        "gain_same_song": ("gain against the same song elsewhere", "above 0"),
+    },
+}
+EXPLANATIONS = {
+    "reconstruction": "decode(encode(x)) of the target chunk. Noise and smooth reference: noise under the true "
+    "smoothed spectrum, and the true phases under it; they need no network, and spectral distances reward both.",
+    "continuation": "Ten seconds after ten seconds of input, against the true ones. Another song and same song "
+    "elsewhere are real audio at the input's level. One step: the flow's conditional mean. Ceiling: the true latents "
+    "in place of the predicted ones, decoded and joined as a continuation is.",
+    "context": "Loss of the prediction with another context minus that with the true one, same target, noise and "
+    "times; of legacy the squared error of the decoded waveform. An interval above 0 says that the context is used; "
+    "against the same song elsewhere it says that the very passage is continued, not only its timbre met.",
+}
+
+
+class UsageError(Exception):
+    """The command does not fit its folders; the message is one clear sentence."""
+
+
+class Stopped(Exception):
+    """A stop signal came."""
+
+
+# Arguments
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    folders = parser.add_argument_group("folders")
+    folders.add_argument("--dataset_folder", required=True, type=Path, help="what create_dataset.py wrote")
+    folders.add_argument(
+        "--checkpoint_folder", required=True, type=Path, nargs="+", metavar="CK", help="what train.py wrote, best.pt"
+    )
+    folders.add_argument("--output_folder", required=True, type=Path, help="where the scorecard is written")
+    songs = parser.add_argument_group("songs")
+    songs.add_argument("--split", choices=data.SPLITS, default="test", help="side of the dataset")
+    songs.add_argument("--pairs_per_song", type=positive_int, default=4, help="pairs, spread over each song")
+    songs.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    sampling = parser.add_argument_group("sampling and hardware")
+    sampling.add_argument("--steps", type=positive_int, default=32, help="steps from noise to music")
+    sampling.add_argument(
+        "--guidance", type=float, default=1.5, help="how strongly the input is followed; 1: as trained"
+    )
+    sampling.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+    return parser.parse_args(argv)
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+# What is judged: pairs of the split
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Ten seconds and the next ten, and what might stand in for either: float32 (channels, samples), all at the
+    level that generation gives its context."""
+
+    number: int  # in the split
+    song: str
+    context: np.ndarray
+    target: np.ndarray
+    another: np.ndarray | None  # an input of another song; None where all songs are the same music
+    elsewhere: np.ndarray | None  # of the same song; None where the song is too short
+
+
+class Pairs:
+    """The chosen pairs of a split, song by song."""
+
+    def __init__(self, windows: data.Windows, pairs_per_song: int):
+        self.windows = windows
+        owned = [np.flatnonzero(windows.song_of_pair == song) for song in range(len(windows.side.songs))]
+        self.chosen = [spread(pairs, pairs_per_song) for pairs in owned if len(pairs)]
+        self.songs = [windows.song(pairs[0]) for pairs in self.chosen]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.chosen))
+
+    def of_song(self, position: int) -> Iterator[Pair]:
+        other = other_music(self.songs, position)
+        chunk = self.windows.chunk
+        for i, number in enumerate(self.chosen[position]):
+            x = self.windows.pair(number)
+            another = None
+            if other is not None:
+                pairs = self.chosen[other]
+                another = self.windows.pair(pairs[i % len(pairs)])[:, :chunk]
+            elsewhere = self.windows.elsewhere(number)
+            yield Pair(number, self.songs[position]["id"], x[:, :chunk], x[:, chunk:], another, elsewhere)
+
+
+def spread(pairs: np.ndarray, count: int) -> list[int]:
+    """The middles of `count` equal parts of a song's pairs; all of them where there are fewer."""
+    count = min(count, len(pairs))
+    return [int(pairs[(2 * i + 1) * len(pairs) // (2 * count)]) for i in range(count)]
+
+
+def other_music(songs: list[dict], position: int) -> int | None:
+    """Position of the next song, round the end, that is not the same music in another file."""
+    following = [*range(position + 1, len(songs)), *range(position)]
+    return next((p for p in following if songs[p]["group"] != songs[position]["group"]), None)
+
+
+# Who is judged: checkpoints, and what needs none
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a listener hears: the input, which a network fades over before the join, and what follows it."""
+
+    context: np.ndarray
+    sound: np.ndarray
+    comb_rates: tuple[float, float]  # in Hz, at which a network may hum
+
+
+class Network:
+    """A checkpoint on trial."""
+
+    def __init__(self, name: str, folder: Path, state: dict, args: argparse.Namespace):
+        import checkpoint
+
+        self.name, self.folder, self.state_of_training = name, folder, (state["stage"], state["step"])
+        self.model = checkpoint.build_model(state, checkpoint.choose_device(args.device))
+        self.config, self.seed = self.model.config, args.seed
+        self.continues = state["stage"] == 2
+        self.samplings = samplings(self.config, args) if self.continues else {}
+        songs = (state["data_meta"] or {}).get("songs", [])
+        self.trained_on = {song["id"] for song in songs if song["split"] == "train"}
+
+    def facts(self, songs: list[dict]) -> dict:
+        """What the scorecard says about the checkpoint itself."""
+        stage, step = self.state_of_training
+        return {
+            "folder": str(self.folder),
+            "stage": stage,
+            "step": step,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "floats_per_second": self.floats_per_second(),
+            "songs_trained_on": sorted({song["id"] for song in songs} & self.trained_on),
+        }
+
+    def floats_per_second(self) -> float:
+        return self.config.latent_channels * self.config.latent_rate
+
+    def comb_rates(self) -> tuple[float, float]:
+        """Latents and frames a second."""
+        return self.config.latent_rate, self.config.sample_rate / self.config.hop
+
+    def encode(self, x: np.ndarray):
+        """Latents (1, latent_channels, latents) of audio (channels, samples)."""
+        import torch
+
+        return self.model.encode(torch.from_numpy(x)[None].to(self.model.latent_mean.device)).float()
+
+    def sound(self, x) -> np.ndarray:
+        """A decoded batch of one as (channels, samples)."""
+        x = x[0].float().cpu().numpy()
+        if not np.isfinite(x).all():
+            raise FloatingPointError(f"{self.name}: the network's output is not finite")
+        return x
+
+    def reconstruct(self, x: np.ndarray) -> np.ndarray:
+        return self.sound(self.model.decode(self.encode(x), x.shape[-1]))
+
+    def latents(self, pair: Pair) -> tuple:
+        """Latents of input and target as training sees them: the input encoded alone, the target behind it."""
+        together = self.encode(np.concatenate([pair.context, pair.target], axis=1))
+        return self.encode(pair.context), together[..., self.config.chunk_latents :]
+
+    def draw(self, pair: Pair, purpose: int) -> np.random.Generator:
+        return data.draws(self.seed, "validation", pair.number, purpose)
+
+    def predict(self, pair: Pair, context, sampling: dict):
+        """Predicted latents of the pair's target; every pair has a noise of its own, the same in every sampling."""
+        seed = int(self.draw(pair, 1).integers(2**31))
+        return self.model.predict(context, seed=seed, **sampling).float()
+
+    def play(self, pair: Pair, context, latents) -> Continuation:
+        """Decode `latents` behind the end of the input's, and fade over, as `ContinuationModel.generate` does."""
+        import torch
+
+        from model import FADE_SECONDS, JOIN_SECONDS
+
+        config = self.config
+        join = min(round(JOIN_SECONDS * config.latent_rate), config.chunk_latents)
+        decoded = self.sound(self.model.decode(torch.cat([context[..., -join:], latents], dim=-1)))
+        cut, fade = join * config.latent_samples, round(FADE_SECONDS * config.sample_rate)
+        ramp = np.linspace(0, 1, fade, dtype=np.float32)
+        faded = pair.context[:, -fade:] * (1 - ramp) + decoded[:, cut - fade : cut] * ramp
+        heard = np.concatenate([pair.context[:, :-fade], faded], axis=1)
+        return Continuation(heard, decoded[:, cut : cut + config.chunk_samples], self.comb_rates())
+
+    def loss(self, pair: Pair, context, target) -> float:
+        """Validation loss of the prediction from this context."""
+        if self.config.is_legacy:
+            decoded = self.sound(self.model.decode(self.model.predict(context), pair.target.shape[-1]))
+            return metrics.waveform_mse(pair.target, decoded)
+        noise = self.draw(pair, 2).standard_normal(target.shape, dtype="float32")
+        return prediction_losses(self.model, context, target, noise).mean().item()
+
+    def context_gain(self, pair: Pair, context, target) -> dict[str, float]:
+        """Loss with the true context, and how much other contexts make it worse."""
+        own = self.loss(pair, context, target)
+        others = {"gain_another_song": pair.another, "gain_same_song": pair.elsewhere}
+        measures = {"loss": own}
+        for name, x in others.items():
+            measures[name] = math.nan if x is None else self.loss(pair, self.encode(x), target) - own
+        return measures
+
+
+def samplings(config, args: argparse.Namespace) -> dict[str, dict]:
+    """How a network is made to continue: what is added to its name -> arguments of `predict`."""
+    ways = {"": {"steps": args.steps, "guidance": args.guidance}}
+    if config.objective == "flow":
+        if args.guidance != 1:
+            ways[", guidance 1"] = {"steps": args.steps, "guidance": 1.0}
+        ways[", one step"] = {"steps": 1, "guidance": 1.0}
+    return ways
+
+
+def prediction_losses(model, context, target, noise: np.ndarray):
+    """Stage 2's loss at each of FIXED_TIMES for latents (1, latent_channels, latents); of a network trained to say
+    the mean, the one at time 0 without noise."""
+    import torch
+
+    is_flow = model.config.objective == "flow"
+    times = torch.tensor(FIXED_TIMES if is_flow else FIXED_TIMES[:1]).to(target)
+    noise = torch.from_numpy(noise).to(target) * is_flow
+    context, target = model.standardise(context), model.standardise(target)
+    t = times[:, None, None]
+    noisy = (1 - t) * noise + t * target  # (times, latent_channels, latents)
+    error = model.core(noisy, context.expand_as(noisy), times).float() - (target - noise)
+    return (error * error).mean((1, 2))
+
+
+def load_networks(args: argparse.Namespace, meta: dict) -> list[Network]:
+    """The networks of all checkpoint folders, named; refused where one does not fit the dataset."""
+    import checkpoint
+
+    states = []
+    for folder in args.checkpoint_folder:
+        state = checkpoint.load(folder / checkpoint.BEST_NAME)
+        check_fit(folder, state, meta)
+        states.append({key: state.get(key) for key in KEPT_OF_A_CHECKPOINT})
+    names = names_of(args.checkpoint_folder, [state["config"] for state in states])
+    zipped = zip(names, args.checkpoint_folder, states, strict=True)
+    return [Network(name, folder, state, args) for name, folder, state in zipped]
+
+
+def check_fit(folder: Path, state: dict, meta: dict) -> None:
+    for key, unit in (("sample_rate", " Hz"), ("channels", " channels"), ("chunk_samples", " samples a chunk")):
+        own = state["config"][key]
+        if own != meta[key]:
+            raise UsageError(f"{folder} was trained at {own}{unit}, and the dataset has {meta[key]}{unit}")
+
+
+def names_of(folders: list[Path], configs: list[dict]) -> list[str]:
+    """preset-objective, with the folder's name in brackets where that is not enough, or its path."""
+    short = [f"{config['preset']}-{config['objective']}" for config in configs]
+    long = [f"{name} ({folder.resolve().name})" for name, folder in zip(short, folders, strict=True)]
+    longest = [f"{name} ({folder})" for name, folder in zip(short, folders, strict=True)]
+    names = [n if short.count(n) == 1 else m for n, m in zip(short, long, strict=True)]
+    names = [n if names.count(n) == 1 else m for n, m in zip(names, longest, strict=True)]
+    if len(set(names)) < len(names):
+        raise UsageError("--checkpoint_folder names the same folder twice")
+    return names
+
+
+# Judging
+
+
+class Judge:
+    """Collects the measures of every system over the pairs of a split, and shows a few of them.
+
+    `rows`: section -> system -> (song, measures), one a pair; a few measures need all pairs of a song at once and
+    have a row of their own.
+    """
+
+    def __init__(self, networks: list[Network], sample_rate: int, seed: int, output: Path):
+        self.networks, self.rate, self.seed, self.output = networks, sample_rate, seed, output
+        self.continuing = [network for network in networks if network.continues]
+        modern = [network for network in networks if not network.config.is_legacy]
+        self.comb_rates = (modern or networks)[0].comb_rates()  # of systems without a network
+        self.rows = {section: {} for section in HEADLINES}
+        if self.continuing:  # shown even where no pair has one
+            self.rows["continuation"] = {name: [] for name in WITHOUT_NETWORK}
+
+    def add(self, section: str, system: str, song: str, measures: dict[str, float]) -> None:
+        self.rows[section].setdefault(system, []).append((song, measures))
+
+    def judge_pair(self, pair: Pair, shown: bool) -> dict[str, tuple]:
+        """Measure all systems on a pair; returns the true and the predicted latents of those that predict."""
+        reconstructions = self.judge_reconstructions(pair)
+        if shown:
+            self.draw(pair, "reconstruction", {"truth": pair.target, **reconstructions})
+        if not self.continuing:
+            return {}
+        continuations, latents = self.baselines(pair), {}
+        for network in self.continuing:
+            played, predicted = self.judge_network(network, pair)
+            continuations |= played
+            latents |= predicted
+        continuations["truth"] = Continuation(pair.context, pair.target, self.comb_rates)
+        self.judge_continuations(pair, continuations)
+        if shown:
+            self.show(pair, continuations)
+        return latents
+
+    def judge_reconstructions(self, pair: Pair) -> dict[str, np.ndarray]:
+        seed = int(data.draws(self.seed, "validation", pair.number, 3).integers(2**31))
+        sounds = {
+            "noise reference": metrics.noise_reference(pair.target, self.rate, seed),
+            "smooth reference": metrics.smooth_reference(pair.target, self.rate),
+        }
+        rates, floats = dict.fromkeys(sounds, self.comb_rates), {}
+        for network in self.networks:
+            sounds[network.name], rates[network.name] = network.reconstruct(pair.target), network.comb_rates()
+            floats[network.name] = {"floats_per_second": network.floats_per_second()}
+        for name, sound in sounds.items():
+            measures = metrics.reconstruction_measures(pair.target, sound, self.rate, *rates[name])
+            self.add("reconstruction", name, pair.song, measures | floats.get(name, {}))
+        return sounds
+
+    def baselines(self, pair: Pair) -> dict[str, Continuation]:
+        """What continues a song without a network, as far as this pair has it."""
+        sounds = (np.zeros_like(pair.target), pair.context, pair.another, pair.elsewhere)
+        named = zip(WITHOUT_NETWORK, sounds, strict=True)
+        return {name: Continuation(pair.context, x, self.comb_rates) for name, x in named if x is not None}
+
+    def judge_network(self, network: Network, pair: Pair) -> tuple[dict[str, Continuation], dict[str, tuple]]:
+        """Continuations of a network, its ceiling among them, and by name its true and predicted latents."""
+        context, target = network.latents(pair)
+        self.add("context", network.name, pair.song, network.context_gain(pair, context, target))
+        played, latents = {}, {}
+        for suffix, sampling in network.samplings.items():
+            predicted = network.predict(pair, context, sampling)
+            played[network.name + suffix] = network.play(pair, context, predicted)
+            latents[network.name + suffix] = target[0].cpu().numpy(), predicted[0].cpu().numpy()
+        played[f"{network.name}, ceiling"] = network.play(pair, context, target)
+        return played, latents
+
+    def judge_continuations(self, pair: Pair, continuations: dict[str, Continuation]) -> None:
+        for name, played in continuations.items():
+            measures = metrics.continuation_measures(played.context, pair.target, played.sound, self.rate)
+            del measures["join_click_percentile_truth"]  # stands in the truth's own row
+            measures |= metrics.combs_above_truth(pair.target, played.sound, self.rate, *played.comb_rates)
+            self.add("continuation", name, pair.song, measures)
+
+    def judge_song(self, song: str, latents: list[dict[str, tuple]]) -> None:
+        """What needs all pairs of a song: `latents` as `judge_pair` returned them."""
+        for name in latents[0]:
+            true, predicted = (np.stack(parts) for parts in zip(*(pair[name] for pair in latents), strict=True))
+            self.add("continuation", name, song, metrics.latent_std_ratios(true, predicted))
+
+    # pictures and sounds
+
+    def draw(self, pair: Pair, kind: str, sounds: dict[str, np.ndarray]) -> None:
+        folder = self.output / "pictures"
+        folder.mkdir(parents=True, exist_ok=True)
+        plots.plot_spectrograms(folder / f"{pair.song}-{kind}.png", list(sounds.items()), self.rate)
+
+    def show(self, pair: Pair, continuations: dict[str, Continuation]) -> None:
+        """One picture of all continuations, and each as a sound behind its input; one gain for all of them."""
+        pictures = {"truth": pair.target, **{name: played.sound for name, played in continuations.items()}}
+        del pictures["silence"]
+        self.draw(pair, "continuation", pictures)
+        folder = self.output / "sounds" / pair.song
+        folder.mkdir(parents=True, exist_ok=True)
+        suffix = ".mp3" if self.rate in audio.MP3_SAMPLE_RATES else ".wav"
+        peak = max(np.abs(pair.context).max(), np.abs(pair.target).max())
+        gain = min(1.0, PEAK_LIMIT / peak)
+        for name, played in continuations.items():
+            whole = gain * np.concatenate([played.context, played.sound], axis=1)
+            audio.encode_audio(folder / f"{file_name(name)}{suffix}", whole, self.rate)
+
+
+def file_name(system: str) -> str:
+    return re.sub(r"[^\w.]+", "-", system).strip("-")
+
+
+# The scorecard
+
+
+def summarise(rows: dict, seed: int) -> dict:
+    """section -> system -> measure -> mean over songs, its 95 % interval, and the value of each song."""
+    return {
+        section: {system: summarise_system(entries, seed) for system, entries in systems.items()}
+        for section, systems in rows.items()
+    }
+
+
+def summarise_system(entries: list[tuple[str, dict[str, float]]], seed: int) -> dict[str, dict]:
+    """Every measure of one system: its pairs are averaged within their songs, and the songs count equally."""
+    songs = [song for song, _ in entries]
+    figures = {}
+    for measure in dict.fromkeys(name for _, measures in entries for name in measures):
+        by_song = metrics.per_song([measures.get(measure, math.nan) for _, measures in entries], songs)
+        mean, low, high = metrics.bootstrap_interval(by_song.values(), seed)
+        figures[measure] = {"mean": mean, "low": low, "high": high, "songs": by_song}
+    return figures
+
+
+def defined_songs(figure: dict) -> int:
+    return sum(not math.isnan(value) for value in figure["songs"].values())
+
+
+def without_nan(value):
+    """JSON has no nan: None stands for what is undefined."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_csv(figures: dict) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["section", "system", "measure", "mean", "low", "high", "songs"])
+    for section, systems in figures.items():
+        for system, measures in systems.items():
+            for measure, figure in measures.items():
+                values = [figure[key] if math.isfinite(figure[key]) else "" for key in ("mean", "low", "high")]
+                writer.writerow([section, system, measure, *values, defined_songs(figure)])
+    return text.getvalue()
+
+
+def as_markdown(card: dict) -> str:
+    """The scorecard for readers: a few columns a section first, then every measure."""
+    settings = card["settings"]
+    lines = [
+        "# Scorecard",
+        "",
+        f"Split `{settings['split']}`, {len(card['songs'])} songs, {card['pairs']} pairs; seed {settings['seed']}, "
+        f"{settings['steps']} steps, guidance {settings['guidance']:g}.",
+        "Every figure is a mean over songs, with its 95 % bootstrap interval over songs in brackets; n: over so many "
+        "songs only; a dash: undefined. Definitions: metrics.py.",
+        *(f"\n**Note:** {note}." for note in card["notes"]),
+        "",
+        *checkpoint_table(card["checkpoints"]),
+    ]
+    total = len(card["songs"])
+    for section, systems in card["figures"].items():
+        if systems:
+            lines += ["", f"## {section.capitalize()}", "", EXPLANATIONS[section], ""]
+            lines += headline_table(HEADLINES[section], systems, total)
+    for section, systems in card["figures"].items():
+        if systems:
+            lines += ["", f"## {section.capitalize()}: every measure", "", *full_table(systems, total)]
+    return "\n".join(lines) + "\n"
+
+
+def checkpoint_table(checkpoints: dict[str, dict]) -> list[str]:
+    rows = [
+        [name, facts["folder"], facts["stage"], facts["step"], f"{facts['parameters']:,}".replace(",", " ")]
+        for name, facts in checkpoints.items()
+    ]
+    return table(["checkpoint", "folder", "stage", "step", "parameters"], rows)
+
+
+def headline_table(headlines: dict[str, tuple[str, str]], systems: dict, total: int) -> list[str]:
+    header = ["system", *(f"{heading}: {better}" for heading, better in headlines.values())]
+    rows = [[name, *(cell(figures.get(m), total) for m in headlines)] for name, figures in systems.items()]
+    return table(header, rows)
+
+
+def full_table(systems: dict, total: int) -> list[str]:
+    measures = dict.fromkeys(measure for figures in systems.values() for measure in figures)
+    rows = [[f"`{m}`", *(cell(figures.get(m), total) for figures in systems.values())] for m in measures]
+    return table(["measure", *systems], rows)
+
+
+def table(header: list[str], rows: list[list]) -> list[str]:
+    rows = [[str(entry).replace("|", r"\|") for entry in row] for row in [header, ["---"] * len(header), *rows]]
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def cell(figure: dict | None, total: int) -> str:
+    """mean [low, high]; the interval is left out where all songs agree."""
+    if figure is None or math.isnan(figure["mean"]):
+        return UNDEFINED
+    text = number(figure["mean"])
+    if not figure["low"] == figure["mean"] == figure["high"]:
+        text += f" [{number(figure['low'])}, {number(figure['high'])}]"
+    defined = defined_songs(figure)
+    return text if defined == total else f"{text}, n {defined}"
+
+
+def number(value: float) -> str:
+    if math.isnan(value):
+        return UNDEFINED
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def notes_on(networks: list[Network], pairs: Pairs, split: str) -> list[str]:
+    """What a reader has to know before believing a figure."""
+    notes = [f"{n.name} is still in stage 1: its reconstruction only" for n in networks if not n.continues]
+    for network in networks:
+        seen = len(network.facts(pairs.songs)["songs_trained_on"])
+        if seen:
+            notes.append(f"{network.name} was trained on {seen} of these {len(pairs.songs)} songs: not held out")
+    if split == "val":
+        notes.append("training and every choice are steered by val: only test is held out")
+    return notes
+
+
+def make_card(args: argparse.Namespace, judge: Judge, pairs: Pairs, notes: list[str]) -> dict:
+    import checkpoint
+
+    kept = ("split", "pairs_per_song", "seed", "steps", "guidance")
+    return {
+        "format": 1,
+        "dataset": str(args.dataset_folder),
+        "settings": {name: getattr(args, name) for name in kept},
+        "device": judge.networks[0].model.latent_mean.device.type,
+        "versions": checkpoint.versions(),
+        "checkpoints": {network.name: network.facts(pairs.songs) for network in judge.networks},
+        "songs": {song["id"]: song["source"] for song in pairs.songs},
+        "pairs": len(pairs),
+        "notes": notes,
+        "figures": summarise(judge.rows, args.seed),
+    }
+
+
+def write_card(folder: Path, card: dict) -> None:
+    text = json.dumps(without_nan(card), indent=1, allow_nan=False) + "\n"
+    audio.write_atomic(folder / "scorecard.json", text)
+    audio.write_atomic(folder / "scorecard.csv", as_csv(card["figures"]))
+    audio.write_atomic(folder / "scorecard.md", as_markdown(card))
+
+
+# Main
+
+
+def run(args: argparse.Namespace, stop) -> None:
+    import torch
+    from tqdm import tqdm
+
+    meta, sides = data.open_dataset(args.dataset_folder)
+    pairs = Pairs(data.Windows(sides[args.split], meta), args.pairs_per_song)
+    networks = load_networks(args, meta)
+    notes = notes_on(networks, pairs, args.split)
+    for note in notes:
+        print(f"note: {note}")
+    args.output_folder.mkdir(parents=True, exist_ok=True)
+    judge = Judge(networks, meta["sample_rate"], args.seed, args.output_folder)
+    with torch.inference_mode(), tqdm(total=len(pairs), unit="pair") as bar:
+        for position, song in enumerate(pairs.songs):
+            latents = []
+            for pair in pairs.of_song(position):
+                if stop.requested:
+                    raise Stopped
+                latents.append(judge.judge_pair(pair, shown=position < SHOWN_SONGS and not latents))
+                bar.update()
+            judge.judge_song(song["id"], latents)
+    card = make_card(args, judge, pairs, notes)
+    write_card(args.output_folder, card)
+    print(f"done: {args.output_folder / 'scorecard.md'}, with .json, .csv, pictures and sounds beside it")
+
+
+def main(args: argparse.Namespace) -> int:
+    import checkpoint
+
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names need not be valid UTF-8
+    try:
+        with checkpoint.StopSignals() as stop:
+            run(args, stop)
+    except (Stopped, KeyboardInterrupt):
+        print(f"interrupted by {stop.name}: run the same command again", file=sys.stderr)
+        return INTERRUPTED
+    except (UsageError, data.DataError, checkpoint.CheckpointError, checkpoint.DeviceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (audio.AudioError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse_args()))

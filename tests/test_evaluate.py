@@ -1,0 +1,439 @@
+"""The scorecard says what the measures say: right systems, right values, by song, repeatable; it refuses the rest."""
+
+import csv
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import synth
+import torch
+
+import audio
+import checkpoint
+import data
+import evaluate
+import losses
+import metrics
+from model import PRESETS, ContinuationModel
+
+PROJECT = Path(evaluate.__file__).parent
+RATE, CHUNK_SECONDS = 4000, 10
+CHUNK = CHUNK_SECONDS * RATE
+SONG_ROWS = (6, 2)  # the last song is too short for a passage elsewhere
+SMALL = dataclasses.replace(
+    PRESETS["tiny"], sample_rate=RATE, chunk_samples=CHUNK, encoder_widths=(8, 8), encoder_blocks=(1, 1),
+    decoder_widths=(8, 8), decoder_blocks=(1, 1), latent_channels=4, core_layers=1, core_width=16, core_heads=2,
+)  # fmt: skip
+MSE = dataclasses.replace(SMALL, objective="mse")
+LEGACY = dataclasses.replace(PRESETS["legacy"], sample_rate=RATE, chunk_samples=CHUNK)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def write_dataset(folder: Path, song_rows=SONG_ROWS) -> Path:
+    """A dataset whose test side has these songs; train and val have a short one each."""
+    folder.mkdir(parents=True)
+    songs = []
+    for split, rows in {"train": (2,), "val": (2,), "test": song_rows}.items():
+        sounds, pairs, first_row = [], [], 0
+        for number, count in enumerate(rows):
+            x = audio.to_int16(0.3 * synth.song(number, count * CHUNK_SECONDS, RATE))
+            sounds.append(x.reshape(2, count, CHUNK).transpose(1, 0, 2))
+            name = f"{split}-{number}"
+            songs.append({"id": name, "source": f"{name}.mp3", "split": split, "group": name})
+            songs[-1] |= {"first_row": first_row, "rows": count}
+            pairs += [(row, row + 1) for row in range(first_row, first_row + count - 1)]
+            first_row += count
+        np.save(folder / f"{split}.npy", np.concatenate(sounds))
+        np.save(folder / f"{split}_pairs.npy", np.array(pairs, np.int64))
+    meta = {"format": 1, "kind": "dataset", "sample_rate": RATE, "channels": 2, "chunk_samples": CHUNK}
+    (folder / "meta.json").write_text(json.dumps({**meta, "dtype": "int16", "settings": {}, "songs": songs}))
+    return folder
+
+
+def write_checkpoint(folder: Path, config=SMALL, stage=2, trained_on=()) -> Path:
+    """A network whose core's output layer is not zero, so that contexts and seeds matter."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    model = ContinuationModel(config)
+    if not config.is_legacy:
+        torch.nn.init.normal_(model.core.to_velocity.weight, std=0.1)
+        torch.nn.init.normal_(model.core.from_time[-1].bias, std=0.1)
+    songs = [{"id": name, "split": "train"} for name in trained_on]
+    state = {"config": dataclasses.asdict(config), "ema": model.state_dict(), "stage": stage, "step": 5}
+    checkpoint.save(folder / "best.pt", {**state, "data_meta": {"songs": songs}})
+    return folder
+
+
+def arguments(dataset, checkpoints, output, *flags):
+    line = ["--dataset_folder", dataset, "--checkpoint_folder", *checkpoints, "--output_folder", output]
+    return evaluate.parse_args([str(flag) for flag in (*line, "--steps", 2, "--pairs_per_song", 2, *flags)])
+
+
+def read_card(folder: Path) -> dict:
+    return json.loads((folder / "scorecard.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "dataset")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A checkpoint of every kind, and one that is still in stage 1."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return [
+        write_checkpoint(folder / "flow"),
+        write_checkpoint(folder / "mse", MSE, trained_on=["test-0"]),
+        write_checkpoint(folder / "legacy", LEGACY),
+        write_checkpoint(folder / "young", stage=1),
+    ]
+
+
+@pytest.fixture(scope="module")
+def scores(dataset, checkpoints, tmp_path_factory):
+    """The output folder of a whole evaluation, made once."""
+    folder = tmp_path_factory.mktemp("scores") / "scores"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "SHOWN_SONGS", 1)
+        assert evaluate.main(arguments(dataset, checkpoints, folder)) == 0
+    return folder
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    monkeypatch.setattr(evaluate, "SHOWN_SONGS", 0)
+
+
+@pytest.fixture(scope="module")
+def card(scores):
+    return read_card(scores)
+
+
+@pytest.fixture(scope="module")
+def pairs(dataset):
+    meta, sides = data.open_dataset(dataset)
+    return evaluate.Pairs(data.Windows(sides["test"], meta), 2)
+
+
+@pytest.fixture
+def network(dataset, checkpoints):
+    """Load a checkpoint of the fixture by its folder's name."""
+
+    def load(name):
+        meta, _ = data.open_dataset(dataset)
+        folder = next(folder for folder in checkpoints if folder.name == name)
+        return evaluate.load_networks(arguments(dataset, [folder], "unused"), meta)[0]
+
+    return load
+
+
+# ---- who is judged ----
+
+
+def test_checkpoints_are_named_by_preset_and_objective_and_by_folder_where_two_coincide(card):
+    assert list(card["checkpoints"]) == ["tiny-flow (flow)", "tiny-mse", "legacy-mse", "tiny-flow (young)"]
+
+
+def test_folders_of_one_name_are_told_apart_by_their_paths():
+    config = {"preset": "tiny", "objective": "flow"}
+    names = evaluate.names_of([Path("a/ck"), Path("b/ck"), Path("c")], [config] * 3)
+    assert names == ["tiny-flow (a/ck)", "tiny-flow (b/ck)", "tiny-flow (c)"]
+
+
+def test_every_system_has_its_row(card):
+    flow = "tiny-flow (flow)"
+    assert list(card["figures"]["continuation"]) == [
+        *evaluate.WITHOUT_NETWORK, flow, f"{flow}, guidance 1", f"{flow}, one step", f"{flow}, ceiling",
+        "tiny-mse", "tiny-mse, ceiling", "legacy-mse", "legacy-mse, ceiling", "truth",
+    ]  # fmt: skip
+    references = ["noise reference", "smooth reference"]
+    assert list(card["figures"]["reconstruction"]) == [*references, *card["checkpoints"]]
+    assert list(card["figures"]["context"]) == [flow, "tiny-mse", "legacy-mse"]
+
+
+def test_guidance_1_is_not_judged_twice():
+    args = SimpleNamespace(steps=2, guidance=1.0)
+    assert list(evaluate.samplings(SMALL, args)) == ["", ", one step"]
+
+
+def test_stage_1_checkpoint_is_reconstructed_only_and_that_is_said(checkpoints, tmp_path, capsys, without_pictures):
+    dataset = write_dataset(tmp_path / "dataset", (2,))
+    assert evaluate.main(arguments(dataset, checkpoints[3:], tmp_path / "scores")) == 0
+    note = "tiny-flow is still in stage 1: its reconstruction only"
+    assert capsys.readouterr().out.count(f"note: {note}\n") == 1
+    card = read_card(tmp_path / "scores")
+    assert card["notes"] == [note]
+    assert "tiny-flow" in card["figures"]["reconstruction"]
+    assert card["figures"]["continuation"] == card["figures"]["context"] == {}
+    assert "## Continuation" not in (tmp_path / "scores" / "scorecard.md").read_text()
+
+
+def test_songs_that_a_checkpoint_was_trained_on_are_told(card):
+    assert card["checkpoints"]["tiny-mse"]["songs_trained_on"] == ["test-0"]
+    assert "tiny-mse was trained on 1 of these 2 songs: not held out" in card["notes"]
+
+
+# ---- what they are judged on ----
+
+
+@pytest.mark.parametrize(
+    ("count", "chosen"), [(1, [15]), (2, [12, 18]), (4, [11, 14, 16, 19]), (99, list(range(10, 21)))]
+)
+def test_pairs_are_spread_over_the_song(count, chosen):
+    assert evaluate.spread(np.arange(10, 21), count) == chosen
+
+
+def test_pairs_are_those_of_the_dataset_at_the_level_of_the_context(pairs, dataset):
+    _, sides = data.open_dataset(dataset)
+    pair = next(pairs.of_song(1))
+    rows = sides["test"].pairs[pair.number]
+    assert pairs.songs[1]["first_row"] <= rows[0] < rows[1] < pairs.songs[1]["first_row"] + pairs.songs[1]["rows"]
+    stored = audio.from_int16(np.concatenate(sides["test"].rows[rows], axis=1))
+    gain = 0.1 / np.sqrt(np.mean(stored[:, :CHUNK].astype(np.float64) ** 2))
+    np.testing.assert_allclose(np.concatenate([pair.context, pair.target], axis=1), gain * stored, atol=1e-5)
+
+
+def test_another_song_is_never_the_same_music_in_another_file():
+    songs = [{"group": group} for group in "aabb"]
+    assert [evaluate.other_music(songs, i) for i in range(4)] == [2, 2, 0, 0]
+    assert evaluate.other_music(songs[:2], 0) is None
+
+
+def test_what_a_pair_lacks_is_undefined_and_not_guessed(card):
+    elsewhere = card["figures"]["continuation"]["same song elsewhere"]["loudness_db"]["songs"]
+    assert list(elsewhere) == ["test-0"]
+    gain = card["figures"]["context"]["tiny-mse"]["gain_same_song"]
+    assert gain["songs"]["test-1"] is None
+    assert isinstance(gain["mean"], float)
+
+
+# ---- what a network does ----
+
+
+@pytest.mark.parametrize("name", ["flow", "mse", "legacy"])
+def test_continuation_is_what_generate_plays(network, pairs, name):
+    judged, pair = network(name), next(pairs.of_song(0))
+    with torch.inference_mode():
+        context, _ = judged.latents(pair)
+        played = judged.play(pair, context, judged.predict(pair, context, judged.samplings[""]))
+        seed = int(judged.draw(pair, 1).integers(2**31))
+        whole = judged.model.generate(pair.context, seed=seed, steps=2, with_input=True).numpy()
+    np.testing.assert_allclose(np.concatenate([played.context, played.sound], axis=1), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["flow", "mse"])
+def test_fixed_losses_are_those_of_training(network, pairs, name):
+    judged, pair = network(name), next(pairs.of_song(0))
+    with torch.inference_mode():
+        context, target = judged.latents(pair)
+        noise = np.random.default_rng(0).standard_normal(target.shape, dtype="float32")
+        found = evaluate.prediction_losses(judged.model, context, target, noise)
+        times = torch.tensor(evaluate.FIXED_TIMES[: len(found)])
+        batch = {"time": times, "heard": torch.ones(len(times)), "flow_noise": torch.from_numpy(noise)}
+        both = (z.expand(len(times), -1, -1) for z in (context, target))
+        expected, _ = losses.prediction_loss(judged.model, *both, {**batch, "context_noise": torch.zeros(1)})
+    assert len(found) == (4 if name == "flow" else 1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_prediction_never_hears_the_target(network, pairs):
+    judged, pair = network("flow"), next(pairs.of_song(0))
+    other = dataclasses.replace(pair, target=synth.noise(0, CHUNK_SECONDS, RATE, 2))
+    with torch.inference_mode():
+        (context, target), (same, changed) = judged.latents(pair), judged.latents(other)
+    assert torch.equal(context, same)
+    assert not torch.equal(target, changed)
+
+
+def test_gain_of_the_true_context_against_itself_is_zero_and_depends_on_the_context(network, pairs):
+    judged, pair = network("flow"), next(pairs.of_song(0))
+    with torch.inference_mode():
+        measures = judged.context_gain(dataclasses.replace(pair, another=pair.context), *judged.latents(pair))
+    assert measures["gain_another_song"] == 0
+    assert measures["gain_same_song"] != 0
+
+
+def test_output_that_is_not_finite_is_a_failure(dataset, checkpoints, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ContinuationModel, "decode", lambda self, z, length=None: torch.full((1, 2, CHUNK), math.nan))
+    assert evaluate.main(arguments(dataset, checkpoints[:1], tmp_path / "scores")) == 1
+    assert "error: tiny-flow: the network's output is not finite" in capsys.readouterr().err
+    assert not (tmp_path / "scores" / "scorecard.json").exists()
+
+
+# ---- what the scorecard says ----
+
+
+def test_truth_is_neutral_and_silence_has_no_notes(card):
+    systems = card["figures"]["continuation"]
+    assert systems["truth"]["loudness_db"]["mean"] == systems["truth"]["comb_300_db"]["mean"] == 0
+    assert systems["truth"]["chroma_cosine"]["mean"] == pytest.approx(1)
+    assert systems["silence"]["loudness_db"]["mean"] == -100
+    assert systems["silence"]["chroma_cosine"] == {
+        "mean": None, "low": None, "high": None, "songs": {"test-0": None, "test-1": None},
+    }  # fmt: skip
+
+
+def test_network_that_says_the_mean_has_still_latents_less_than_the_flow(card):
+    systems = card["figures"]["continuation"]
+    ratios = {name: systems[name]["latent_std_ratio_median"]["mean"] for name in ("tiny-mse", "tiny-flow (flow)")}
+    assert 0 < ratios["tiny-mse"] < ratios["tiny-flow (flow)"]
+    assert "latent_std_ratio_median" not in systems["tiny-mse, ceiling"]
+
+
+def test_figures_are_means_over_songs_of_means_over_their_pairs(card, pairs):
+    by_song = {}
+    for position, song in enumerate(pairs.songs):
+        chosen = list(pairs.of_song(position))
+        by_song[song["id"]] = np.mean([metrics.chroma_cosine(p.target, p.context, RATE) for p in chosen])
+    figure = card["figures"]["continuation"]["input repeated"]["chroma_cosine"]
+    assert figure["songs"] == pytest.approx(by_song)
+    assert [figure[key] for key in ("mean", "low", "high")] == pytest.approx(
+        metrics.bootstrap_interval(by_song.values(), 0)
+    )
+
+
+def test_context_figures_are_those_of_metrics_context_gain(card, network, pairs):
+    judged, true, other, songs = network("flow"), [], [], []
+    with torch.inference_mode():
+        for position in range(len(pairs.songs)):
+            for pair in pairs.of_song(position):
+                context, target = judged.latents(pair)
+                true.append(judged.loss(pair, context, target))
+                other.append(judged.loss(pair, judged.encode(pair.another), target))
+                songs.append(pair.song)
+    figure = card["figures"]["context"]["tiny-flow (flow)"]["gain_another_song"]
+    expected = metrics.context_gain(true, other, songs, 0)
+    assert [figure[key] for key in ("mean", "low", "high")] == pytest.approx(expected)
+
+
+def test_csv_holds_the_figures_of_the_json(scores, card):
+    rows = list(csv.DictReader((scores / "scorecard.csv").read_text().splitlines()))
+    assert len(rows) == sum(len(figures) for section in card["figures"].values() for figures in section.values())
+    for row in rows:
+        figure = card["figures"][row["section"]][row["system"]][row["measure"]]
+        assert row["mean"] == ("" if figure["mean"] is None else repr(figure["mean"]))
+        assert int(row["songs"]) == sum(value is not None for value in figure["songs"].values())
+
+
+def test_markdown_names_every_system_and_every_measure(scores, card):
+    text = (scores / "scorecard.md").read_text()
+    for section, systems in card["figures"].items():
+        assert f"## {section.capitalize()}\n" in text
+        for system, figures in systems.items():
+            assert f"| {system} |" in text
+            assert all(f"| `{measure}` |" in text for measure in figures)
+    widths = {line.count("|") for line in text.split("\n\n")[-1].splitlines() if line}
+    assert widths == {2 + len(card["figures"]["context"])}
+
+
+@pytest.mark.parametrize(
+    ("figure", "text"),
+    [
+        ({"mean": 1.23456, "low": 1.0, "high": 2.5, "songs": {"a": 1.0, "b": 1.4}}, "1.23 [1, 2.5]"),
+        ({"mean": 3200.0, "low": 3200.0, "high": 3200.0, "songs": {"a": 3200.0, "b": 3200.0}}, "3200"),
+        ({"mean": 0.5, "low": math.nan, "high": math.nan, "songs": {"a": 0.5, "b": math.nan}}, "0.5 [-, -], n 1"),
+        ({"mean": math.nan, "low": math.nan, "high": math.nan, "songs": {"a": math.nan, "b": math.nan}}, "-"),
+        (None, "-"),
+    ],
+)
+def test_cell_shows_interval_and_missing_songs(figure, text):
+    assert evaluate.cell(figure, 2) == text
+
+
+def test_pictures_and_sounds_of_the_first_songs_are_written(scores, card):
+    pictures = {path.name for path in (scores / "pictures").iterdir()}
+    assert pictures == {"test-0-reconstruction.png", "test-0-continuation.png"}
+    sounds = {path.stem for path in (scores / "sounds" / "test-0").iterdir()}
+    assert sounds == {evaluate.file_name(system) for system in card["figures"]["continuation"]}
+    x, rate = soundfile.read(scores / "sounds" / "test-0" / "truth.wav")  # mp3 knows no 4 kHz
+    assert rate == RATE and len(x) == 2 * CHUNK
+
+
+def test_same_command_gives_the_same_scorecard_bit_for_bit(checkpoints, tmp_path, without_pictures):
+    dataset = write_dataset(tmp_path / "dataset", (2, 2))
+    for name in ("a", "b"):
+        assert evaluate.main(arguments(dataset, checkpoints[:1], tmp_path / name)) == 0
+    for suffix in ("json", "csv", "md"):
+        one, other = (tmp_path / name / f"scorecard.{suffix}" for name in ("a", "b"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+# ---- what is refused ----
+
+
+@pytest.fixture
+def refuses(dataset, checkpoints, tmp_path, capsys):
+    """Run, expect exit code 2 and one line on stderr, and no output folder: that line."""
+
+    def run(*flags, folders=checkpoints[:1], source=dataset):
+        assert evaluate.main(arguments(source, folders, tmp_path / "scores", *flags)) == 2
+        assert not (tmp_path / "scores").exists()
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+        return error
+
+    return run
+
+
+def test_missing_checkpoint_is_refused(refuses, tmp_path):
+    assert f"there is no checkpoint {tmp_path / 'none' / 'best.pt'}" in refuses(folders=[tmp_path / "none"])
+
+
+def test_missing_dataset_is_refused(refuses, tmp_path):
+    assert "create_dataset.py has not finished" in refuses(source=tmp_path / "none")
+
+
+def test_checkpoint_of_another_sample_rate_is_refused(refuses, tmp_path):
+    folder = write_checkpoint(tmp_path / "ck", dataclasses.replace(SMALL, sample_rate=8000, chunk_samples=80000))
+    assert f"{folder} was trained at 8000 Hz, and the dataset has 4000 Hz" in refuses(folders=[folder])
+
+
+def test_mono_checkpoint_is_refused_for_a_stereo_dataset(refuses, tmp_path):
+    folder = write_checkpoint(tmp_path / "ck", dataclasses.replace(SMALL, channels=1))
+    assert "was trained at 1 channels, and the dataset has 2 channels" in refuses(folders=[folder])
+
+
+def test_same_folder_twice_is_refused(refuses, checkpoints):
+    assert "names the same folder twice" in refuses(folders=[checkpoints[0], checkpoints[0]])
+
+
+@pytest.mark.parametrize("flags", [("--split", "trial"), ("--pairs_per_song", 0), ("--steps", 0)])
+def test_wrong_flag_is_wrong_usage(dataset, checkpoints, flags):
+    with pytest.raises(SystemExit) as caught:
+        arguments(dataset, checkpoints, "scores", *flags)
+    assert caught.value.code == 2
+
+
+def test_stop_signal_ends_it_with_the_code_for_run_me_again(dataset, checkpoints, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint.StopSignals, "requested", True)
+    assert evaluate.main(arguments(dataset, checkpoints[:1], tmp_path / "scores")) == 75
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_command_line_reports_its_exit_code_in_one_line(tmp_path, checkpoints):
+    flags = [
+        "--dataset_folder",
+        tmp_path / "none",
+        "--checkpoint_folder",
+        checkpoints[0],
+        "--output_folder",
+        tmp_path,
+    ]
+    done = subprocess.run([sys.executable, "evaluate.py", *flags], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -1,0 +1,354 @@
+"""generate.py writes exactly what was asked for, hears exactly what training heard, and refuses the rest."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import synth
+import torch
+
+import audio
+import checkpoint
+import generate
+from model import PRESETS, ContinuationModel
+
+PROJECT = Path(generate.__file__).parent
+RATE = 12000
+SONG_SECONDS = 24.5
+SMALL = dataclasses.replace(
+    PRESETS["tiny"], encoder_widths=(16, 16), encoder_blocks=(1, 1), decoder_widths=(16, 16), decoder_blocks=(1, 1),
+    core_layers=1, core_width=32, core_heads=2,
+)  # fmt: skip
+
+
+def write_checkpoint(folder, config=SMALL, stage=2):
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    model = ContinuationModel(config)
+    for weights in model.core.parameters():
+        torch.nn.init.normal_(weights, 0, 0.1)  # an untrained core says zero whatever it hears
+    state = {"config": dataclasses.asdict(config), "ema": model.state_dict(), "stage": stage, "step": 5}
+    checkpoint.save(folder / "best.pt", state)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("run") / "checkpoints")
+
+
+@pytest.fixture(scope="module")
+def song(tmp_path_factory):
+    """Of another rate than the network's, so that all is resampled; soft, so that no peak is scaled down."""
+    path = tmp_path_factory.mktemp("songs") / "song.flac"
+    return synth.write(path, 0.1 * synth.song(1, SONG_SECONDS, 44100), 44100)
+
+
+@pytest.fixture
+def run(checkpoints, song):
+    """Run the script in this process with the given flags: its exit code."""
+
+    def run_main(output, *flags, folder=checkpoints, source=song):
+        fixed = ["--checkpoint_folder", folder, "--input", source, "--output", output, "--steps", 2]
+        return generate.main(generate.parse_args([str(flag) for flag in (*fixed, *flags)]))
+
+    return run_main
+
+
+def read(path):
+    x, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    assert rate == RATE
+    return x.T
+
+
+class Heard(Exception):
+    """Carries the array that the network was given."""
+
+
+@pytest.fixture
+def hears(run, monkeypatch, tmp_path):
+    """What the network hears for the given flags."""
+
+    def listen(self, audio, *args, **kwargs):
+        raise Heard(audio)
+
+    def run_and_catch(*flags, **options):
+        monkeypatch.setattr(ContinuationModel, "generate", listen)
+        with pytest.raises(Heard) as caught:
+            run(tmp_path / "unheard.wav", *flags, **options)
+        return caught.value.args[0]
+
+    return run_and_catch
+
+
+# ---- what it hears ----
+
+
+def test_network_hears_the_very_array_that_preprocess_stored(tmp_path, hears):
+    songs, chunks = tmp_path / "songs", tmp_path / "chunks"
+    songs.mkdir()
+    path = synth.write(songs / "a.mp3", synth.song(3, 33, 44100), 44100)
+    command = [sys.executable, "preprocess.py", "--input_folder", songs, "--output_folder", chunks]
+    subprocess.run([*command, "--sample_rate", str(RATE), "--workers", "1"], cwd=PROJECT, check=True)
+    name = json.loads((chunks / "manifest.jsonl").read_text())["id"]
+    stored = np.load(chunks / f"{name}.npy")
+    assert len(stored) == 3
+    for number, chunk in enumerate(stored):
+        heard = hears("--start", 10 * number, source=path)
+        assert np.array_equal(heard, audio.from_int16(chunk))
+
+
+def test_end_is_the_last_ten_seconds_of_the_song(hears):
+    from_end = hears("--start", "end")
+    from_number = hears("--start", SONG_SECONDS - 10)
+    assert from_end.shape == (2, 10 * RATE)
+    assert np.array_equal(from_end, from_number)
+
+
+def test_mono_song_is_doubled_for_a_stereo_network(tmp_path, hears):
+    path = synth.write(tmp_path / "mono.wav", synth.tone(440, 11, 8000), 8000)
+    heard = hears(source=path)
+    assert heard.shape == (2, 10 * RATE)
+    assert np.array_equal(heard[0], heard[1])
+    assert np.abs(heard).max() == pytest.approx(0.5, abs=0.03)
+
+
+# ---- what it writes ----
+
+
+@pytest.mark.parametrize("seconds", ["0.1", "3.21", "10", "12.34567"])
+def test_output_has_exactly_the_length_asked_for(tmp_path, run, seconds):
+    assert run(tmp_path / "next.wav", "--seconds", seconds) == 0
+    assert read(tmp_path / "next.wav").shape == (2, round(float(seconds) * RATE))
+
+
+def test_same_seed_same_samples_and_another_seed_others(tmp_path, run):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert run(tmp_path / f"{name}.wav", "--seed", seed, "--seconds", 2) == 0
+    a, b, c = (read(tmp_path / f"{name}.wav") for name in "abc")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+@pytest.mark.parametrize("flags", [("--steps", 3), ("--guidance", 4), ("--temperature", 0.5)])
+def test_sampling_flags_reach_the_network(tmp_path, run, flags):
+    assert run(tmp_path / "a.wav", "--seconds", 1) == 0
+    assert run(tmp_path / "b.wav", "--seconds", 1, *flags) == 0
+    assert not np.array_equal(read(tmp_path / "a.wav"), read(tmp_path / "b.wav"))
+
+
+def test_several_samples_are_numbered_and_the_second_is_that_of_the_next_seed(tmp_path, run, capsys):
+    assert run(tmp_path / "next.wav", "--num_samples", 3, "--seconds", 1, "--seed", 4) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["next-1.wav", "next-2.wav", "next-3.wav"]
+    lines = re.findall(r"next-(\d)\.wav: 1\.00 s, generated in [\d.]+ s, [\d.]+ x real time", capsys.readouterr().out)
+    assert lines == ["1", "2", "3"]
+    assert run(tmp_path / "one.wav", "--seconds", 1, "--seed", 5) == 0
+    assert np.array_equal(read(tmp_path / "next-2.wav"), read(tmp_path / "one.wav"))
+
+
+def test_with_input_the_context_comes_first_and_the_same_continuation_after_it(tmp_path, run, hears):
+    assert run(tmp_path / "next.wav", "--seconds", 2) == 0
+    assert run(tmp_path / "both.wav", "--seconds", 2, "--with_input") == 0
+    both, context = read(tmp_path / "both.wav"), hears()
+    assert both.shape == (2, 12 * RATE)
+    fade = round(0.02 * RATE)  # the only part of the input that the network may touch
+    assert np.abs(both[:, : 10 * RATE - fade] - context[:, :-fade]).max() < 1e-4
+    assert np.array_equal(both[:, 10 * RATE :], read(tmp_path / "next.wav"))
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_every_output_format_can_be_read_again(tmp_path, run, suffix):
+    assert run(tmp_path / f"next.{suffix}", "--seconds", 2) == 0
+    assert read(tmp_path / f"next.{suffix}").shape == (2, 2 * RATE)
+
+
+def test_m4a_is_written_where_ffmpeg_is(tmp_path, run, needs_ffmpeg):
+    assert run(tmp_path / "next.m4a", "--seconds", 2) == 0
+    assert audio.load_audio(tmp_path / "next.m4a", RATE, 2).shape[1] == pytest.approx(2 * RATE, abs=2500)
+
+
+def test_output_folder_is_made_and_an_old_file_replaced_without_rests(tmp_path, run):
+    folder = tmp_path / "new" / "folder"
+    for seconds in (2, 1):
+        assert run(folder / "next.wav", "--seconds", seconds) == 0
+    assert [path.name for path in folder.iterdir()] == ["next.wav"]
+    assert read(folder / "next.wav").shape == (2, RATE)
+
+
+def test_peak_above_the_limit_scales_the_whole_output_and_is_said(tmp_path, run, monkeypatch, capsys):
+    loud = torch.full((2, 11 * RATE), 0.5)
+    loud[0, -1] = -1.96
+    monkeypatch.setattr(ContinuationModel, "generate", lambda *args, **kwargs: loud)
+    assert run(tmp_path / "next.wav", "--seconds", 1) == 0
+    assert "peak 1.96, all of it scaled by -6.0 dB" in capsys.readouterr().out
+    written = read(tmp_path / "next.wav")
+    assert written[0, -1] == pytest.approx(-0.98, abs=1e-4)
+    assert written[1] == pytest.approx(0.25, abs=1e-4)
+
+
+def test_plot_writes_a_picture_for_each_sample(tmp_path, run):
+    assert run(tmp_path / "next.wav", "--seconds", 1, "--num_samples", 2, "--plot", tmp_path / "p" / "next.png") == 0
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["next-1.png", "next-2.png"]
+    assert (tmp_path / "p" / "next-1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bf16_gives_nearly_the_same_sound_as_fp32(tmp_path, run):
+    for precision in ("fp32", "bf16"):
+        assert run(tmp_path / f"{precision}.flac", "--seconds", 1, "--precision", precision) == 0
+    one, other = read(tmp_path / "fp32.flac"), read(tmp_path / "bf16.flac")
+    assert not np.array_equal(one, other)
+    assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("preset", ["legacy", "tiny"])
+def test_networks_that_say_the_mean_ignore_the_seed(tmp_path, run, preset):
+    config = PRESETS["legacy"] if preset == "legacy" else dataclasses.replace(SMALL, objective="mse")
+    folder = write_checkpoint(tmp_path / "checkpoints", config)
+    for seed in (1, 2):
+        assert run(tmp_path / f"{seed}.wav", "--seed", seed, "--seconds", 1, folder=folder) == 0
+    assert np.array_equal(read(tmp_path / "1.wav"), read(tmp_path / "2.wav"))
+
+
+# ---- what it refuses ----
+
+
+@pytest.fixture
+def refuses(run, capsys, tmp_path):
+    """Run with the given flags, expect one line on stderr and the exit code, and no output: that line."""
+
+    def run_and_read(*flags, output="next.wav", code=2, **options):
+        assert run(tmp_path / "out" / output, *flags, **options) == code
+        assert not (tmp_path / "out" / output).exists()
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+        return error
+
+    return run_and_read
+
+
+def test_unknown_output_suffix_is_refused_before_anything_is_looked_at(tmp_path, refuses):
+    error = refuses(output="next.xyz", folder=tmp_path / "none", source=tmp_path / "none")
+    assert "cannot write '.xyz', only .mp3 .wav .flac .ogg .m4a" in error
+
+
+def test_missing_checkpoint_folder_is_refused(tmp_path, refuses):
+    assert f"there is no checkpoint folder {tmp_path / 'none'}" in refuses(folder=tmp_path / "none")
+
+
+def test_folder_without_best_is_refused(tmp_path, refuses):
+    assert f"there is no checkpoint {tmp_path / 'best.pt'}" in refuses(folder=tmp_path)
+
+
+def test_checkpoint_of_stage_1_is_refused(tmp_path, refuses):
+    assert "is still in stage 1" in refuses(folder=write_checkpoint(tmp_path / "checkpoints", stage=1))
+
+
+def test_damaged_checkpoint_is_refused(tmp_path, refuses):
+    folder = write_checkpoint(tmp_path / "checkpoints")
+    whole = (folder / "best.pt").read_bytes()
+    (folder / "best.pt").write_bytes(whole[: len(whole) // 2])
+    assert "best.pt is damaged or is not a checkpoint" in refuses(folder=folder)
+
+
+def test_song_shorter_than_the_context_is_refused_with_both_lengths(tmp_path, refuses):
+    short = synth.write(tmp_path / "short.wav", synth.tone(440, 9.5, 44100), 44100)
+    for start in ("0", "end", "3"):
+        error = refuses("--start", start, source=short)
+        assert "short.wav is 9.50 s long, and the network needs to hear 10 s" in error
+
+
+@pytest.mark.parametrize("start", ["14.6", "20", "1000"])
+def test_start_beyond_the_song_is_refused_with_the_latest_start(refuses, start):
+    error = refuses("--start", start)
+    assert f"is 24.50 s long: --start {start} leaves less than the 10 s" in error
+    assert "start at 14.5 at the latest" in error
+
+
+@pytest.mark.parametrize("content", [None, b"", b"#EXTM3U\nother.mp3\n"])
+def test_unreadable_input_is_refused(tmp_path, refuses, content):
+    path = tmp_path / "bad.mp3"
+    if content is not None:
+        path.write_bytes(content)
+    assert f"error: {path}: " in refuses(source=path)
+
+
+def test_output_over_the_input_is_refused(song, run, capsys):
+    before = song.read_bytes()
+    assert run(song) == 2
+    assert "would overwrite the input" in capsys.readouterr().err
+    assert song.read_bytes() == before
+
+
+def test_mp3_of_a_rate_that_mp3_does_not_know_is_refused_before_generation(tmp_path, refuses, monkeypatch):
+    config = dataclasses.replace(SMALL, sample_rate=9600, chunk_samples=96000)
+    folder = write_checkpoint(tmp_path / "checkpoints", config)
+    monkeypatch.setattr(ContinuationModel, "generate", None)
+    assert "mp3 cannot hold 9600 Hz" in refuses(output="next.mp3", folder=folder)
+
+
+def test_m4a_without_ffmpeg_is_refused(refuses, monkeypatch):
+    monkeypatch.setattr(audio, "find_ffmpeg", lambda: None)
+    assert ".m4a needs ffmpeg" in refuses(output="next.m4a")
+
+
+def test_cuda_without_a_device_is_refused(refuses, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no CUDA device" in refuses("--device", "cuda")
+
+
+def test_output_that_is_not_finite_is_a_failure(refuses, monkeypatch):
+    broken = torch.full((2, 11 * RATE), float("nan"))
+    monkeypatch.setattr(ContinuationModel, "generate", lambda *args, **kwargs: broken)
+    assert "not finite" in refuses(code=1)
+
+
+def test_full_disk_is_a_failure(refuses, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(audio.os, "fsync", full)
+    assert "No space left on device" in refuses(code=1)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--start", "-1"), ("--start", "nan"), ("--start", "middle"), ("--seconds", "0"), ("--num_samples", "0"),
+     ("--steps", "0"), ("--temperature", "-1"), ("--precision", "fp8")],
+)  # fmt: skip
+def test_impossible_values_are_wrong_usage(tmp_path, run, flags):
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path / "next.wav", *flags)
+    assert caught.value.code == 2
+
+
+# ---- the command line, and three lines of Python ----
+
+
+def test_command_line_reports_its_exit_codes_and_lines(tmp_path, checkpoints, song):
+    def command(source):
+        flags = ["--checkpoint_folder", checkpoints, "--input", source, "--output", tmp_path / "next.mp3"]
+        line = [sys.executable, "generate.py", *flags, "--seconds", "3.21", "--steps", "1"]
+        return subprocess.run(line, cwd=PROJECT, capture_output=True, text=True)
+
+    done = command(song)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"next\.mp3: 3\.21 s, generated in [\d.]+ s, [\d.]+ x real time\n$", done.stdout)
+    assert read(tmp_path / "next.mp3").shape == (2, 38520)
+    refused = command(tmp_path / "none.mp3")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: ") and refused.stderr.count("\n") == 1
+
+
+def test_three_lines_of_python_give_what_the_script_gives(tmp_path, checkpoints, song, run):
+    model = checkpoint.load_model(checkpoints / "best.pt")
+    continuation = model.generate(audio.load_audio(song, RATE, 2, seconds=10), seconds=10, seed=0, steps=2)
+    audio.encode_audio(tmp_path / "python.wav", continuation.numpy(), RATE)
+    assert run(tmp_path / "script.wav") == 0
+    difference = np.abs(read(tmp_path / "python.wav") - read(tmp_path / "script.wav"))
+    assert difference.max() < 1e-3  # the script rounds its input to int16, as training does

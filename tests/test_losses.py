@@ -1,0 +1,356 @@
+"""Losses with known answers; a batch's loss is the mean of its items'; the target audio is never heard as context."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import synth
+import torch
+
+import losses
+from model import ContinuationModel, with_overrides
+
+torch.set_num_threads(1)
+RATE = 2000
+CHUNK = 2 * RATE
+CROP_LATENTS = 50
+SMALL = {
+    "sample_rate": RATE, "chunk_samples": CHUNK, "encoder_widths": (8, 8), "encoder_blocks": (1, 1),
+    "decoder_widths": (8, 8), "decoder_blocks": (1, 1), "latent_channels": 4, "core_layers": 1, "core_width": 16,
+    "core_heads": 2, "core_dropout": 0.0,
+}  # fmt: skip
+DRAW = {"sample_rate": RATE, "size": 256, "in_mid_side": True}
+
+
+def small(**fields) -> ContinuationModel:
+    torch.manual_seed(0)
+    model = ContinuationModel(with_overrides("tiny", **SMALL | fields))
+    for weights in model.core.parameters():
+        torch.nn.init.normal_(weights, 0, 0.3)
+    return model
+
+
+def legacy() -> ContinuationModel:
+    torch.manual_seed(0)
+    return ContinuationModel(with_overrides("legacy", sample_rate=RATE, chunk_samples=CHUNK))
+
+
+def noise(*shape: int, seed: int = 0, level: float = 1.0) -> torch.Tensor:
+    return level * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def tone(frequency: float, seconds: float = 1.0, rate: int = 12000, channels: int = 2) -> torch.Tensor:
+    return torch.from_numpy(synth.tone(frequency, seconds, rate, channels, level=0.2))[None]
+
+
+def pair_batch(items: int, times=(0.0, 0.8, 0.4)) -> dict[str, torch.Tensor]:
+    """What PairItems gives: 4 s of audio, latents, and all noise."""
+    shape, crop = (items, 4, 100), (items, 4, CROP_LATENTS)
+    return {
+        "x": noise(items, 2, 2 * CHUNK, seed=1, level=0.1),
+        "context": noise(*shape, seed=2), "target": noise(*shape, seed=3), "flow_noise": noise(*shape, seed=4),
+        "context_noise": noise(*shape, seed=5, level=0.1), "posterior_noise": noise(*crop, seed=6),
+        "robust_noise": noise(*crop, seed=7, level=0.5), "time": torch.tensor(times[:items]),
+        "heard": torch.tensor([1.0, 0.5, 0.0])[:items],
+    }  # fmt: skip
+
+
+def items_of(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    count = len(batch["x"])
+    return [{name: value[i : i + 1] for name, value in batch.items()} for i in range(count)]
+
+
+# ---- every loss is one value an item ----
+
+STEPS = {
+    "joint": lambda model, batch: losses.joint_step(model, batch, DRAW),
+    "predict": losses.predict_step,
+    "legacy stage 1": lambda model, batch: losses.legacy_step(model, batch, predict=False),
+    "legacy stage 2": lambda model, batch: losses.legacy_step(model, batch, predict=True),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_loss_of_a_batch_is_the_losses_of_its_items_one_by_one(step):
+    model = legacy() if "legacy" in step else small()
+    batch = pair_batch(3)
+    with torch.no_grad():
+        loss, parts = STEPS[step](model, batch)
+        alone = [STEPS[step](model, item) for item in items_of(batch)]
+    assert loss.shape == (3,)
+    assert torch.allclose(loss, torch.cat([item[0] for item in alone]), rtol=1e-4)
+    for name, part in parts.items():
+        assert torch.allclose(part, torch.cat([item[1][name] for item in alone]), rtol=1e-3, atol=1e-6), name
+
+
+@pytest.mark.parametrize("in_mid_side", [False, True])
+@pytest.mark.parametrize("size", [64, 512])
+def test_reconstruction_loss_of_a_batch_is_those_of_its_items(size, in_mid_side):
+    x, y = noise(3, 2, RATE, seed=1), noise(3, 2, RATE, seed=2)
+    y[1] *= 0.01
+    parts = losses.reconstruction_losses(x, y, RATE, size, in_mid_side)
+    for i in range(3):
+        alone = losses.reconstruction_losses(x[i : i + 1], y[i : i + 1], RATE, size, in_mid_side)
+        for name, part in parts.items():
+            assert part[i].item() == pytest.approx(alone[name].item(), rel=1e-4), name
+
+
+def test_stage_1_step_tracks_the_latents_and_gives_one_loss_an_item():
+    model = small()
+    batch = pair_batch(2) | {"x": noise(2, 2, RATE, level=0.1)}
+    before = model.latent_std.clone()
+    loss, parts = losses.reconstruct_step(model, batch, DRAW)
+    assert loss.shape == (2,)
+    assert torch.allclose(loss, losses.weighted_sum(parts))
+    assert not torch.equal(before, model.latent_std)
+
+
+# ---- spectra ----
+
+
+@pytest.mark.parametrize("rate", [12000, 24000, 48000])
+def test_windows_keep_their_lengths_in_seconds_at_every_rate(rate):
+    sizes = losses.spectral_sizes(rate)
+    assert len(sizes) == losses.SPECTRAL_SIZES
+    assert sizes[0] / rate == pytest.approx(losses.SPECTRAL_SECONDS)
+    assert all(large == 2 * small for large, small in pairwise(sizes))
+
+
+def test_window_length_at_44100_hz_is_the_nearest_power_of_two():
+    assert losses.spectral_sizes(44100)[0] == 2 ** round(math.log2(losses.SPECTRAL_SECONDS * 44100))
+
+
+def test_stft_equals_torchs():
+    x = noise(2, 2, 1000)
+    ours = torch.view_as_complex(losses.stft(x, 128)[0])
+    theirs = torch.stft(
+        x.flatten(0, 1), 128, 32, window=torch.hann_window(128), center=False, return_complex=True
+    )  # (batch x channels, bins, frames)
+    assert torch.allclose(ours.flatten(0, 1).transpose(1, 2), theirs, atol=1e-4)
+
+
+def test_mid_and_side_of_equal_channels_are_the_channel_and_silence():
+    x = noise(1, 1, 100).expand(1, 2, 100)
+    mid, side = losses.mid_side(x).unbind(1)
+    assert torch.equal(mid, x[:, 0])
+    assert torch.equal(side, torch.zeros_like(side))
+    mono = noise(1, 1, 100)
+    assert losses.mid_side(mono) is mono
+
+
+def test_perfect_reconstruction_costs_nothing():
+    x = noise(2, 2, RATE)
+    for name, part in losses.reconstruction_losses(x, x.clone(), RATE, 128, True).items():
+        assert part.abs().max() < 0.02, name
+
+
+def test_doubled_magnitudes_are_ln_2_away_and_their_error_is_as_large_as_the_reference():
+    magnitude = 100 + 900 * torch.rand(2, 2, 20, 65, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(
+        losses.spectral_distance(magnitude, 2 * magnitude), torch.tensor(math.log(2) + 1), atol=1e-3
+    )
+
+
+def phase_distance(x: torch.Tensor, y: torch.Tensor, rate: int = 12000, size: int = 512) -> float:
+    return losses.phase_distance(losses.stft(x, size), losses.stft(y, size), rate).item()
+
+
+def test_phases_count_below_the_corner_and_not_an_octave_above_it():
+    low, high = tone(0.5 * losses.PHASE_CORNER_HZ), tone(2.5 * losses.PHASE_CORNER_HZ)
+    assert phase_distance(low, -low) > 1
+    assert phase_distance(low + high, low - high) < 0.05
+
+
+def test_phase_distance_between_the_corner_and_an_octave_above_counts_in_part():
+    corner = losses.PHASE_CORNER_HZ
+    wrong = [
+        phase_distance(tone(300) + tone(f), tone(300) - tone(f)) for f in (0.8 * corner, 1.4 * corner, 2.2 * corner)
+    ]
+    assert wrong[0] > 1.3 * wrong[1]
+    assert wrong[1] > 3 * wrong[2]
+
+
+def test_waveform_mse_of_a_constant_offset_is_its_square():
+    x = noise(2, 2, 100)
+    assert torch.allclose(
+        losses.waveform_mse(x, x + torch.tensor([0.5, 2.0])[:, None, None]), torch.tensor([0.25, 4.0])
+    )
+
+
+@pytest.mark.parametrize(
+    ("mean", "log_variance", "expected"), [(0.0, 0.0, 0.0), (1.0, 0.0, 0.5), (0.0, 1.0, (math.e - 2) / 2)]
+)
+def test_kl_divergence_from_a_standard_normal_is_the_known_one(mean, log_variance, expected):
+    shape = (2, 4, 10)
+    found = losses.kl_divergence(torch.full(shape, mean), torch.full(shape, log_variance))
+    assert torch.allclose(found, torch.full((2,), expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-6, 1e-3])
+@pytest.mark.parametrize("size", [16, 256])
+def test_gradients_are_finite_on_silence_and_at_a_perfect_reconstruction(size, level):
+    x = noise(1, 2, RATE, level=level)
+    for start in (torch.zeros_like(x), x):
+        y = start.clone().requires_grad_()
+        parts = losses.reconstruction_losses(x, y, RATE, size, in_mid_side=True)
+        losses.weighted_sum(parts | {"kl": torch.zeros(1)}).sum().backward()
+        assert torch.isfinite(y.grad).all()
+
+
+def test_networks_gradients_are_finite_on_silence():
+    model = small()
+    batch = pair_batch(2) | {"x": torch.zeros(2, 2, 2 * CHUNK)}
+    losses.joint_step(model, batch, DRAW)[0].mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+# ---- the flow ----
+
+
+def test_flow_loss_is_the_error_of_the_prediction_over_1_minus_t_squared():
+    target, start = noise(3, 4, 100, seed=1), noise(3, 4, 100, seed=2)
+    time = torch.tensor([0.0, 0.5, 0.9])
+    loss, predicted = losses.flow_loss(lambda noisy: torch.sin(3 * noisy), target, start, time)
+    error = (predicted - target).square().mean((1, 2))
+    assert torch.allclose(loss, error / (1 - time) ** 2, rtol=1e-4)
+
+
+def test_true_velocity_has_no_loss_and_predicts_the_target():
+    target, start = noise(2, 4, 100, seed=1), noise(2, 4, 100, seed=2)
+    loss, predicted = losses.flow_loss(lambda noisy: target - start, target, start, torch.tensor([0.0, 0.7]))
+    assert torch.equal(loss, torch.zeros(2))
+    assert torch.allclose(predicted, target, atol=1e-6)
+
+
+def test_flow_hears_noise_at_time_0_and_music_towards_time_1():
+    target, start = noise(2, 4, 100, seed=1), noise(2, 4, 100, seed=2)
+    heard = []
+    losses.flow_loss(lambda noisy: heard.append(noisy) or noisy, target, start, torch.tensor([0.0, 0.999]))
+    assert torch.equal(heard[0][0], start[0])
+    assert torch.allclose(heard[0][1], target[1], atol=0.01)
+
+
+def test_mse_objective_is_plain_regression_from_zero():
+    model, batch = small(objective="mse"), pair_batch(2)
+    with torch.no_grad():
+        loss, predicted = losses.prediction_loss(model, batch["context"], batch["target"], batch)
+        context = model.standardise(batch["context"]) + batch["context_noise"]
+        said = model.core(torch.zeros_like(context), context, torch.zeros(2), batch["heard"])
+    assert torch.allclose(predicted, said, atol=1e-6)
+    assert torch.allclose(loss, (said - model.standardise(batch["target"])).square().mean((1, 2)), rtol=1e-4)
+
+
+def test_prediction_works_on_standardised_latents():
+    """Latents of another mean and deviation, with statistics that say so, give the same loss."""
+    model, batch = small(), pair_batch(2)
+    with torch.no_grad():
+        plain = losses.predict_step(model, batch)[0]
+        model.latent_mean.fill_(3.0)
+        model.latent_std.fill_(0.2)
+        moved = batch | {name: 0.2 * batch[name] + 3.0 for name in ("context", "target")}
+        assert torch.allclose(losses.predict_step(model, moved)[0], plain, rtol=1e-3)
+
+
+# ---- the joint part ----
+
+
+def test_joint_loss_is_reconstruction_plus_prediction_plus_the_decoded_waveform():
+    with torch.no_grad():
+        loss, parts = losses.joint_step(small(), pair_batch(2), DRAW)
+    others = losses.weighted_sum(parts) + parts["prediction"]
+    assert torch.allclose(loss, others + parts["decoded_mse"] / losses.FULL_LEVEL_POWER, rtol=1e-5)
+
+
+def test_decoded_waveform_counts_from_the_named_time_on():
+    just_before = losses.DECODED_FROM_TIME - 0.01
+    batch = pair_batch(3, times=(0.0, just_before, losses.DECODED_FROM_TIME))
+    with torch.no_grad():
+        decoded = losses.joint_step(small(), batch, DRAW)[1]["decoded_mse"]
+    assert decoded[:2].tolist() == [0.0, 0.0]
+    assert decoded[2] > 0
+
+
+def test_joint_step_trains_all_three_parts():
+    model = small()
+    losses.joint_step(model, pair_batch(2), DRAW)[0].mean().backward()
+    for part in (model.encoder, model.core, model.decoder):
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
+
+
+def test_prediction_has_no_gradient_into_its_target():
+    """The target is detached and the context is encoded alone: no gradient reaches the audio after the cut."""
+    batch = pair_batch(2)
+    batch["x"].requires_grad_()
+    losses.joint_step(small(), batch, DRAW)[1]["prediction"].sum().backward()
+    assert batch["x"].grad[..., :CHUNK].abs().sum() > 0
+    assert not batch["x"].grad[..., CHUNK:].any()
+
+
+def test_joint_part_predicts_the_second_half_from_the_first_encoded_alone(monkeypatch):
+    model, batch, given = small().eval(), pair_batch(2), []
+    prediction_loss = losses.prediction_loss
+    monkeypatch.setattr(losses, "prediction_loss", lambda *args: given.append(args) or prediction_loss(*args))
+    with torch.no_grad():
+        losses.joint_step(model, batch, DRAW)
+        alone, together = model.encode(batch["x"][..., :CHUNK]), model.encode(batch["x"])
+    _, context, target, _ = given[0]
+    assert torch.equal(context, alone)
+    assert torch.equal(target, together[..., model.config.chunk_latents :])
+
+
+def test_core_hears_the_same_context_whatever_the_target_audio_is(monkeypatch):
+    model, batch, heard = small().eval(), pair_batch(2), []
+    core = model.core.forward
+
+    def note(noisy, context, time, share):
+        heard.append(context.detach())
+        return core(noisy, context, time, share)
+
+    monkeypatch.setattr(model.core, "forward", note)
+    other = batch | {"x": torch.cat([batch["x"][..., :CHUNK], noise(2, 2, CHUNK, seed=9)], dim=-1)}
+    for changed in (batch, other):
+        with torch.no_grad():
+            losses.joint_step(model, changed, DRAW)
+    assert torch.equal(heard[0], heard[1])
+
+
+def test_reconstruction_in_the_joint_part_is_that_of_the_contexts_end():
+    """With a decoder that is perfect by definition, only the end of the context can give zero error."""
+    model, batch = small(), pair_batch(2)
+    samples = CROP_LATENTS * model.config.latent_samples
+    model.decode = lambda z, length=None: batch["x"][..., CHUNK - samples : CHUNK]
+    with torch.no_grad():
+        parts = losses.joint_step(model, batch, DRAW)[1]
+    assert parts["waveform_mse"].tolist() == [0.0, 0.0]
+
+
+# ---- noise on the latents ----
+
+
+def test_latent_noise_is_the_posteriors_plus_a_share_of_each_channels_deviation():
+    model = small()
+    model.latent_std[:] = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    mean, log_variance = noise(2, 4, 100), torch.full((2, 4, 100), 2 * math.log(0.5))
+    batch = {"posterior_noise": torch.ones(2, 4, 100), "robust_noise": torch.ones(2, 4, 100)}
+    z = losses.latent_noise(model, mean, log_variance, batch)
+    expected = 0.5 + losses.ROBUST_NOISE * np.array([1, 2, 3, 4])
+    assert np.allclose((z - mean).mean((0, 2)), expected, atol=1e-5)
+
+
+# ---- legacy ----
+
+
+def test_legacy_losses_are_the_squared_errors_of_both_outputs():
+    model, batch = legacy().eval(), pair_batch(2)
+    with torch.no_grad():
+        reconstruction, prediction = model(batch["x"][..., :CHUNK])
+        loss, parts = losses.legacy_step(model, batch, predict=True)
+        first = losses.legacy_step(model, batch, predict=False)[0]
+    heard, following = batch["x"].split(CHUNK, dim=-1)
+    assert torch.allclose(parts["waveform_mse"], (heard - reconstruction).square().mean((1, 2)), rtol=1e-4)
+    assert torch.allclose(parts["decoded_mse"], (following - prediction).square().mean((1, 2)), rtol=1e-4)
+    assert torch.allclose(loss, parts["waveform_mse"] + parts["decoded_mse"])
+    assert torch.allclose(first, parts["waveform_mse"])

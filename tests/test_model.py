@@ -1,0 +1,516 @@
+"""The network: lengths are exact, filters and overlap-add are what they claim, nothing hears what it may not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+import synth
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import model as network
+from model import PRESETS, ContinuationModel, InverseSTFT, ModelConfig, Stem, with_overrides
+
+torch.set_num_threads(1)
+RATE = 2000
+CHUNK = 2 * RATE
+SMALL = {
+    "encoder_widths": (8, 8), "encoder_blocks": (1, 1), "decoder_widths": (8, 8), "decoder_blocks": (1, 1),
+    "latent_channels": 4, "core_layers": 2, "core_width": 16, "core_heads": 2,
+}  # fmt: skip
+
+
+def small(channels: int = 2, **fields) -> ContinuationModel:
+    """A small network whose core says something: as it is made, it says zero whatever it hears."""
+    torch.manual_seed(0)
+    shape = {"sample_rate": RATE, "channels": channels, "chunk_samples": CHUNK}
+    model = ContinuationModel(with_overrides("tiny", **SMALL | shape | fields)).eval().requires_grad_(False)
+    for weights in model.core.parameters():
+        nn.init.normal_(weights, 0, 0.3)
+    return model
+
+
+def legacy(channels: int = 2) -> ContinuationModel:
+    torch.manual_seed(0)
+    config = with_overrides("legacy", channels=channels, chunk_samples=CHUNK, sample_rate=RATE)
+    return ContinuationModel(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def model() -> ContinuationModel:
+    return small()
+
+
+@pytest.fixture(scope="module")
+def song() -> torch.Tensor:
+    return torch.from_numpy(synth.song(0, 5, RATE))
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- presets and lengths ----
+
+
+@pytest.mark.parametrize("sample_rate", [12000, 16000, 24000, 44100, 48000])
+def test_ten_seconds_are_exactly_500_latents_at_every_rate(sample_rate):
+    shape = {"sample_rate": sample_rate, "channels": 1, "chunk_samples": 10 * sample_rate}
+    config = with_overrides("tiny", **SMALL | shape)
+    with torch.device("meta"):
+        model = ContinuationModel(config)
+        z = model.encode(torch.zeros(1, 1, 10 * sample_rate))
+        y = model.decode(z)
+    assert z.shape == (1, 4, 500)
+    assert y.shape == (1, 1, 10 * sample_rate)
+    assert (config.chunk_latents, config.latent_rate) == (500, 50)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_convolves_with_trainable_weights_and_pools_by_the_maximum(preset):
+    with torch.device("meta"):
+        model = ContinuationModel(PRESETS[preset])
+        used = []
+        for module in model.modules():
+            module.register_forward_hook(lambda module, *_: used.append(module))
+        model.reconstruct(torch.zeros(1, 2, PRESETS[preset].chunk_samples))
+    convolutions = [module for module in used if isinstance(module, nn.Conv1d)]
+    assert convolutions
+    assert all(module.weight.requires_grad for module in convolutions)
+    assert any(isinstance(module, nn.MaxPool1d) for module in used)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "base", "large"])
+def test_no_preset_but_legacy_uses_a_transposed_convolution(preset):
+    with torch.device("meta"):
+        model = ContinuationModel(PRESETS[preset])
+    assert not any(isinstance(module, nn.ConvTranspose1d) for module in model.modules())
+
+
+@pytest.mark.parametrize("samples", [1, 19, 81, 1999, 2001])
+@pytest.mark.parametrize("make", [small, legacy])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_reconstruction_has_the_length_of_the_input(make, channels, samples):
+    x = 0.1 * noise(2, channels, samples)
+    y = make(channels).reconstruct(x)
+    assert y.shape == x.shape
+    assert torch.isfinite(y).all()
+
+
+@pytest.mark.parametrize("make", [small, legacy])
+def test_both_outputs_have_the_length_of_the_context(make):
+    reconstruction, prediction = make()(0.1 * noise(2, 2, CHUNK))
+    assert reconstruction.shape == prediction.shape == (2, 2, CHUNK)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"sample_rate": 22050}, "multiple of 100"),
+        ({"chunk_samples": CHUNK + 1}, "chunk"),
+        ({"core_heads": 3}, "core_width"),
+        ({"objective": "hope"}, "hope"),
+    ],
+)
+def test_config_that_cannot_work_is_refused_with_the_reason(fields, words):
+    with pytest.raises(ValueError, match=words):
+        with_overrides("tiny", **{"chunk_samples": CHUNK, "sample_rate": RATE} | SMALL | fields)
+
+
+def test_overrides_change_their_fields_and_none_keeps_the_presets_value():
+    config = with_overrides("tiny", core_layers=7, core_width=None)
+    assert config == dataclasses.replace(PRESETS["tiny"], core_layers=7)
+
+
+def test_config_survives_plain_types():
+    plain = dataclasses.asdict(PRESETS["large"])
+    assert ModelConfig(**plain) == PRESETS["large"]
+    assert json.loads(json.dumps(plain))["core_layers"] == 20
+
+
+@pytest.mark.parametrize("shape", [(2, CHUNK), (1, 3, CHUNK)])
+def test_audio_of_another_shape_is_refused_with_both_shapes(model, shape):
+    with pytest.raises(AssertionError, match=r"expected \(batch, 2, samples\)"):
+        model.encode(torch.zeros(shape))
+
+
+# ---- legacy ----
+
+
+class PlainLegacy(nn.Module):
+    """The layer list of the original, in plain torch.nn."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv1d(channels, 128, kernel_size=9, stride=2, padding=4),
+            nn.MaxPool1d(2),
+            nn.Conv1d(128, 64, kernel_size=7, stride=2, padding=3),
+        )
+        self.transformer = nn.TransformerEncoderLayer(
+            d_model=64, nhead=4, dim_feedforward=256, dropout=0.0, activation="relu", batch_first=True
+        )
+        self.decoder = nn.Sequential(
+            nn.ConvTranspose1d(64, 128, kernel_size=7, stride=2, padding=3, output_padding=1),
+            nn.ConvTranspose1d(128, 128, kernel_size=2, stride=2),
+            nn.ConvTranspose1d(128, 128, kernel_size=3, stride=5, padding=1, output_padding=4),
+            nn.ConvTranspose1d(128, channels, kernel_size=9, stride=2, padding=4, output_padding=1),
+        )
+
+    def forward(self, x):
+        padded = F.pad(x, (0, -x.shape[-1] % 40))
+        z = nn.AdaptiveAvgPool1d(padded.shape[-1] // 40)(self.encoder(padded))
+        predicted = self.transformer(z.transpose(1, 2)).transpose(1, 2)
+        return z, self.decoder(z)[..., : x.shape[-1]], self.decoder(predicted)[..., : x.shape[-1]]
+
+
+@pytest.mark.parametrize("samples", [4000, 1234, 39])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_legacy_equals_a_plain_rebuild_with_its_weights(channels, samples):
+    model, plain = legacy(channels), PlainLegacy(channels).eval()
+    for mine, theirs in zip(plain.parameters(), model.parameters(), strict=True):
+        mine.data.copy_(theirs)
+    x = noise(2, channels, samples)
+    z, reconstruction, prediction = plain(x)
+    assert torch.equal(model.encode(x), z)
+    for mine, theirs in zip(model(x), (reconstruction, prediction), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize(("channels", "count"), [(2, 251_778), (1, 249_473)])
+def test_legacy_has_the_originals_number_of_parameters(channels, count):
+    assert sum(p.numel() for p in legacy(channels).parameters()) == count
+
+
+# ---- filters in, overlap-add out ----
+
+
+@pytest.mark.parametrize("hop", [20, 21])
+def test_stem_starts_as_a_windowed_dft(hop):
+    size = 4 * hop
+    stem = Stem(channels=1, hop=hop, width=8)
+    x = noise(2, 1, 20 * hop)
+    ours = stem.filters(x)
+    theirs = torch.stft(x[:, 0], size, hop, window=torch.hann_window(size), center=False, return_complex=True)
+    about_the_middle = (-1.0) ** torch.arange(size // 2 + 1)[:, None]  # phases count from the window's middle
+    theirs = theirs * about_the_middle * 4 / size
+    assert torch.allclose(ours, torch.cat([theirs.real, theirs.imag], dim=1), atol=1e-5)
+
+
+def test_full_scale_sine_has_magnitude_1_in_its_own_bin():
+    hop, k = 25, 8
+    sine = torch.sin(2 * math.pi * k * torch.arange(400) / (4 * hop))
+    spectrum = Stem(channels=1, hop=hop, width=8).filters(sine[None, None])
+    real, imaginary = spectrum.chunk(2, dim=1)
+    assert torch.allclose((real**2 + imaginary**2).sqrt()[0, k], torch.ones(()), atol=1e-4)
+
+
+def test_frame_hears_its_own_four_hops_and_no_more():
+    """Frame j of the stem is centred on hop j: a click reaches exactly the frames whose windows contain it."""
+    hop, frames = 20, 40
+    stem = Stem(channels=1, hop=hop, width=8)
+    silence = torch.zeros(1, 1, frames * hop)
+    click = silence.clone()
+    click[..., 20 * hop + 5] = 1.0
+    changed = (stem(click) != stem(silence)).any(dim=1)[0].nonzero()[:, 0].tolist()
+    assert changed == [18, 19, 20, 21]  # 30 samples before each hop begins to 30 after it ends
+
+
+@pytest.mark.parametrize(("hop", "left", "right"), [(441, 661, 662), (240, 360, 360)])
+def test_stem_pads_one_and_a_half_hops_on_either_side(hop, left, right):
+    stem, x, heard = Stem(channels=1, hop=hop, width=8), noise(1, 1, 4 * hop), []
+    stem.filters.register_forward_hook(lambda _module, inputs, _output: heard.append(inputs[0]))
+    stem(x)
+    assert torch.equal(heard[0], F.pad(x, (left, right)))
+
+
+def clicks(channels: int, samples: int) -> torch.Tensor:
+    """One at each end."""
+    x = torch.zeros(channels, samples)
+    x[:, [0, -1]] = 1.0
+    return x
+
+
+@pytest.mark.parametrize("signal", [torch.ones, noise, clicks])
+@pytest.mark.parametrize("hops", [4, 8])
+@pytest.mark.parametrize("hop", [20, 21])
+def test_overlap_add_is_perfect_up_to_both_edges(monkeypatch, hop, hops, signal):
+    """If every inverse FFT gives the windowed piece of a signal, the head gives that signal: no ripple at the frame
+    rate, no fade at the edges."""
+    head = InverseSTFT(width=8, channels=2, hop=hop, hops=hops)
+    x = signal(2, 40 * hop)
+    cut = (hops - 1) * hop // 2
+    pieces = F.pad(x, (cut, (hops - 1) * hop - cut)).unfold(-1, hops * hop, hop) * torch.hann_window(hops * hop)
+    monkeypatch.setattr(torch.fft, "irfft", lambda spectrum, dim: pieces.transpose(1, 2))
+    with torch.no_grad():
+        y = head(torch.zeros(1, 8, 40))
+    assert torch.allclose(y[0], x, atol=1e-5)
+
+
+def test_head_is_heard_where_its_frame_is():
+    """A frame unlike the others changes the four hops around its own and nothing else."""
+    hop = 20
+    head = InverseSTFT(width=8, channels=1, hop=hop, hops=4)
+    frames = torch.zeros(1, 8, 40)
+    other = frames.clone()
+    other[..., 20] = 1.0
+    with torch.no_grad():
+        changed = (head(frames) - head(other)).abs()[0, 0] > 1e-7
+    positions = changed.nonzero()[:, 0]
+    assert positions.min() >= 20 * hop - 1.5 * hop
+    assert positions.max() < 21 * hop + 1.5 * hop
+    assert len(positions) > 3 * hop
+
+
+def test_sound_of_latents_does_not_depend_on_what_else_is_in_the_batch(model):
+    z = noise(3, 4, 100)
+    assert torch.allclose(model.decode(z)[1:2], model.decode(z[1:2]), atol=1e-5)
+
+
+def test_decoding_twice_gives_the_same_samples(model):
+    z = noise(1, 4, 100)
+    assert torch.equal(model.decode(z), model.decode(z))
+
+
+# ---- the core ----
+
+
+@pytest.fixture
+def core_inputs():
+    return {"noisy": noise(2, 4, 100, seed=1), "context": noise(2, 4, 100, seed=2), "time": torch.tensor([0.2, 0.7])}
+
+
+def reordered(context: torch.Tensor) -> torch.Tensor:
+    """Whole tokens (two latents each) in reverse order."""
+    return context.unflatten(-1, (-1, 2)).flip(2).flatten(2)
+
+
+def test_attention_sees_the_order_of_the_context(model, core_inputs):
+    plain = model.core(**core_inputs)
+    changed = model.core(**core_inputs | {"context": reordered(core_inputs["context"])})
+    assert (plain - changed).abs().mean() > 0.01 * plain.abs().mean()
+
+
+def test_order_is_seen_through_rotary_positions_alone(model, core_inputs, monkeypatch):
+    monkeypatch.setattr(network, "rotate", lambda x, angles: x)
+    plain = model.core(**core_inputs)
+    changed = model.core(**core_inputs | {"context": reordered(core_inputs["context"])})
+    assert torch.allclose(plain, changed, atol=1e-4)
+
+
+def test_rotation_keeps_lengths_and_its_products_depend_on_the_distance_alone():
+    angles = network.rotary_angles(12, 8, "cpu")
+    query, key = noise(8, seed=1), noise(8, seed=2)
+    queries, keys = (network.rotate(x.expand(12, 8), angles) for x in (query, key))
+    products = queries @ keys.T
+    assert torch.allclose(queries.norm(dim=1), query.norm().expand(12), atol=1e-5)
+    for distance in (0, 1, 5):
+        along = products.diagonal(distance)
+        assert torch.allclose(along, along[0].expand_as(along), atol=1e-4)
+    assert not torch.isclose(products[0, 1], products[0, 5], atol=1e-2)
+
+
+def test_without_context_the_output_does_not_depend_on_it(model, core_inputs):
+    heard = torch.zeros(2)
+    plain = model.core(**core_inputs, heard=heard)
+    changed = model.core(**core_inputs | {"context": noise(2, 4, 100, seed=9)}, heard=heard)
+    assert torch.equal(plain, changed)
+
+
+def test_shorter_context_is_its_near_end(model, core_inputs):
+    heard = torch.full((2,), 0.4)
+    plain = model.core(**core_inputs, heard=heard)
+    far, near = core_inputs["context"].clone(), core_inputs["context"].clone()
+    far[..., :60] = 0.0
+    near[..., 60:62] = 0.0
+    assert torch.equal(plain, model.core(**core_inputs | {"context": far}, heard=heard))
+    assert not torch.allclose(plain, model.core(**core_inputs | {"context": near}, heard=heard))
+
+
+def test_whole_context_heard_is_the_plain_pass(model, core_inputs):
+    assert torch.equal(model.core(**core_inputs), model.core(**core_inputs, heard=torch.ones(2)))
+
+
+def test_items_of_a_batch_do_not_hear_each_other(model, core_inputs):
+    heard = torch.tensor([1.0, 0.3])
+    both = model.core(**core_inputs, heard=heard)
+    alone = model.core(**{name: value[1:] for name, value in core_inputs.items()}, heard=heard[1:])
+    assert torch.allclose(both[1:], alone, atol=1e-5)
+
+
+def test_flow_time_changes_the_velocity(model, core_inputs):
+    plain = model.core(**core_inputs)
+    later = model.core(**core_inputs | {"time": core_inputs["time"] + 0.1})
+    assert not torch.allclose(plain, later, atol=1e-2)
+
+
+# ---- prediction ----
+
+
+def test_guidance_1_is_the_plain_flow(model):
+    context = noise(2, 4, 100)
+    z = noise(2, 4, 100, seed=5)
+    standard = model.standardise(context)
+    for step in range(3):
+        z = z + model.core(z, standard, torch.full((2,), step / 3)) / 3
+    assert torch.equal(model.predict(context, steps=3, guidance=1.0, seed=5), model.destandardise(z))
+
+
+def test_guidance_0_does_not_hear_the_context_and_guidance_leads_away_from_that(model):
+    first, second = noise(1, 4, 100, seed=1), noise(1, 4, 100, seed=2)
+    unheard, plain, strong = (model.predict(first, steps=1, guidance=g) for g in (0.0, 1.0, 3.0))
+    assert torch.allclose(unheard, model.predict(second, steps=1, guidance=0.0), atol=1e-5)
+    assert torch.allclose(strong - unheard, 3 * (plain - unheard), atol=1e-3)
+
+
+def test_same_seed_same_latents_and_another_seed_others(model):
+    context = noise(1, 4, 100)
+    torch.manual_seed(1)
+    first = model.predict(context, steps=2, seed=3)
+    torch.manual_seed(2)
+    assert torch.equal(first, model.predict(context, steps=2, seed=3))
+    assert not torch.allclose(first, model.predict(context, steps=2, seed=4))
+
+
+def test_temperature_0_does_not_depend_on_the_seed(model):
+    context = noise(1, 4, 100)
+    first, second = (model.predict(context, steps=2, seed=seed, temperature=0.0) for seed in (0, 1))
+    assert torch.equal(first, second)
+
+
+def test_network_trained_to_say_the_mean_takes_one_step_from_zero():
+    model = small(objective="mse")
+    context = noise(1, 4, 100)
+    z = model.core(torch.zeros_like(context), model.standardise(context), torch.zeros(1))
+    assert torch.equal(model.predict(context, steps=9, guidance=3.0, seed=7), model.destandardise(z))
+
+
+def test_standardised_latents_have_the_tracked_mean_and_deviation():
+    model = small()
+    z = 3 + 2 * noise(4, 4, 500)
+    for _ in range(500):
+        model.track_latents(z)
+    standard = model.standardise(z)
+    assert torch.allclose(standard.mean((0, 2)), torch.zeros(4), atol=1e-2)
+    assert torch.allclose(standard.std((0, 2)), torch.ones(4), atol=1e-2)
+    assert torch.allclose(model.destandardise(standard), z, atol=1e-4)
+
+
+# ---- from samples to samples ----
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1.2345, 2, 3.3335])
+@pytest.mark.parametrize("make", [small, legacy])
+def test_generation_has_exactly_the_length_asked_for(make, song, seconds):
+    y = make().generate(song, seconds=seconds, steps=1)
+    assert y.shape == (2, round(seconds * RATE))
+    assert y.dtype == torch.float32
+    assert torch.isfinite(y).all()
+
+
+def test_same_seed_same_samples_and_another_seed_others(model, song):
+    first, again, other = (model.generate(song, seconds=1, seed=seed, steps=2) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other, atol=1e-3)
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.3, 2.0])
+@pytest.mark.parametrize("make", [small, legacy])
+def test_louder_song_has_the_same_continuation_louder(make, song, factor):
+    model = make()
+    plain, scaled = (model.generate(x, seconds=1, steps=2) for x in (song, factor * song))
+    assert torch.allclose(scaled, factor * plain, atol=1e-3 * plain.abs().max().item())
+
+
+def test_silence_is_continued_by_something_finite(model):
+    assert torch.isfinite(model.generate(torch.zeros(2, CHUNK), seconds=1, steps=1)).all()
+
+
+def test_numpy_and_tensor_give_the_same_samples(model, song):
+    assert torch.equal(model.generate(song.numpy(), 1, steps=1), model.generate(song, 1, steps=1))
+
+
+def test_only_the_last_chunk_is_heard(model, song):
+    other_past = torch.cat([noise(2, song.shape[1] - CHUNK), song[:, -CHUNK:]], dim=1)
+    assert torch.equal(model.generate(song, 1, steps=1), model.generate(other_past, 1, steps=1))
+
+
+def test_crossfade_touches_nothing_but_the_last_20_ms_of_the_context(model, song):
+    fade = RATE // 50
+    whole = model.generate(song, seconds=1, steps=1, with_input=True)
+    assert whole.shape == (2, CHUNK + RATE)
+    assert torch.equal(whole[:, : CHUNK - fade], song[:, -CHUNK:-fade])
+    assert not torch.allclose(whole[:, CHUNK - fade : CHUNK], song[:, -fade:], atol=1e-3)
+    assert torch.equal(whole[:, CHUNK:], model.generate(song, seconds=1, steps=1))
+
+
+def test_crossfade_runs_from_the_song_to_what_the_network_decodes(model, song, monkeypatch):
+    """With a decoder that says one constant, the fade is a straight line from the song to that constant."""
+    monkeypatch.setattr(model, "decode", lambda z: torch.full((1, 2, z.shape[-1] * 2 * RATE // 100), 1.0))
+    fade = RATE // 50
+    tail = model.generate(song, seconds=1, steps=1, with_input=True)[:, CHUNK - fade : CHUNK]
+    gain = 0.1 / song[:, -CHUNK:].square().mean().sqrt()
+    weight = torch.linspace(0, 1, fade)
+    assert torch.allclose(tail, (1 - weight) * song[:, -fade:] + weight / gain, atol=1e-5)
+
+
+def test_longer_generation_rolls_on_from_its_own_prediction(model, song, monkeypatch):
+    heard = []
+    predict = model.predict
+
+    def note(context, *args, **kwargs):
+        heard.append(context)
+        return predict(context, *args, **kwargs)
+
+    monkeypatch.setattr(model, "predict", note)
+    model.generate(song, seconds=5, seed=3, steps=1)
+    assert len(heard) == 3
+    assert torch.equal(heard[1], predict(heard[0], 1, 1.5, 3))
+    assert torch.equal(heard[2], predict(heard[1], 1, 1.5, 4))
+
+
+@pytest.mark.parametrize("shape", [(2, CHUNK - 1), (1, CHUNK), (CHUNK,)])
+def test_too_little_audio_is_refused_with_what_is_needed(model, shape):
+    with pytest.raises(ValueError, match=r"expected \(2, samples\) with at least 2 s"):
+        model.generate(torch.zeros(shape))
+
+
+# ---- numerics and the table ----
+
+
+def test_bf16_reconstruction_stays_near_fp32(model, song):
+    x = song[None]
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model.decode(model.encode(x), x.shape[-1])
+    full = model.reconstruct(x)
+    assert half.dtype == torch.float32
+    assert (half - full).square().mean() < 0.02 * full.square().mean()
+
+
+def test_table_of_legacy_names_its_layers_parameters_and_flops(capsys):
+    network.print_preset("legacy")
+    printed = capsys.readouterr().out
+    assert "legacy: 12000 Hz, 2 channels, latents 64 x 3000 for 10 s" in printed
+    assert "251,778 parameters" in printed
+    for module in ("encoder.first", "encoder.pool", "core.layer.linear1", "decoder.3"):
+        assert f"  {module} " in printed
+
+
+def test_counted_flops_of_legacys_reconstruction_are_those_counted_by_hand():
+    encoder = 60000 * 128 * 2 * 9 + 15000 * 64 * 128 * 7
+    decoder = 3000 * 64 * 128 * 7 + 6000 * 128 * 128 * 2 + 12000 * 128 * 128 * 3 + 60000 * 128 * 2 * 9
+    counted = network.gigaflops(PRESETS["legacy"])
+    assert next(iter(counted.values())) == pytest.approx(2 * (encoder + decoder) / 1e9)
+
+
+def test_rows_of_the_table_hold_all_convolutions_and_linear_layers():
+    model = network.on_meta(with_overrides("tiny", **SMALL))
+    rows = network.layer_rows(model)
+    expected = [m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Linear))]
+    counted = sum(count for _, kind, _, count in rows if kind in ("Conv1d", "Linear"))
+    assert counted == sum(p.numel() for module in expected for p in module.parameters())
+    assert ("encoder.pool", "MaxPool1d", "8 x 500", 0) in rows

@@ -1,0 +1,600 @@
+"""Training: a stopped run equals an undisturbed one, a phase moves what it should, both stages can learn a batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import synth
+import torch
+
+import audio
+import checkpoint
+import data
+import losses
+import plots
+import train
+
+torch.set_num_threads(1)
+RATE, CHANNELS, CHUNK = 8000, 1, 24000  # rows of 3 s
+SONG_ROWS = {"train": (4, 3, 3), "val": (5, 2), "test": (2,)}
+NETWORK = (
+    "--encoder_widths 8 8 --encoder_blocks 1 1 --decoder_widths 8 8 --decoder_blocks 1 1 --latent_channels 4 "
+    "--core_layers 1 --core_width 16 --core_heads 2"
+)
+SCHEDULE = "--batch_size 2 --stage1_steps 3 --stage2_steps 6 --joint_share 0.34 --latent_variants 2 --device cpu"
+TINY = f"--preset tiny {NETWORK} {SCHEDULE}"  # stage 2: four steps of 2a, two of 2b
+LEGACY = "--preset legacy --batch_size 1 --accumulate 1 --stage1_steps 1 --stage2_steps 1 --device cpu"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_evaluations():
+    """Pictures have tests of their own, and drawing one takes longer than a stage here; two pairs are decoded."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "plot_curves", lambda path, records: None)
+        patch.setattr(train, "VALIDATION_DECODED", 1)
+        yield
+
+
+def write_dataset(folder: Path, first_seed: int = 0) -> Path:
+    """A dataset as create_dataset.py writes it, of synthetic songs."""
+    folder.mkdir()
+    songs = []
+    for split, song_rows in SONG_ROWS.items():
+        rows, pairs, first = [], [], 0
+        for number, count in enumerate(song_rows):
+            x = synth.song(first_seed + len(songs), count * CHUNK / RATE, RATE, CHANNELS)
+            rows.append(audio.to_int16(x).reshape(CHANNELS, count, CHUNK).transpose(1, 0, 2))
+            name = f"{split}{number}"
+            songs.append({"id": name, "source": f"{name}.mp3", "split": split, "group": name})
+            songs[-1] |= {"first_row": first, "rows": count}
+            pairs += [(row, row + 1) for row in range(first, first + count - 1)]
+            first += count
+        np.save(folder / f"{split}.npy", np.concatenate(rows))
+        np.save(folder / f"{split}_pairs.npy", np.array(pairs, np.int64))
+    meta = {"format": 1, "kind": "dataset", "sample_rate": RATE, "channels": CHANNELS, "chunk_samples": CHUNK}
+    meta |= {"dtype": "int16", "settings": {"first_seed": first_seed}, "songs": songs}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "dataset")
+
+
+@pytest.fixture(scope="module")
+def command(dataset):
+    """Run train.py's main with flags, in this process: its exit code."""
+
+    def run(folder: Path, flags: str = TINY, more: str = "") -> int:
+        argv = ["--dataset_folder", dataset, "--checkpoint_folder", folder, *flags.split(), *more.split()]
+        return train.main(train.parse_args([str(word) for word in argv]))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(command, tmp_path_factory) -> Path:
+    """The checkpoint folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "ck"
+    assert command(folder) == 0
+    return folder
+
+
+@pytest.fixture
+def new_run(dataset, tmp_path):
+    """A Run that has not begun, with flags."""
+
+    def make(flags: str = TINY, more: str = "") -> train.Run:
+        folder = tmp_path / "run"
+        folder.mkdir(exist_ok=True)
+        argv = ["--dataset_folder", str(dataset), "--checkpoint_folder", str(folder), *flags.split(), *more.split()]
+        return train.Run(train.parse_args(argv))
+
+    return make
+
+
+class NotStopped:
+    requested = False
+
+
+def assert_same_tensors(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def assert_same_network(first: Path, second: Path) -> None:
+    """Two checkpoint files hold bit-identical weights, averages and optimiser states, at the same point."""
+    one, other = checkpoint.load(first), checkpoint.load(second)
+    assert [one[key] for key in ("stage", "step", "sampler")] == [other[key] for key in ("stage", "step", "sampler")]
+    assert_same_tensors(one["weights"], other["weights"])
+    assert_same_tensors(one["ema"], other["ema"])
+    assert_same_tensors(flat(one["optimiser"]["state"]), flat(other["optimiser"]["state"]))
+    assert one["early_stop"] == other["early_stop"]
+
+
+def flat(states: dict) -> dict:
+    values = {(number, name): value for number, state in states.items() for name, value in state.items()}
+    return {key: torch.as_tensor(value) for key, value in values.items()}
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def snapshot(module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def moved(module, before: list[torch.Tensor]) -> bool:
+    return any(not torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True))
+
+
+# ---- what a run leaves behind ----
+
+
+def test_run_leaves_all_its_files(undisturbed):
+    names = {path.name for path in undisturbed.iterdir()}
+    assert {"last.pt", "best.pt", "stage1.pt", "metrics.jsonl", "samples", "tb", "latents"} <= names
+    assert len(list((undisturbed / "samples").glob("*.mp3"))) == 4
+    assert any((undisturbed / "tb").iterdir())
+
+
+def test_metrics_hold_every_evaluation_with_its_figures(undisturbed):
+    lines = records(undisturbed)
+    assert [(line["stage"], line["step"]) for line in lines] == [(1, 0), (1, 3), (2, 0), (2, 6)]
+    common = {"stage", "step", "phase", "epoch", "seconds", "train_loss", "val_loss"}
+    reconstruction = {"val_waveform_mse", "val_mr_stft", "val_si_sdr_below_1000_db"}
+    prediction = {"val_latent_mse", "val_context_gain", "val_context_gain_same_song", "val_decoded_mse"}
+    for line in lines:
+        assert line.keys() >= common | (reconstruction if line["stage"] == 1 else prediction)
+        assert all(np.isfinite(value) for name, value in line.items() if name.startswith("val_"))
+    assert lines[1]["epoch"] == pytest.approx(3 * 2 / 7)  # 3 steps of 2 items; 7 pairs
+    assert lines[0]["seconds"] <= lines[1]["seconds"] <= lines[3]["seconds"]
+
+
+def test_untrained_network_is_asked_for_a_continuation_to_compare_with(undisturbed):
+    assert {"val_loudness_ratio_db", "val_latent_std_ratio", "val_decoded_mse"} <= records(undisturbed)[0].keys()
+
+
+def test_best_checkpoint_is_of_stage_2_and_its_network_generates(undisturbed):
+    assert checkpoint.load(undisturbed / "best.pt")["stage"] == 2
+    model = checkpoint.load_model(undisturbed / "best.pt")
+    y = model.generate(synth.song(5, 3, RATE, CHANNELS), seconds=1)
+    assert y.shape == (CHANNELS, RATE)
+    assert torch.isfinite(y).all()
+
+
+def test_checkpoint_says_where_it_comes_from(undisturbed, dataset):
+    state = checkpoint.load(undisturbed / "last.pt")
+    assert state["data_meta"] == data.read_meta(dataset, "dataset")
+    assert (state["stage"], state["step"]) == (2, 6)
+    assert state["settings"]["core_width"] == 16
+    assert state["config"]["core_width"] == 16
+    assert state["versions"]["torch"] == str(torch.__version__)
+
+
+def test_same_command_after_the_end_changes_nothing_and_succeeds(undisturbed, command, monkeypatch):
+    before = checkpoint.load(undisturbed / "last.pt"), (undisturbed / "metrics.jsonl").read_text()
+    monkeypatch.setattr(train.Run, "train_step", None)
+    monkeypatch.setattr(train.Run, "evaluate", None)
+    assert command(undisturbed) == 0
+    assert_same_tensors(checkpoint.load(undisturbed / "last.pt")["weights"], before[0]["weights"])
+    assert (undisturbed / "metrics.jsonl").read_text() == before[1]
+
+
+def test_number_of_data_workers_changes_nothing(undisturbed, command, tmp_path):
+    assert command(tmp_path / "ck", more="--num_workers 1") == 0
+    assert_same_network(tmp_path / "ck" / "last.pt", undisturbed / "last.pt")
+
+
+# ---- stopping and going on ----
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Let a SIGTERM come in the midst of the given training steps, counted over all stages and restarts."""
+
+    def arrange(*steps: int) -> None:
+        taken = iter(range(1, 1000))
+        train_step = train.Run.train_step
+
+        def step_and_signal(self, phase, batches):
+            if next(taken) in steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return train_step(self, phase, batches)
+
+        monkeypatch.setattr(train.Run, "train_step", step_and_signal)
+
+    return arrange
+
+
+def test_run_stopped_at_every_step_equals_the_uninterrupted_one(undisturbed, command, tmp_path, stop_after):
+    """In stage 1, in 2a and in 2b, and at the last step of each, which leaves an evaluation to be done."""
+    stop_after(*range(1, 10))
+    codes = [command(tmp_path / "ck") for _ in range(10)]
+    assert codes == [train.INTERRUPTED] * 9 + [0]
+    for name in ("last.pt", "best.pt", "stage1.pt"):
+        assert_same_network(tmp_path / "ck" / name, undisturbed / name)
+    places = [[(line["stage"], line["step"]) for line in records(f)] for f in (tmp_path / "ck", undisturbed)]
+    assert places[0] == places[1]
+
+
+def test_stop_while_latents_are_cached_loses_nothing(undisturbed, command, tmp_path, monkeypatch):
+    encode_pair, calls = train.Run.encode_pair, iter(range(1000))
+
+    def encode_and_signal(self, x):
+        if next(calls) == 9:  # the first 8 are the continuation of the untrained network and the first variant
+            os.kill(os.getpid(), signal.SIGTERM)
+        return encode_pair(self, x)
+
+    monkeypatch.setattr(train.Run, "encode_pair", encode_and_signal)
+    assert command(tmp_path / "ck") == train.INTERRUPTED
+    spent = checkpoint.load(tmp_path / "ck" / "last.pt")["scheduler"]["seconds"]
+    assert not list((tmp_path / "ck" / "latents").glob("*tmp*"))
+    assert command(tmp_path / "ck") == 0
+    assert_same_network(tmp_path / "ck" / "last.pt", undisturbed / "last.pt")
+    in_all = checkpoint.load(tmp_path / "ck" / "last.pt")["scheduler"]["seconds"]
+    assert in_all[1] == spent[1] > 0  # stage 1 was done, and its time is remembered
+    assert in_all[2] > spent[2] > 0
+
+
+def test_evaluations_that_are_done_again_are_not_listed_twice(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"stage": s, "step": k}) + "\n" for s, k in ((1, 0), (1, 9), (2, 0), (2, 5))))
+    train.drop_later_records(path, stage=2, step=3)
+    assert [(r["stage"], r["step"]) for r in records(tmp_path)] == [(1, 0), (1, 9), (2, 0)]
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ("--seed 1", "--seed"),
+        ("--learning_rate 0.01", "--learning_rate"),
+        ("--core_width 32", "--core_width"),
+        ("--objective mse", "--objective"),
+        ("--joint_share 0.5", "--joint_share"),
+        ("--stage2_steps 5", "--stage2_steps"),
+        ("--precision bf16", "--precision"),
+    ],
+)
+def test_changed_setting_is_refused_by_name(undisturbed, command, capsys, more, field):
+    before = (undisturbed / "last.pt").read_bytes()
+    assert command(undisturbed, more=more) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert f"{field} (" in error
+    assert error.count("--") == 2 or more.startswith("--stage")  # the field and --checkpoint_folder, nothing else
+    assert (undisturbed / "last.pt").read_bytes() == before
+
+
+def test_another_dataset_is_refused(undisturbed, tmp_path, capsys):
+    other = write_dataset(tmp_path / "other", first_seed=50)
+    argv = ["--dataset_folder", str(other), "--checkpoint_folder", str(undisturbed), *TINY.split()]
+    assert train.main(train.parse_args(argv)) == 2
+    assert "the dataset" in capsys.readouterr().err
+
+
+def test_more_steps_and_another_batch_size_go_on(undisturbed, command, tmp_path):
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "ck"))
+    assert command(folder, more="--stage2_steps 8 --batch_size 1 --accumulate 2") == 0
+    assert checkpoint.load(folder / "last.pt")["step"] == 8
+
+
+def test_missing_dataset_is_refused(tmp_path, capsys):
+    argv = ["--dataset_folder", str(tmp_path / "none"), "--checkpoint_folder", str(tmp_path / "ck"), *TINY.split()]
+    assert train.main(train.parse_args(argv)) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--stage1_steps 0",
+        "--joint_share 1.5",
+        "--max_minutes 0",
+        "--learning_rate -1",
+        "--preset huge",
+        "--batch_size 0",
+    ],
+)
+def test_impossible_values_are_wrong_usage(flags):
+    with pytest.raises(SystemExit) as caught:
+        train.parse_args(["--dataset_folder", "a", "--checkpoint_folder", "b", *flags.split()])
+    assert caught.value.code == 2
+
+
+# ---- phases ----
+
+
+def test_frozen_parameters_do_not_move_in_2a_and_do_move_in_2b(new_run):
+    run = new_run()
+    run.begin_stage(2)
+    run.fill_cache(NotStopped)
+    predict, joint = run.phases()
+    parts = (run.model.encoder, run.model.core, run.model.decoder)
+    before, averaged = [snapshot(part) for part in parts], snapshot(run.ema.encoder)
+    run.train_phase(predict, NotStopped)
+    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [False, True, False]
+    assert not moved(run.ema.encoder, averaged)
+    before = [snapshot(part) for part in parts]
+    run.train_phase(joint, NotStopped)
+    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [True, True, True]
+    assert run.step == 6
+
+
+def test_stage_1_trains_encoder_and_decoder_and_leaves_the_core(new_run):
+    run = new_run()
+    parts = (run.model.encoder, run.model.core, run.model.decoder)
+    before = [snapshot(part) for part in parts]
+    run.train_phase(run.phases()[0], NotStopped)
+    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [True, False, True]
+
+
+@pytest.mark.parametrize(("share", "names"), [(0, ["predict"]), (0.5, ["predict", "joint"]), (1, ["joint"])])
+def test_joint_share_says_which_phases_stage_2_has(new_run, share, names):
+    run = new_run(more=f"--joint_share {share}")
+    run.begin_stage(2)
+    assert [phase.name for phase in run.phases()] == names
+
+
+def test_stage_2_starts_from_the_averaged_weights_of_the_best_of_stage_1(undisturbed, new_run):
+    finished = checkpoint.load(undisturbed / "stage1.pt")
+    assert finished["stage"] == 1
+    run = new_run()
+    run.start_stage2(finished)
+    for model in (run.model, run.ema):
+        assert_same_tensors(dict(model.state_dict()), finished["ema"])
+
+
+def test_learning_rate_warms_up_stays_and_cools_down_to_nearly_zero(new_run):
+    run = new_run(more="--stage1_steps 1000 --learning_rate 0.5")
+    rates = {}
+    for run.step in (0, 49, 100, 599, 800, 999):
+        rates[run.step] = run.learning_rate() / 0.5
+    assert rates[0] == pytest.approx(1 / train.WARMUP_STEPS)
+    assert rates[49] == pytest.approx(50 / train.WARMUP_STEPS)
+    assert rates[100] == rates[599] == 1
+    assert rates[800] == pytest.approx(0.5, abs=0.01)
+    assert 0 < rates[999] < 0.01
+
+
+def test_averaged_weights_follow_the_documented_decay(new_run):
+    run = new_run()
+    ours, theirs = next(run.ema.encoder.parameters()), next(run.model.encoder.parameters())
+    start = ours.clone()
+    theirs.data += 1.0
+    run.step = 5
+    run.update_ema()
+    assert torch.allclose(ours, start + 1 - (1 + 5) / (10 + 5), atol=1e-6)
+
+
+# ---- no future ----
+
+
+def test_context_latents_do_not_change_when_the_target_audio_is_replaced_by_noise(new_run):
+    run = new_run()
+    x = torch.from_numpy(run.windows["train"].pair(0))[None]
+    other = torch.cat([x[..., :CHUNK], 0.1 * torch.randn(1, CHANNELS, CHUNK)], dim=-1)
+    (context, target), (same, different) = run.encode_pair(x), run.encode_pair(other)
+    assert torch.equal(context, same)
+    assert not torch.equal(target, different)
+    leaky = [run.ema.encode(audio)[..., : run.config.chunk_latents] for audio in (x, other)]
+    assert not torch.equal(*leaky)  # cut out of the 20 s encoded together, they would have heard the future
+
+
+def test_cached_context_does_not_change_when_the_target_audio_is_replaced_by_noise(new_run, monkeypatch):
+    """Through the windows, the encoder and the cache, up to the batches that stage 2 trains on."""
+    contexts, targets = [], []
+    window = data.Windows.window
+    for level in (0.0, 0.1):
+
+        def noisy_future(self, pair, chunks, change, level=level):
+            x = window(self, pair, chunks, change)
+            x[:, CHUNK:] += synth.noise(pair, CHUNK / RATE, RATE, CHANNELS, level)
+            return x
+
+        monkeypatch.setattr(data.Windows, "window", noisy_future)
+        run = new_run()
+        run.open_cache().clear()
+        run.begin_stage(2)
+        run.fill_cache(NotStopped)
+        batch = next(iter(run.loader(run.phases()[0])))
+        contexts.append(batch["context"])
+        targets.append(batch["target"])
+    assert torch.equal(*contexts)
+    assert not torch.equal(*targets)
+
+
+def test_cached_latents_are_those_of_the_audio_that_the_joint_part_would_hear(new_run):
+    run = new_run()
+    run.begin_stage(2)
+    run.fill_cache(NotStopped)
+    predict, joint = run.phases()
+    for item in (0, 5):
+        cached, heard = predict.items()[item], joint.items()[item]
+        context, target = run.encode_pair(torch.from_numpy(heard["x"])[None])
+        assert torch.allclose(torch.from_numpy(cached["context"]), context[0].float(), atol=2e-3)
+        assert torch.allclose(torch.from_numpy(cached["target"]), target[0].float(), atol=2e-3)
+
+
+def test_validation_context_is_what_generation_would_encode(new_run, monkeypatch):
+    run = new_run()
+    row = run.windows["val"].side.rows[run.windows["val"].side.pairs[0, 0]]
+    context, _, _ = run.validation_latents([0])[0]
+    encoded = []
+    encode = run.ema.encode
+    monkeypatch.setattr(run.ema, "encode", lambda x: encoded.append(encode(x)) or encoded[0])
+    run.ema.generate(audio.from_int16(row), seconds=0.1, steps=1)
+    assert torch.allclose(context, encoded[0], atol=2e-3)
+
+
+# ---- learning ----
+
+
+def overfit(run: train.Run, batch: dict, loss_of, parts: list, steps: int, rate: float) -> tuple[float, float]:
+    """First and last loss of Adam on one fixed batch."""
+    train.freeze_all_but(run.model, parts)
+    optimiser = torch.optim.Adam([p for part in parts for p in part.parameters()], lr=rate)
+    history = []
+    for _ in range(steps):
+        loss = loss_of(run.model, batch).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        history.append(loss.item())
+    return history[0], history[-1]
+
+
+def test_one_batch_can_be_overfit_in_stage_1(new_run):
+    run = new_run(more="--encoder_widths 32 32 --decoder_widths 32 32 --latent_channels 16")
+    phase = run.phases()[0]
+    batch = next(iter(run.loader(phase)))
+    draw = {"sample_rate": RATE, "size": 512, "in_mid_side": False}
+
+    def loss_of(model, batch):
+        return losses.reconstruct_step(model, batch, draw)[0]
+
+    first, last = overfit(run, batch, loss_of, phase.trained(run.model), steps=40, rate=1e-2)
+    assert last < first / 2
+
+
+def test_one_batch_can_be_overfit_in_stage_2(new_run):
+    run = new_run(more="--core_width 64 --core_layers 2 --core_dropout 0")
+    run.begin_stage(2)
+    run.fill_cache(NotStopped)
+    phase = run.phases()[0]
+    batch = next(iter(run.loader(phase)))
+    batch["time"][:] = 0.0
+    first, last = overfit(
+        run, batch, lambda *given: losses.predict_step(*given)[0], phase.trained(run.model), steps=80, rate=5e-3
+    )
+    assert last < first / 10
+
+
+# ---- other ways to train ----
+
+
+def test_max_minutes_ends_both_stages_with_their_cooldown(command, tmp_path, monkeypatch):
+    """On a clock by which every step takes 6 s: 2 minutes are 10 steps a stage, the last 3 joint in stage 2."""
+    clock, rates = SimpleNamespace(now=0.0), {"reconstruct": [], "predict": [], "joint": []}
+    train_step = train.Run.train_step
+
+    def take_6_seconds(self, phase, batches):
+        loss = train_step(self, phase, batches)
+        clock.now += 6.0
+        rates[phase.name].append(self.optimiser.param_groups[0]["lr"] / self.args.learning_rate)
+        return loss
+
+    monkeypatch.setattr(train.Run, "train_step", take_6_seconds)
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(train, "WARMUP_STEPS", 1)
+    assert command(tmp_path / "ck", more="--stage1_steps 100000 --stage2_steps 100000 --max_minutes 2") == 0
+    cooled = [1.0] * 7 + [0.75, 0.5, 0.25]
+    assert rates["reconstruct"] == pytest.approx(cooled, abs=2e-3)
+    assert rates["predict"] == pytest.approx(cooled[:7], abs=2e-3)
+    assert rates["joint"] == pytest.approx(cooled[7:], abs=2e-3)
+    assert [(line["stage"], line["step"]) for line in records(tmp_path / "ck")] == [(1, 0), (1, 10), (2, 0), (2, 10)]
+
+
+def test_stage1_from_starts_at_stage_2_with_that_encoder_and_decoder(undisturbed, command, tmp_path):
+    assert command(tmp_path / "ck", more=f"--stage1_from {undisturbed} --joint_share 0") == 0
+    state, source = (checkpoint.load(folder) for folder in (tmp_path / "ck" / "last.pt", undisturbed / "stage1.pt"))
+    assert {line["stage"] for line in records(tmp_path / "ck")} == {2}
+    for name, value in source["ema"].items():
+        if name.startswith(("encoder.", "decoder.")):
+            assert torch.equal(state["weights"][name], value), name
+
+
+@pytest.mark.parametrize(
+    ("more", "words"), [("--latent_channels 6", "another network"), ("--stage1_from nowhere", "nowhere")]
+)
+def test_stage1_from_a_run_that_does_not_fit_is_refused(undisturbed, command, tmp_path, capsys, more, words):
+    assert command(tmp_path / "ck", more=f"--stage1_from {undisturbed} {more}") == 2
+    assert words in capsys.readouterr().err
+
+
+def test_mse_objective_learns_from_the_stage_1_of_a_flow_and_says_the_mean(undisturbed, command, tmp_path):
+    assert command(tmp_path / "ck", more=f"--objective mse --stage1_from {undisturbed}") == 0
+    model = checkpoint.load_model(tmp_path / "ck" / "best.pt")
+    song = synth.song(5, 3, RATE, CHANNELS)
+    assert model.config.objective == "mse"
+    assert torch.equal(model.generate(song, 1, seed=0), model.generate(song, 1, seed=1))
+
+
+def test_legacy_trains_both_stages_without_a_cache(command, tmp_path):
+    assert command(tmp_path / "ck", LEGACY) == 0
+    lines = records(tmp_path / "ck")
+    assert [(line["stage"], line["step"]) for line in lines] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert all({"val_loss", "val_waveform_mse", "val_decoded_mse"} <= line.keys() for line in lines)
+    assert not (tmp_path / "ck" / "latents").exists()
+    assert checkpoint.load(tmp_path / "ck" / "best.pt")["config"]["preset"] == "legacy"
+
+
+def test_legacy_freezes_nothing_in_stage_2_and_has_no_core_loss_in_stage_1(new_run):
+    run = new_run(LEGACY)
+    for stage, expected in ((1, [True, False, True]), (2, [True, True, True])):
+        run.begin_stage(stage)
+        parts = (run.model.encoder, run.model.core, run.model.decoder)
+        before = [snapshot(part) for part in parts]
+        run.train_phase(run.phases()[0], NotStopped)
+        assert [moved(*pair) for pair in zip(parts, before, strict=True)] == expected
+
+
+def test_accumulated_micro_batches_are_one_large_batch(new_run):
+    """Same items, cut differently: the same loss and nearly the same step."""
+    found = []
+    for more in ("--batch_size 4", "--batch_size 1 --accumulate 4"):
+        run = new_run(LEGACY, more)
+        phase = run.phases()[0]
+        train.freeze_all_but(run.model, phase.trained(run.model))
+        loss = run.train_step(phase, iter(run.loader(phase)))
+        found.append((loss, run.item, snapshot(run.model.decoder)))
+    (loss, item, weights), (other_loss, other_item, other_weights) = found
+    assert loss == pytest.approx(other_loss, rel=1e-5)
+    assert item == other_item == 4
+    for one, other in zip(weights, other_weights, strict=True):
+        assert torch.allclose(one, other, atol=2e-5)
+
+
+# ---- what goes wrong ----
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_stage(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(losses, "weighted_sum", lambda parts: parts["waveform_mse"] * float("nan"))
+    assert command(tmp_path / "ck") == 1
+    error = capsys.readouterr().err
+    assert "step 0" in error
+    assert "stage 1" in error
+
+
+def test_early_stop_ends_a_stage_when_nothing_gets_better(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.Run, "validate", lambda self: {"val_loss": 1.0 + self.step})
+    monkeypatch.setattr(train.Run, "write_sample", lambda self: None)
+    more = "--stage1_steps 9 --stage2_steps 9 --joint_share 0 --eval_steps 2 --patience 2"
+    assert command(tmp_path / "ck", more=more) == 0
+    lines = [(line["stage"], line["step"]) for line in records(tmp_path / "ck")]
+    assert lines == [(1, 0), (1, 2), (1, 4), (2, 0), (2, 2), (2, 4)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_without_a_device_is_refused(command, tmp_path, capsys):
+    assert command(tmp_path / "ck", more="--device cuda") == 2
+    assert "CUDA" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_base_on_a_cpu_is_said_in_one_line_that_names_tiny(capsys):
+    argv = ["--dataset_folder", "a", "--checkpoint_folder", "b"]
+    assert train.choose_device(train.parse_args(argv)).type == "cpu"
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 1
+    assert "--preset tiny" in printed[0]
