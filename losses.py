@@ -44,7 +44,7 @@ def spectral_distance(reference: Tensor, estimate: Tensor) -> Tensor:
     """Mean |ln ratio| plus spectral convergence of two magnitudes (batch, channels, frames, bins): (batch,)."""
     log_distance = ((estimate + 1e-3).log() - (reference + 1e-3).log()).abs().mean((1, 2, 3))
     error = estimate - reference
-    convergence = (error * error).sum((2, 3)).sqrt() / ((reference * reference).sum((2, 3)).sqrt() + 1)
+    convergence = ((error * error).sum((2, 3)) + 1e-8).sqrt() / ((reference * reference).sum((2, 3)).sqrt() + 1)
     return log_distance + convergence.mean(1)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 FRAME_RATE_HZ = 100
 STEM_HOPS = 4
 CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context is brought to this level before it is encoded
+QUIETEST_RMS = 1e-3  # softer contexts are not lifted further
 TYPICAL_MAGNITUDE = 0.01  # of a bin of music at that level, where a full-scale sine is 1
 JOIN_SECONDS = 1.0  # of the context, decoded together with the prediction
 FADE_SECONDS = 0.02
@@ -449,7 +450,7 @@ class ContinuationModel(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both outputs for a context x: its reconstruction and the (one-step) prediction of what follows it."""
         z = self.encode(x)
-        return self.decode(z, x.shape[-1]), self.decode(self.predict(z, steps=1), x.shape[-1])
+        return self.decode(z, x.shape[-1]), self.decode(self.predict(z, steps=1, guidance=1.0), x.shape[-1])
 
     @torch.no_grad()
     def track_latents(self, z: Tensor, momentum: float = 0.02) -> None:
@@ -503,7 +504,7 @@ class ContinuationModel(nn.Module):
         self, audio, seconds: float = 10, seed: int = 0, steps: int = SAMPLING_STEPS, guidance: float = GUIDANCE,
         temperature: float = 1.0, with_input: bool = False,
     ) -> Tensor:  # fmt: skip
-        """What follows `audio` (channels, samples), at the model's rate: (channels, round(seconds x rate)) on the CPU.
+        """What follows `audio` (channels, samples): (channels, round(seconds x rate)), on the CPU, at its rate.
 
         Only the last chunk of `audio` is heard. Beyond a chunk it rolls on, each prediction the next context.
         `with_input` puts that last chunk in front, crossfaded over the 20 ms before the cut.
@@ -514,7 +515,7 @@ class ContinuationModel(nn.Module):
             need = config.chunk_samples / config.sample_rate
             raise ValueError(f"expected ({config.channels}, samples) with at least {need:g} s, got {tuple(x.shape)}")
         x = x[:, -config.chunk_samples :]
-        gain = CONTEXT_LEVEL / x.square().mean().sqrt().clamp(min=1e-5)
+        gain = CONTEXT_LEVEL / x.square().mean().sqrt().clamp(min=QUIETEST_RMS)
         context = self.encode((gain * x)[None].to(self.latent_mean.device))
         length = round(seconds * config.sample_rate)
         latents = [context]
@@ -581,7 +582,8 @@ def gigaflops(config: ModelConfig) -> dict[str, float]:
     matrix products and attention are counted, FFTs and elementwise work are not."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    model, passes = on_meta(config), 1 if config.objective == "mse" else 2 * SAMPLING_STEPS
+    model = on_meta(config)
+    passes = 1 if config.objective == "mse" else 2 * SAMPLING_STEPS  # guidance doubles every step
     z = torch.zeros(1, config.latent_channels, config.chunk_latents, device="meta")
 
     def count(run) -> float:
@@ -594,7 +596,7 @@ def gigaflops(config: ModelConfig) -> dict[str, float]:
     return {
         "stage 1, encode and decode 10 s": codec,
         "stage 2, the core on 10 s + 10 s": core,
-        "one generation of 10 s": codec + passes * core,  # guidance doubles every step
+        "one generation of 10 s": codec + passes * core,
     }
 
 

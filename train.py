@@ -13,10 +13,9 @@ import hashlib
 import json
 import math
 import shlex
-import shutil
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -138,7 +137,10 @@ def add_schedule_arguments(group) -> None:
     group.add_argument("--latent_variants", type=int, default=4, help="augmented versions of each pair in the cache")
     group.add_argument("--eval_steps", type=int, default=250, help="steps between evaluations")
     group.add_argument(
-        "--patience", type=int, default=20, help="evaluations without a better one that end a stage; 0: never"
+        "--patience",
+        type=int,
+        default=20,
+        help="evaluations without a better one that end a stage early, cooldown and joint part included; 0: never",
     )
     group.add_argument("--checkpoint_minutes", type=float, default=10.0, help="minutes between saves of last.pt")
     group.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
@@ -161,36 +163,15 @@ def check_ranges(parser, args) -> None:
     for name in ("max_minutes", "learning_rate", "checkpoint_minutes"):
         if getattr(args, name) is not None and not getattr(args, name) > 0:
             parser.error(f"--{name} must be above 0")
+    if args.preset == "legacy" and any(getattr(args, name) is not None for name in ARCHITECTURE_FLAGS):
+        parser.error("--preset legacy is the original, layer for layer: its sizes cannot be changed")
     if not 0 <= args.joint_share <= 1:
         parser.error("--joint_share must be from 0 to 1")
 
 
-# Hardware
-
-
-def choose_device(args):
-    import torch
-
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: this machine has no CUDA device that torch can use")
-    if args.device != "auto":
-        return torch.device(args.device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if args.preset in ("base", "large"):
-        print(f"no CUDA device: --preset {args.preset} will be slow on the CPU, --preset tiny is made for it")
-    return torch.device("cpu")
-
-
-def choose_precision(args, device):
-    """torch.dtype of autocast, or None for fp32. Emulated bf16 (a T4's) does not count: it is slower than fp16."""
-    import torch
-
-    if args.precision != "auto":
-        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
-    if device.type == "cpu":
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+def warn_without_cuda(args, device) -> None:
+    if device.type == "cpu" and args.preset in ("base", "large"):
+        print(f"no CUDA device: --preset {args.preset} is slow on the CPU, --preset tiny is made for it")
 
 
 # Phases: a phase supplies its trainable parts, its items and its loss; the loop is the same for all of them.
@@ -301,15 +282,17 @@ class Run:
         self.folder = Path(args.checkpoint_folder)
         self.meta, sides = data.open_dataset(args.dataset_folder)
         self.windows = {name: data.Windows(side, self.meta) for name, side in sides.items()}
-        self.device = choose_device(args)
-        self.precision = choose_precision(args, self.device)
+        self.device = checkpoint.choose_device(args.device)
+        warn_without_cuda(args, self.device)
+        self.precision = checkpoint.choose_precision(args.precision, self.device)
         overrides = {name: getattr(args, name) for name in ARCHITECTURE_FLAGS}
         overrides |= {name: tuple(value) for name, value in overrides.items() if isinstance(value, list)}
-        self.config = with_overrides(
-            args.preset, objective=args.objective, **overrides,
-            **{name: self.meta[name] for name in ("sample_rate", "channels", "chunk_samples")},
-        )  # fmt: skip
-        self.crop_samples = CROP_SECONDS * self.config.sample_rate
+        shape = {name: self.meta[name] for name in ("sample_rate", "channels", "chunk_samples")}
+        try:
+            self.config = with_overrides(args.preset, objective=args.objective, **overrides, **shape)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        self.crop_samples = min(CROP_SECONDS * self.config.sample_rate, self.config.chunk_samples)
         self.crop_shape = (self.config.latent_channels, self.crop_samples // self.config.latent_samples)
         self.latent_shape = (self.config.latent_channels, self.config.chunk_latents)
         torch.manual_seed(args.seed)
@@ -326,7 +309,7 @@ class Run:
     # stages and phases
 
     def begin_stage(self, stage: int) -> None:
-        self.stage, self.step, self.item = stage, 0, 0
+        self.stage, self.step, self.item, self.evaluated_at = stage, 0, 0, None
         self.best, self.evaluations_since_best, self.skipped = math.inf, 0, 0
         self.optimiser = self.make_optimiser()
         self.scaler = self.torch.amp.GradScaler(
@@ -383,7 +366,7 @@ class Run:
 
     def train(self, stop) -> None:
         """Go through all stages and phases from where the run stands. Raises Stopped at a stop signal."""
-        while not (self.stage == 2 and self.progress() >= 1):
+        while not (self.stage == 2 and self.progress() >= 1 and self.evaluated_at == self.step):
             if any(phase.reads_cache and self.progress() < phase.end for phase in self.phases()):
                 self.fill_cache(stop)
             if self.best == math.inf:
@@ -394,12 +377,15 @@ class Run:
                 self.evaluate()
             if self.stage == 2:
                 break
-            shutil.copyfile(self.folder / "best.pt", self.folder / "stage1.pt")
-            self.start_stage2(self.checkpoint.load(self.folder / "stage1.pt"))
+            finished = self.checkpoint.load(self.folder / "best.pt")
+            self.checkpoint.save(self.folder / "stage1.pt", finished)
+            self.start_stage2(finished)
             self.save()
         self.save()
 
     def train_phase(self, phase, stop) -> None:
+        if self.progress() >= phase.end or self.exhausted():
+            return
         freeze_all_but(self.model, phase.trained(self.model))
         self.model.train()
         batches = iter(self.loader(phase))
@@ -433,6 +419,7 @@ class Run:
             sampler=range(self.item, 2**40),
             num_workers=(4 if self.device.type == "cuda" else 0) if workers is None else workers,
             pin_memory=self.device.type == "cuda",
+            generator=self.torch.Generator(),  # or else every restart would draw a number from the global one
         )
 
     def train_step(self, phase, batches) -> float:
@@ -576,6 +563,8 @@ class Run:
         with self.torch.no_grad():
             record |= self.validate()
         self.evaluated_at = self.step
+        if not math.isfinite(record["val_loss"]):
+            raise TrainingError(f"the validation loss is not finite at step {self.step} of stage {self.stage}")
         is_best = record["val_loss"] < self.best
         self.evaluations_since_best = 0 if is_best else self.evaluations_since_best + 1
         if is_best:
@@ -584,7 +573,7 @@ class Run:
         self.log(record, is_best)
 
     def validate(self) -> dict:
-        """val_* figures of the EMA weights. The untrained network is also asked for a continuation, to compare with."""
+        """val_* figures of the EMA weights; the untrained network is asked for a continuation too, to compare with."""
         if self.config.is_legacy:
             figures = self.validate_legacy()
         elif self.stage == 1:
@@ -638,9 +627,11 @@ class Run:
         own, another, elsewhere = [], [], []
         for i, pair in enumerate(pairs):
             context, target, same_song = latents[i]
-            stranger = latents[next_song(self.windows["val"].song_of_pair, pairs, i)][0]
             own.append(self.prediction_losses(pair, context, target))
-            another.append(self.prediction_losses(pair, stranger, target).mean().item() - own[-1].mean().item())
+            other = next_song(self.windows["val"].song_of_pair, pairs, i)
+            if other is not None:
+                gain = self.prediction_losses(pair, latents[other][0], target).mean().item() - own[-1].mean().item()
+                another.append(gain)
             if same_song is not None:
                 gain = self.prediction_losses(pair, same_song, target).mean().item() - own[-1].mean().item()
                 elsewhere.append(gain)
@@ -690,12 +681,13 @@ class Run:
         pairs, rows = self.validation_pairs(2 * VALIDATION_DECODED), []
         cut = self.config.chunk_samples
         for i, pair in enumerate(pairs):
-            other = pairs[next_song(self.windows["val"].song_of_pair, pairs, i)]
-            _, parts = self.losses.legacy_step(self.ema, {"x": self.validation_audio([pair])}, predict=True)
-            foreign = self.ema(self.validation_audio([other])[..., :cut])[1]
-            target = self.validation_audio([pair])[..., cut:]
-            rows.append({name: value.item() for name, value in parts.items()})
-            rows[-1]["foreign_mse"] = self.losses.waveform_mse(target, foreign).item()
+            other = next_song(self.windows["val"].song_of_pair, pairs, i)
+            x = self.validation_audio([pair])
+            _, parts = self.losses.legacy_step(self.ema, {"x": x}, predict=True)
+            rows.append({name: value.item() for name, value in parts.items()} | {"foreign_mse": math.nan})
+            if other is not None:
+                foreign = self.ema(self.validation_audio([pairs[other]])[..., :cut])[1]
+                rows[-1]["foreign_mse"] = self.losses.waveform_mse(x[..., cut:], foreign).item()
         figures = {name: mean_of(row[name] for row in rows) for name in rows[0]}
         loss = figures["waveform_mse"] + (figures["decoded_mse"] if self.stage == 2 else 0.0)
         return {
@@ -717,12 +709,14 @@ class Run:
             with self.autocast():
                 sampled = self.ema.predict(context, steps=VALIDATION_SAMPLING_STEPS).float()
                 decoded = self.ema.decode(sampled, cut)[0].float().cpu().numpy()
-                mean = self.ema.decode(self.ema.predict(context, steps=1), cut).float()
+                mean = self.ema.decode(self.ema.predict(context, steps=1, guidance=1.0), cut).float()
+                again = self.ema.decode(context, cut).float()
             truth = x[0, :, cut:].cpu().numpy()
             rows.append({
                 "latent_std_ratio": (sampled.std(-1) / target.std(-1).clamp(min=1e-5)).median().item(),
                 "loudness_ratio_db": metrics.loudness_ratio_db(truth, decoded),
                 "decoded_mse": self.losses.waveform_mse(x[..., cut:], mean).item(),
+                "waveform_mse": self.losses.waveform_mse(x[..., :cut], again).item(),
             })  # fmt: skip
         return {f"val_{name}": mean_of(row[name] for row in rows) for name in rows[0]}
 
@@ -732,7 +726,8 @@ class Run:
         import plots
 
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            defined = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in record.items()}
+            file.write(json.dumps(defined) + "\n")
         for name, value in record.items():
             if isinstance(value, float):
                 self.board.add_scalar(f"stage{self.stage}/{name}", value, self.step)
@@ -762,7 +757,8 @@ class Run:
                 y = self.ema.reconstruct(self.torch.from_numpy(x)[None].to(self.device))[0]
             else:
                 y = self.ema.generate(x, with_input=True)
-        path = self.folder / "samples" / f"stage{self.stage}-step{self.step:07d}.mp3"
+        suffix = "mp3" if self.config.sample_rate in audio.MP3_SAMPLE_RATES else "wav"
+        path = self.folder / "samples" / f"stage{self.stage}-step{self.step:07d}.{suffix}"
         audio.encode_audio(path, y.float().cpu().numpy().clip(-1, 1), self.config.sample_rate)
 
     def save(self, name: str = "last.pt") -> None:
@@ -778,6 +774,7 @@ class Run:
             "rng": self.checkpoint.rng_state(),
             "sampler": {"item": self.item},
             "early_stop": {"best": self.best, "since": self.evaluations_since_best, "skipped": self.skipped},
+            "evaluated_at": self.evaluated_at,
             "data_meta": self.meta,
             "settings": self.settings,
             "command": sys.argv,
@@ -815,6 +812,7 @@ class Run:
         self.seconds = dict(state["scheduler"]["seconds"])
         early = state["early_stop"]
         self.best, self.evaluations_since_best, self.skipped = early["best"], early["since"], early["skipped"]
+        self.evaluated_at = state["evaluated_at"]
         self.checkpoint.set_rng_state(state["rng"])
         drop_later_records(self.folder / "metrics.jsonl", self.stage, self.step)
         print(f"continuing {self.folder} at stage {self.stage}, step {self.step}")
@@ -856,14 +854,19 @@ def mean_of(values) -> float:
     return sum(defined) / len(defined) if defined else math.nan
 
 
-def next_song(song_of_pair, pairs: list[int], i: int) -> int:
-    """Index in `pairs` of the next pair that belongs to another song."""
+def next_song(song_of_pair, pairs: list[int], i: int) -> int | None:
+    """Index in `pairs` of the next pair that belongs to another song; None where there is one song only."""
     others = [(i + k) % len(pairs) for k in range(1, len(pairs))]
-    return next((j for j in others if song_of_pair[pairs[j]] != song_of_pair[pairs[i]]), i)
+    return next((j for j in others if song_of_pair[pairs[j]] != song_of_pair[pairs[i]]), None)
 
 
 def read_records(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Lines of metrics.jsonl; one that was torn by a crash is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):
+            records.append(json.loads(line))
+    return records
 
 
 def drop_later_records(path: Path, stage: int, step: int) -> None:
@@ -893,7 +896,7 @@ def main(args: argparse.Namespace) -> int:
     except Stopped:
         print(f"interrupted by {stop.name}, everything is saved: run the same command again to continue")
         return INTERRUPTED
-    except (UsageError, data.DataError, checkpoint.CheckpointError, ValueError) as error:
+    except (UsageError, data.DataError, checkpoint.CheckpointError, checkpoint.DeviceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (TrainingError, OSError, audio.AudioError) as error:
@@ -908,7 +911,9 @@ def prepare(args: argparse.Namespace, checkpoint) -> "Run":
     last = checkpoint.load_last(run.folder)
     if last is not None:
         run.resume(last)
-    elif args.stage1_from:
+    else:
+        (run.folder / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was killed before its first save
+    if last is None and args.stage1_from:
         run.start_stage2(checkpoint.load(Path(args.stage1_from) / "stage1.pt"))
     run.announce()
     return run

@@ -40,7 +40,7 @@ step "preprocess: songs to 10-second chunks"
 
 step "create_dataset: chunks to pairs, split by song"
 "$python" create_dataset.py --output_folder "$work/chunks" --dataset_folder "$work/dataset" \
-  --val_fraction 0.15 --test_fraction 0.15
+  --val_fraction 0.2 --test_fraction 0.2
 
 step "train: both stages within $TRAINING_MINUTES minutes"
 "$python" train.py --dataset_folder "$work/dataset" --checkpoint_folder "$work/checkpoints" \

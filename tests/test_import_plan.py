@@ -16,13 +16,14 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
     "preprocess": {"audio", "plots"},
     "create_dataset": {"audio", "data", "plots"},
-    "train": {"model", "losses", "data", "checkpoint", "metrics", "audio", "plots"},
+    "train": {"model", "losses", "muon", "data", "checkpoint", "metrics", "audio", "plots"},
     "generate": {"model", "checkpoint", "audio", "plots"},
     "evaluate": {"model", "checkpoint", "data", "metrics", "audio", "plots"},
 }
 MODULES = {
     "model": set(),
     "losses": set(),
+    "muon": set(),
     "data": set(),
     "checkpoint": {"model"},
     "audio": set(),
@@ -69,7 +70,7 @@ def test_no_script_imports_a_script(path: Path):
     assert not imports(path) & scripts
 
 
-@pytest.mark.parametrize("name", ["model", "losses"])
+@pytest.mark.parametrize("name", ["model", "losses", "muon"])
 def test_network_needs_torch_and_nothing_else(name: str):
     assert third_party(name) == {"torch"}
 
