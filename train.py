@@ -573,7 +573,7 @@ class Run:
         self.log(record, is_best)
 
     def validate(self) -> dict:
-        """val_* figures of the EMA weights; the untrained network is asked for a continuation too, to compare with."""
+        """val_* figures of the EMA weights; the untrained network is asked for a continuation too."""
         if self.config.is_legacy:
             figures = self.validate_legacy()
         elif self.stage == 1:
