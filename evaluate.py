@@ -26,7 +26,6 @@ import metrics
 import plots
 
 INTERRUPTED = 75
-FIXED_TIMES = (0.0, 0.3, 0.5, 0.7)  # of the flow, at which its loss is taken
 SHOWN_SONGS = 3  # songs whose first pair is drawn and written as sound
 PEAK_LIMIT = 0.98
 UNDEFINED = "-"
@@ -254,11 +253,15 @@ class Network:
 
     def loss(self, pair: Pair, context, target) -> float:
         """Validation loss of the prediction from this context."""
+        import torch
+
+        import losses
+
         if self.config.is_legacy:
             decoded = self.sound(self.model.decode(self.model.predict(context), pair.target.shape[-1]))
             return metrics.waveform_mse(pair.target, decoded)
         noise = self.draw(pair, 2).standard_normal(target.shape, dtype="float32")
-        return prediction_losses(self.model, context, target, noise).mean().item()
+        return losses.fixed_time_losses(self.model, context, target, torch.from_numpy(noise).to(target)).mean().item()
 
     def context_gain(self, pair: Pair, context, target) -> dict[str, float]:
         """Loss with the true context, and how much other contexts make it worse."""
@@ -278,21 +281,6 @@ def samplings(config, args: argparse.Namespace) -> dict[str, dict]:
             ways[", guidance 1"] = {"steps": args.steps, "guidance": 1.0}
         ways[", one step"] = {"steps": 1, "guidance": 1.0}
     return ways
-
-
-def prediction_losses(model, context, target, noise: np.ndarray):
-    """Stage 2's loss at each of FIXED_TIMES for latents (1, latent_channels, latents); of a network trained to say
-    the mean, the one at time 0 without noise."""
-    import torch
-
-    is_flow = model.config.objective == "flow"
-    times = torch.tensor(FIXED_TIMES if is_flow else FIXED_TIMES[:1]).to(target)
-    noise = torch.from_numpy(noise).to(target) * is_flow
-    context, target = model.standardise(context), model.standardise(target)
-    t = times[:, None, None]
-    noisy = (1 - t) * noise + t * target  # (times, latent_channels, latents)
-    error = model.core(noisy, context.expand_as(noisy), times).float() - (target - noise)
-    return (error * error).mean((1, 2))
 
 
 def load_networks(args: argparse.Namespace, meta: dict) -> list[Network]:

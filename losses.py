@@ -12,6 +12,7 @@ PHASE_CORNER_HZ = 1500  # up to here phases are asked for; above, a compact code
 FULL_LEVEL_POWER = 0.01  # of a signal at -20 dBFS RMS, the level of every context
 KL_WEIGHT = 1e-4
 ROBUST_NOISE = 0.15  # of each latent's standard deviation, at most
+FIXED_TIMES = (0.0, 0.3, 0.5, 0.7)  # of the flow, at which it is validated
 DECODED_FROM_TIME = 0.7  # the one-step prediction is sharp enough to be compared with the waveform from here on
 
 
@@ -154,6 +155,22 @@ def prediction_loss(model, context: Tensor, target: Tensor, batch: dict) -> tupl
     return flow_loss(
         lambda noisy: model.core(noisy, context, time, batch["heard"]), model.standardise(target), noise, time
     )
+
+
+def fixed_time_losses(model, context: Tensor, target: Tensor, noise: Tensor) -> Tensor:
+    """Prediction loss at each of FIXED_TIMES (times,), for validation; mse: the one at time 0 without noise.
+
+    context, target, noise: latents of one pair, (1, latent_channels, latents).
+    """
+    times = FIXED_TIMES if model.config.objective == "flow" else FIXED_TIMES[:1]
+    batch = {
+        "time": torch.tensor(times, device=target.device),
+        "heard": torch.ones(len(times), device=target.device),
+        "flow_noise": noise.expand(len(times), -1, -1),
+        "context_noise": torch.zeros_like(noise),
+    }
+    both = (z.expand(len(times), -1, -1) for z in (context, target))
+    return prediction_loss(model, *both, batch)[0]
 
 
 def predict_step(model, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:

@@ -30,7 +30,6 @@ JOINT_BATCH_DIVISOR = 8  # the joint part trains on 20 s of audio instead of two
 JOINT_CODEC_RATE = 0.1  # of the learning rate, for encoder and decoder in the joint part
 VALIDATION_PAIRS = 24
 VALIDATION_DECODED = 4  # of them are turned into sound at an evaluation
-VALIDATION_TIMES = (0.0, 0.3, 0.5, 0.7)
 VALIDATION_SAMPLING_STEPS = 8
 CACHE_BATCH = 4
 FREE_ON_RESTART = {
@@ -660,21 +659,11 @@ class Run:
             return self.ema.encode(x).float()
 
     def prediction_losses(self, pair: int, context, target):
-        """Loss at each of VALIDATION_TIMES, with noise that is the pair's own; mse: one loss, at time 0."""
-        torch = self.torch
-        times = VALIDATION_TIMES if self.config.objective == "flow" else VALIDATION_TIMES[:1]
+        """Loss at each of the fixed times, with noise that is the pair's own."""
         rng = self.data.draws(self.args.seed, "validation", pair)
-        noise = torch.from_numpy(rng.standard_normal(self.latent_shape, dtype="float32")).to(self.device)
-        count = len(times)
-        batch = {
-            "time": torch.tensor(times, device=self.device),
-            "heard": torch.ones(count, device=self.device),
-            "flow_noise": noise.expand(count, -1, -1),
-            "context_noise": torch.zeros_like(noise),
-        }
+        noise = self.torch.from_numpy(rng.standard_normal((1, *self.latent_shape), dtype="float32")).to(self.device)
         with self.autocast():
-            both = (context.expand(count, -1, -1), target.expand(count, -1, -1))
-            return self.losses.prediction_loss(self.ema, *both, batch)[0]
+            return self.losses.fixed_time_losses(self.ema, context, target, noise)
 
     def validate_legacy(self) -> dict:
         """Squared errors of the waveform; the gain is that of the decoded prediction."""
