@@ -212,6 +212,8 @@ class InverseSTFT(nn.Module):
         self.bins = hops * hop // 2 + 1
         self.project = nn.Conv1d(width, channels * 3 * self.bins, 1)
         self.register_buffer("window", torch.hann_window(hops * hop), persistent=False)
+        with torch.no_grad():  # start quiet: a loud start costs the first hundred steps
+            self.project.weight.mul_(0.3)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, frames = x.shape
