@@ -59,8 +59,8 @@ input + continuation:  $work/input_and_continuation.mp3
 picture:               $work/continuation.png
 training curves:       $work/checkpoints/curves.png
 
-Listen for the join at 10 seconds: the pulse, the bass and the sound of the instruments should go on. After so
-short a training expect a blurred, noisy picture of the music, not a new verse.
+Listen for the join at 10 seconds: loudness and colour of the sound should go on. After so short a training the
+continuation is noise with the outline of the music; the longer the training, the more of the pulse and the bass.
 
 EOF
 "$python" scripts/demo_report.py figures "$work/checkpoints"
