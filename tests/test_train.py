@@ -18,6 +18,7 @@ import audio
 import checkpoint
 import data
 import losses
+import muon
 import plots
 import train
 
@@ -441,9 +442,9 @@ def test_validation_context_is_what_generation_would_encode(new_run, monkeypatch
 
 
 def overfit(run: train.Run, batch: dict, loss_of, parts: list, steps: int, rate: float) -> tuple[float, float]:
-    """First and last loss of Adam on one fixed batch."""
+    """First and last loss on one fixed batch."""
     train.freeze_all_but(run.model, parts)
-    optimiser = torch.optim.Adam([p for part in parts for p in part.parameters()], lr=rate)
+    optimiser = muon.Muon([p for part in parts for p in part.parameters()], lr=rate, weight_decay=0.0)
     history = []
     for _ in range(steps):
         loss = loss_of(run.model, batch).mean()
@@ -463,7 +464,7 @@ def test_one_batch_can_be_overfit_in_stage_1(new_run):
     def loss_of(model, batch):
         return losses.reconstruct_step(model, batch, draw)[0]
 
-    first, last = overfit(run, batch, loss_of, phase.trained(run.model), steps=40, rate=1e-2)
+    first, last = overfit(run, batch, loss_of, phase.trained(run.model), steps=320, rate=1e-2)
     assert last < first / 2
 
 
