@@ -76,8 +76,8 @@ def reconstruction_losses(x: Tensor, y: Tensor, sample_rate: int, size: int, in_
     """Losses of the reconstruction y of x (batch, channels, samples), (batch,) each, at one window length and in one
     stereo basis.
 
-    Drawn at random a step they estimate, without bias and at a tenth of its cost, the sum over all window lengths,
-    left, right, mid and side (measured: more is learned a minute). The target's spectrum needs no gradient.
+    Drawn at random a step they estimate, without bias and at a tenth of its spectra, the sum over all window lengths,
+    left, right, mid and side. The target's spectrum needs no gradient.
     """
     if in_mid_side:
         x_basis, y_basis = mid_side(x), mid_side(y)
