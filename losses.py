@@ -8,7 +8,8 @@ from torch import Tensor
 
 SPECTRAL_SECONDS = 2048 / 12000  # the longest window, which sees the partials of a hum; each next is half as long
 SPECTRAL_SIZES = 5
-PHASE_CORNER_HZ = 1500  # up to here phases are asked for; above, a compact code can hold energy and texture alone
+BANDS = 32
+PHASE_CORNER_HZ = 750  # up to here phases are asked for; above, a compact code can hold energy and texture alone
 FULL_LEVEL_POWER = 0.01  # of a signal at -20 dBFS RMS, the level of every context
 KL_WEIGHT = 1e-4
 ROBUST_NOISE = 0.15  # of each latent's standard deviation, at most
@@ -42,11 +43,24 @@ def stft(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def spectral_distance(reference: Tensor, estimate: Tensor) -> Tensor:
-    """Mean |ln ratio| plus spectral convergence of two magnitudes (batch, channels, frames, bins): (batch,)."""
+    """Mean |ln ratio| of two magnitudes (batch, channels, frames, bins), plus that of their levels in bands, plus
+    spectral convergence: (batch,).
+
+    A bin of noise is as often too loud as too soft, whatever its level; a band's level says how loud it should be.
+    """
     log_distance = ((estimate + 1e-3).log() - (reference + 1e-3).log()).abs().mean((1, 2, 3))
+    band_distance = (band_level(estimate) - band_level(reference)).abs().mean((1, 2, 3))
     error = estimate - reference
     convergence = ((error * error).sum((2, 3)) + 1e-8).sqrt() / ((reference * reference).sum((2, 3)).sqrt() + 1)
-    return log_distance + convergence.mean(1)
+    return log_distance + band_distance + convergence.mean(1)
+
+
+def band_level(magnitude: Tensor) -> Tensor:
+    """Natural logarithm of the root mean square magnitude in equal bands of at least 2 bins, all but that of 0 Hz:
+    (batch, channels, frames, bands)."""
+    bins = magnitude.shape[-1] - 1
+    power = magnitude[..., 1:].square().unflatten(-1, (min(BANDS, bins // 2), -1)).mean(-1)
+    return (power + 1e-6).log() / 2
 
 
 def phase_distance(reference: tuple, estimate: tuple, sample_rate: int) -> Tensor:

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FRAME_RATE_HZ = 100
-STEM_HOPS = 4
+WINDOW_HOPS = 4  # of the encoder's filters and of the decoder's inverse STFT
+KNOWN_PHASE_HZ = 750  # above, phases become too many for a compact code, over two octaves
 CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context is brought to this level before it is encoded
 QUIETEST_RMS = 1e-3  # softer contexts are not lifted further
-TYPICAL_MAGNITUDE = 0.01  # of a bin of music at that level, where a full-scale sine is 1
 JOIN_SECONDS = 1.0  # of the context, decoded together with the prediction
 FADE_SECONDS = 0.02
 LEGACY_HOP = 40
@@ -45,7 +45,6 @@ class ModelConfig:
     encoder_blocks: tuple[int, int] = (2, 4)
     decoder_widths: tuple[int, int] = (512, 384)  # at 50 Hz, at 100 Hz
     decoder_blocks: tuple[int, int] = (4, 6)
-    head_hops: int = 4
     core_layers: int = 8
     core_width: int = 512
     core_heads: int = 8
@@ -108,6 +107,13 @@ PRESETS = {
 # Encoder and decoder
 
 
+def typical_magnitude(bins: int) -> Tensor:
+    """Of music at CONTEXT_LEVEL, where a full-scale sine is 1, in the first `bins` bins of a DFT over WINDOW_HOPS
+    hops: (bins, 1). It falls by 40 dB from 100 Hz to 5 kHz; divided by it, all bins are learned equally fast."""
+    frequencies = torch.arange(bins) * (FRAME_RATE_HZ / WINDOW_HOPS)
+    return (0.025 / (1 + (frequencies / 400) ** 1.7))[:, None]
+
+
 class ChannelNorm(nn.Module):
     """Root mean square normalisation over the channels of each frame (Zhang and Sennrich 2019): no frame hears
     another, so a cut-out and the whole are normalised alike."""
@@ -144,32 +150,36 @@ def blocks(width: int, count: int) -> nn.Sequential:
 
 
 class Stem(nn.Module):
-    """Audio to frames: one trainable filter bank for all channels, started as a windowed DFT, whose outputs are
-    compressed to the square root of their magnitude, with their phases kept."""
+    """Audio to frames: one trainable filter bank for all channels, started as a windowed DFT. Of every bin, relative
+    to what is typical of it, the square root of the magnitude with its phase, and the magnitude's logarithm."""
 
     def __init__(self, channels: int, hop: int, width: int):
         super().__init__()
-        size = STEM_HOPS * hop
+        size = WINDOW_HOPS * hop
+        bins = size // 2 + 1
         self.hop = hop
-        self.filters = nn.Conv1d(1, 2 * (size // 2 + 1), size, stride=hop, bias=False)
+        self.filters = nn.Conv1d(1, 2 * bins, size, stride=hop, bias=False)
         self.filters.weight.data = self.windowed_dft(size)[:, None]
-        self.mix = nn.Conv1d(channels * self.filters.out_channels, width, 1)
+        self.register_buffer("scale", 4 / size / typical_magnitude(bins).repeat(2, 1), persistent=False)
+        self.mix = nn.Conv1d(channels * 3 * bins, width, 1)
 
     @staticmethod
     def windowed_dft(size: int) -> Tensor:
-        """Real parts, then imaginary parts, of a Hann-windowed DFT: (size + 2, size); a full-scale sine gives 1."""
+        """Real parts, then imaginary parts, of a Hann-windowed DFT: (size + 2, size)."""
         phase = 2 * math.pi * torch.outer(torch.arange(size // 2 + 1.0), torch.arange(size) - size / 2) / size
-        window = torch.hann_window(size) * 4 / size
+        window = torch.hann_window(size)
         return torch.cat([phase.cos() * window, -phase.sin() * window])
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, _ = x.shape
-        excess = (STEM_HOPS - 1) * self.hop
+        excess = (WINDOW_HOPS - 1) * self.hop
         x = F.pad(x, (excess // 2, excess - excess // 2))
         x = self.filters(x.reshape(batch * channels, 1, -1))
-        real, imaginary = x.float().chunk(2, dim=1)
-        compression = torch.rsqrt((real.square() + imaginary.square() + 1e-6).sqrt())
-        x = torch.cat([real * compression, imaginary * compression], dim=1).to(self.mix.weight.dtype)
+        real, imaginary = (x.float() * self.scale).chunk(2, dim=1)
+        power = real.square() + imaginary.square() + 1e-4
+        compression = power ** (-1 / 4)
+        level = power.detach().log() / 4  # with its gradient, which is steep where it is quiet, training diverged
+        x = torch.cat([real * compression, imaginary * compression, level], dim=1).to(self.mix.weight.dtype)
         return self.mix(x.reshape(batch, -1, x.shape[-1]))  # (batch, width, frames)
 
 
@@ -179,7 +189,7 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         wide, narrow = config.encoder_widths
-        self.alignment = STEM_HOPS * config.hop
+        self.alignment = WINDOW_HOPS * config.hop
         self.stem = Stem(config.channels, config.hop, wide)
         self.blocks_100hz = blocks(wide, config.encoder_blocks[0])
         self.before_pool = nn.Conv1d(wide, narrow, 3, padding=1)
@@ -199,38 +209,49 @@ class Encoder(nn.Module):
 
 
 class InverseSTFT(nn.Module):
-    """Frames -> audio: a complex value a bin plus noise under a log-magnitude, overlap-added in fp32 and divided by
-    the true sum of squared windows, at the edges too (after Vocos, Siuzdak 2023).
+    """Frames -> audio: tones, a complex value a bin, plus noise under a log-magnitude, overlap-added in fp32 and
+    divided by the true sum of squared windows, at the edges too (after Vocos, Siuzdak 2023). Stereo is made of mid
+    and side, or else noise would always be wide.
 
     Where a compact code cannot know the phases, a network that is the same at every frame could only repeat one
-    phase pattern, a buzz at the frame rate: there the noise speaks. It is the same noise at every call.
+    phase pattern, a buzz at the frame rate: there tones fade out and noise speaks alone, the same at every call.
     """
 
-    def __init__(self, width: int, channels: int, hop: int, hops: int):
+    def __init__(self, width: int, channels: int, hop: int):
         super().__init__()
-        self.channels, self.hop, self.hops = channels, hop, hops
-        self.bins = hops * hop // 2 + 1
-        self.project = nn.Conv1d(width, channels * 3 * self.bins, 1)
-        self.register_buffer("window", torch.hann_window(hops * hop), persistent=False)
+        size = WINDOW_HOPS * hop
+        self.channels, self.hop, self.bins = channels, hop, size // 2 + 1
+        corner = KNOWN_PHASE_HZ * WINDOW_HOPS // FRAME_RATE_HZ  # in bins
+        self.tones = min(4 * corner, self.bins)
+        weight = 1 - (torch.arange(self.tones)[:, None] / corner).clamp(min=1).log2() / 2
+        scale = size / 4 * typical_magnitude(self.bins)
+        self.register_buffer("tone_scale", scale[: self.tones] * weight, persistent=False)
+        self.register_buffer("noise_scale", scale, persistent=False)
+        self.register_buffer("window", torch.hann_window(size), persistent=False)
+        self.project = nn.Conv1d(width, channels * (2 * self.tones + self.bins), 1)
         with torch.no_grad():  # start quiet: a loud start costs the first hundred steps
             self.project.weight.mul_(0.3)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, frames = x.shape
-        x = self.project(x).float().view(batch, self.channels, 3, self.bins, frames)
-        real, imaginary, log_noise = x.unbind(2)
-        spectrum = torch.complex(real, imaginary) + self.noise(frames, x.device) * self.noise_level(log_noise)
-        spectrum = spectrum.flatten(0, 1) * (TYPICAL_MAGNITUDE * self.hops * self.hop / 4)
-        pieces = torch.fft.irfft(spectrum, dim=1).transpose(1, 2) * self.window  # (batch x channels, frames, size)
+        x = self.project(x).float().view(batch, self.channels, -1, frames)
+        real, imaginary, log_noise = x.split([self.tones, self.tones, self.bins], dim=2)
+        tones = torch.complex(real * self.tone_scale, imaginary * self.tone_scale)
+        noise = self.noise(frames, x.device) * (self.noise_level(log_noise) * self.noise_scale)
+        spectrum = noise + F.pad(tones, (0, 0, 0, self.bins - self.tones))
+        if self.channels == 2:
+            mid, side = spectrum.unbind(1)
+            spectrum = torch.stack([mid + side, mid - side], dim=1)
+        pieces = torch.fft.irfft(spectrum.flatten(0, 1), dim=1).transpose(1, 2) * self.window
         envelope = self.overlap_add(self.window.square().expand(1, frames, -1))
         x = self.overlap_add(pieces) / envelope.clamp(min=1e-4)
-        cut = (self.hops - 1) * self.hop // 2
+        cut = (WINDOW_HOPS - 1) * self.hop // 2
         return x[:, cut : cut + frames * self.hop].view(batch, self.channels, -1)
 
     @staticmethod
     def noise_level(x: Tensor) -> Tensor:
         """Starts low; a level must be able to change by 40 dB as soon as a network output can change by 1."""
-        return (5 * x - 3).clamp(-9, 5).exp()
+        return (5 * x - 2).clamp(-9, 5).exp()
 
     def noise(self, frames: int, device) -> Tensor:
         """Complex normal, (channels, bins, frames), the same at every call."""
@@ -239,11 +260,11 @@ class InverseSTFT(nn.Module):
         return torch.randn(shape, dtype=torch.complex64, generator=generator).permute(1, 2, 0).to(device)
 
     def overlap_add(self, pieces: Tensor) -> Tensor:
-        """(n, frames, size) -> (n, (frames + hops - 1) * hop)."""
+        """(n, frames, size) -> (n, (frames + WINDOW_HOPS - 1) * hop)."""
         count, frames, _ = pieces.shape
-        parts = pieces.unflatten(-1, (self.hops, self.hop)).unbind(2)
-        total = sum(F.pad(part, (0, 0, i, self.hops - 1 - i)) for i, part in enumerate(parts))
-        return total.reshape(count, (frames + self.hops - 1) * self.hop)
+        parts = pieces.unflatten(-1, (WINDOW_HOPS, self.hop)).unbind(2)
+        total = sum(F.pad(part, (0, 0, i, WINDOW_HOPS - 1 - i)) for i, part in enumerate(parts))
+        return total.reshape(count, (frames + WINDOW_HOPS - 1) * self.hop)
 
 
 class Decoder(nn.Module):
@@ -258,7 +279,7 @@ class Decoder(nn.Module):
         self.after_upsample = nn.Conv1d(narrow, wide, 3, padding=1)
         self.blocks_100hz = blocks(wide, config.decoder_blocks[1])
         self.norm = ChannelNorm(wide)
-        self.head = InverseSTFT(wide, config.channels, config.hop, config.head_hops)
+        self.head = InverseSTFT(wide, config.channels, config.hop)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.blocks_50hz(self.from_latents(z))
@@ -522,7 +543,8 @@ class ContinuationModel(nn.Module):
         length = round(seconds * config.sample_rate)
         latents = [context]
         for roll in range(-(-length // config.chunk_samples)):
-            latents.append(self.predict(latents[-1], steps, guidance, seed + roll, temperature))
+            own = seed + (roll << 32)  # of this roll; the next seed's rolls draw other noise
+            latents.append(self.predict(latents[-1], steps, guidance, own, temperature))
         join = min(round(JOIN_SECONDS * config.latent_rate), config.chunk_latents)
         z = torch.cat([context[..., -join:], *latents[1:]], dim=-1)
         decoded = self.decode(z)[0].float().cpu() / gain

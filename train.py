@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 INTERRUPTED = 75
-CROP_SECONDS = 2  # of audio in one item of stage 1
+CROP_SECONDS = 1  # of audio in one item of stage 1
 COOLDOWN_SHARE = 0.4  # of a stage, its end, while the learning rate falls to zero
 WARMUP_STEPS = 100
 GRADIENT_NORM = 1.0
@@ -55,7 +55,7 @@ class Schedule:
 
 SCHEDULES = {
     "legacy": Schedule(1500, 1500, 16, 4, 5e-5),
-    "tiny": Schedule(4000, 4000, 8, 1, 2e-3),
+    "tiny": Schedule(8000, 8000, 8, 1, 2e-3),
     # an estimate, never run: about an hour at 6.5 TFLOP/s, a tenth of a T4's fp16 peak (356 and 1397 GFLOPs a step)
     "base": Schedule(20000, 8000, 16, 1, 5e-4),
     "large": Schedule(100000, 100000, 16, 1, 3e-4),
@@ -269,7 +269,6 @@ class Run:
 
     def __init__(self, args: argparse.Namespace):
         import torch
-        from torch.utils.tensorboard import SummaryWriter
 
         import checkpoint
         import data
@@ -300,8 +299,6 @@ class Run:
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.settings = {k: v for k, v in vars(args).items() if k not in ("dataset_folder", "checkpoint_folder")}
         self.seconds = {1: 0.0, 2: 0.0}  # spent in each stage, over all restarts
-        (self.folder / "samples").mkdir(exist_ok=True)
-        self.board = SummaryWriter(self.folder / "tb")
         self.latents = None  # of the validation pairs
         self.evaluated_at = None
         self.begin_stage(1)
@@ -366,6 +363,10 @@ class Run:
 
     def train(self, stop) -> None:
         """Go through all stages and phases from where the run stands. Raises Stopped at a stop signal."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        (self.folder / "samples").mkdir(exist_ok=True)
+        self.board = SummaryWriter(self.folder / "tb")
         while not (self.stage == 2 and self.progress() >= 1 and self.evaluated_at == self.step):
             if any(phase.reads_cache and self.progress() < phase.end for phase in self.phases()):
                 self.fill_cache(stop)

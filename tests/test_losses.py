@@ -147,11 +147,20 @@ def test_perfect_reconstruction_costs_nothing():
         assert part.abs().max() < 0.02, name
 
 
-def test_doubled_magnitudes_are_ln_2_away_and_their_error_is_as_large_as_the_reference():
+def test_doubled_magnitudes_are_ln_2_away_by_bin_and_by_band_and_their_error_is_as_large_as_the_reference():
     magnitude = 100 + 900 * torch.rand(2, 2, 20, 65, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(
-        losses.spectral_distance(magnitude, 2 * magnitude), torch.tensor(math.log(2) + 1), atol=1e-3
+        losses.spectral_distance(magnitude, 2 * magnitude), torch.tensor(2 * math.log(2) + 1), atol=1e-3
     )
+
+
+def test_level_of_a_band_is_that_of_its_power_however_it_is_spread():
+    """One loud bin and even noise of the same power are equally loud: a single bin's distance cannot say that."""
+    even = torch.full((1, 1, 1, 513), 100.0)
+    peak = torch.zeros(1, 1, 1, 513)
+    peak[..., 1::16] = 100.0 * math.sqrt(16)
+    assert torch.allclose(losses.band_level(even), losses.band_level(peak), atol=1e-4)
+    assert torch.allclose(losses.band_level(even), torch.tensor(math.log(100.0)), atol=1e-4)
 
 
 def phase_distance(x: torch.Tensor, y: torch.Tensor, rate: int = 12000, size: int = 512) -> float:

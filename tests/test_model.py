@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import model as network
-from model import PRESETS, ContinuationModel, InverseSTFT, ModelConfig, Stem, with_overrides
+from model import PRESETS, ContinuationModel, InverseSTFT, ModelConfig, Stem, typical_magnitude, with_overrides
 
 torch.set_num_threads(1)
 RATE = 2000
@@ -197,16 +197,29 @@ def test_stem_starts_as_a_windowed_dft(hop):
     ours = stem.filters(x)
     theirs = torch.stft(x[:, 0], size, hop, window=torch.hann_window(size), center=False, return_complex=True)
     about_the_middle = (-1.0) ** torch.arange(size // 2 + 1)[:, None]  # phases count from the window's middle
-    theirs = theirs * about_the_middle * 4 / size
-    assert torch.allclose(ours, torch.cat([theirs.real, theirs.imag], dim=1), atol=1e-5)
+    theirs = theirs * about_the_middle
+    assert torch.allclose(ours, torch.cat([theirs.real, theirs.imag], dim=1), atol=1e-4)
 
 
-def test_full_scale_sine_has_magnitude_1_in_its_own_bin():
+def test_full_scale_sine_is_measured_by_what_is_typical_of_its_bin():
     hop, k = 25, 8
     sine = torch.sin(2 * math.pi * k * torch.arange(400) / (4 * hop))
-    spectrum = Stem(channels=1, hop=hop, width=8).filters(sine[None, None])
-    real, imaginary = spectrum.chunk(2, dim=1)
-    assert torch.allclose((real**2 + imaginary**2).sqrt()[0, k], torch.ones(()), atol=1e-4)
+    stem = Stem(channels=1, hop=hop, width=8)
+    real, imaginary = (stem.filters(sine[None, None]) * stem.scale).chunk(2, dim=1)
+    magnitude = (real**2 + imaginary**2).sqrt()[0, k] * typical_magnitude(2 * hop + 1)[k]
+    assert torch.allclose(magnitude, torch.ones(()), atol=1e-4)
+
+
+def test_loudness_of_quiet_bins_is_an_input_but_gives_the_filters_no_gradient():
+    """The steep logarithm of quiet bins made training diverge; the filters learn through the other inputs."""
+    stem = Stem(channels=1, hop=20, width=8)
+    bins = stem.scale.shape[0] // 2
+    with torch.no_grad():
+        stem.mix.weight[:, : 2 * bins] = 0
+    quiet, loud = (stem(level * noise(1, 1, 400)) for level in (0.001, 0.01))
+    assert not torch.allclose(quiet, loud, atol=0.1)
+    loud.sum().backward()
+    assert stem.filters.weight.grad.abs().max() == 0
 
 
 def test_frame_hears_its_own_four_hops_and_no_more():
@@ -236,15 +249,14 @@ def clicks(channels: int, samples: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("signal", [torch.ones, noise, clicks])
-@pytest.mark.parametrize("hops", [4, 8])
 @pytest.mark.parametrize("hop", [20, 21])
-def test_overlap_add_is_perfect_up_to_both_edges(monkeypatch, hop, hops, signal):
+def test_overlap_add_is_perfect_up_to_both_edges(monkeypatch, hop, signal):
     """If every inverse FFT gives the windowed piece of a signal, the head gives that signal: no ripple at the frame
     rate, no fade at the edges."""
-    head = InverseSTFT(width=8, channels=2, hop=hop, hops=hops)
+    head = InverseSTFT(width=8, channels=2, hop=hop)
     x = signal(2, 40 * hop)
-    cut = (hops - 1) * hop // 2
-    pieces = F.pad(x, (cut, (hops - 1) * hop - cut)).unfold(-1, hops * hop, hop) * torch.hann_window(hops * hop)
+    cut = 3 * hop // 2
+    pieces = F.pad(x, (cut, 3 * hop - cut)).unfold(-1, 4 * hop, hop) * torch.hann_window(4 * hop)
     monkeypatch.setattr(torch.fft, "irfft", lambda spectrum, dim: pieces.transpose(1, 2))
     with torch.no_grad():
         y = head(torch.zeros(1, 8, 40))
@@ -254,7 +266,7 @@ def test_overlap_add_is_perfect_up_to_both_edges(monkeypatch, hop, hops, signal)
 def test_head_is_heard_where_its_frame_is():
     """A frame unlike the others changes the four hops around its own and nothing else."""
     hop = 20
-    head = InverseSTFT(width=8, channels=1, hop=hop, hops=4)
+    head = InverseSTFT(width=8, channels=1, hop=hop)
     frames = torch.zeros(1, 8, 40)
     other = frames.clone()
     other[..., 20] = 1.0
@@ -470,7 +482,7 @@ def test_longer_generation_rolls_on_from_its_own_prediction(model, song, monkeyp
     model.generate(song, seconds=5, seed=3, steps=1)
     assert len(heard) == 3
     assert torch.equal(heard[1], predict(heard[0], 1, 1.5, 3))
-    assert torch.equal(heard[2], predict(heard[1], 1, 1.5, 4))
+    assert torch.equal(heard[2], predict(heard[1], 1, 1.5, 3 + (1 << 32)))  # not what seed 4 begins with
 
 
 @pytest.mark.parametrize("shape", [(2, CHUNK - 1), (1, CHUNK), (CHUNK,)])
