@@ -444,7 +444,7 @@ def _smoothed_power(spectrum: np.ndarray) -> np.ndarray:
     """Mean of |S|^2 over the 5 bins x 3 frames around each: 117 Hz x 32 ms.
 
     Sampled without overlap that is 51 bands x 31 times = 1600 numbers a second and channel at 12 kHz, 3200 in
-    stereo: as many as a code of 50 Hz x 64 has.
+    stereo: as many as a code of 100 Hz x 32 has.
     """
     from scipy import ndimage
 

@@ -5,7 +5,7 @@
 Shapes, everywhere in this file:
     x        (batch, channels, samples)             audio in -1..1
     frames   (batch, width, frames)                 100 a second
-    latents  (batch, latent_channels, latents)      50 a second (legacy: a fortieth of the samples)
+    latents  (batch, latent_channels, latents)      one a frame (legacy: one in 40 samples)
     tokens   (batch, tokens, core_width)            25 a second
 
 Three parts: the encoder (convolution and pooling), the core (a transformer over latents) and the decoder.
@@ -40,16 +40,16 @@ class ModelConfig:
     channels: int = 2
     chunk_samples: int = 240000
     objective: str = "flow"  # or mse: the same network, trained to say the mean
-    latent_channels: int = 64
-    encoder_widths: tuple[int, int] = (384, 512)  # at 100 Hz, at 50 Hz
+    latent_channels: int = 32
+    encoder_widths: tuple[int, int] = (384, 512)  # before pooling, after it
     encoder_blocks: tuple[int, int] = (2, 4)
-    decoder_widths: tuple[int, int] = (512, 384)  # at 50 Hz, at 100 Hz
+    decoder_widths: tuple[int, int] = (512, 384)
     decoder_blocks: tuple[int, int] = (4, 6)
     core_layers: int = 8
     core_width: int = 512
     core_heads: int = 8
     core_dropout: float = 0.1
-    latents_per_token: int = 2
+    latents_per_token: int = 4
 
     def __post_init__(self):
         if self.sample_rate % FRAME_RATE_HZ:
@@ -74,7 +74,7 @@ class ModelConfig:
     @property
     def latent_samples(self) -> int:
         """Samples a latent."""
-        return LEGACY_HOP if self.is_legacy else 2 * self.hop
+        return LEGACY_HOP if self.is_legacy else self.hop
 
     @property
     def latent_rate(self) -> float:
@@ -90,7 +90,7 @@ class ModelConfig:
 PRESETS = {
     "legacy": ModelConfig(
         preset="legacy", sample_rate=12000, chunk_samples=120000, objective="mse", core_layers=1, core_width=64,
-        core_heads=4, core_dropout=0.0, latents_per_token=1,
+        core_heads=4, core_dropout=0.0, latent_channels=64, latents_per_token=1,
     ),
     "tiny": ModelConfig(
         preset="tiny", sample_rate=12000, chunk_samples=120000, encoder_widths=(128, 128), encoder_blocks=(1, 2),
@@ -188,22 +188,22 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        wide, narrow = config.encoder_widths
+        first, second = config.encoder_widths
         self.alignment = WINDOW_HOPS * config.hop
-        self.stem = Stem(config.channels, config.hop, wide)
-        self.blocks_100hz = blocks(wide, config.encoder_blocks[0])
-        self.before_pool = nn.Conv1d(wide, narrow, 3, padding=1)
-        self.pool = nn.MaxPool1d(2)
-        self.strided = nn.Conv1d(wide, narrow, 2, stride=2)  # carries the phase that the maximum loses
-        self.blocks_50hz = blocks(narrow, config.encoder_blocks[1])
-        self.norm = ChannelNorm(narrow)
-        self.to_posterior = nn.Conv1d(narrow, 2 * config.latent_channels, 1)
+        self.stem = Stem(config.channels, config.hop, first)
+        self.blocks_before = blocks(first, config.encoder_blocks[0])
+        self.before_pool = nn.Conv1d(first, second, 3, padding=1)
+        self.pool = nn.MaxPool1d(3, stride=1, padding=1)
+        self.beside_pool = nn.Conv1d(first, second, 1)  # carries the phase that the maximum loses
+        self.blocks_after = blocks(second, config.encoder_blocks[1])
+        self.norm = ChannelNorm(second)
+        self.to_posterior = nn.Conv1d(second, 2 * config.latent_channels, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = F.pad(x, (0, -x.shape[-1] % self.alignment))
-        x = self.blocks_100hz(self.stem(x))
-        x = self.pool(self.before_pool(x)) + self.strided(x)
-        x = self.norm(self.blocks_50hz(x))
+        x = self.blocks_before(self.stem(x))
+        x = self.pool(self.before_pool(x)) + self.beside_pool(x)
+        x = self.norm(self.blocks_after(x))
         mean, log_variance = self.to_posterior(x).chunk(2, dim=1)
         return mean, log_variance.clamp(-12, 4)  # (batch, latent_channels, latents) each
 
@@ -272,18 +272,17 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        narrow, wide = config.decoder_widths
-        self.from_latents = nn.Conv1d(config.latent_channels, narrow, 3, padding=1)
-        self.blocks_50hz = blocks(narrow, config.decoder_blocks[0])
-        self.upsample = nn.Upsample(scale_factor=2, mode="nearest")
-        self.after_upsample = nn.Conv1d(narrow, wide, 3, padding=1)
-        self.blocks_100hz = blocks(wide, config.decoder_blocks[1])
-        self.norm = ChannelNorm(wide)
-        self.head = InverseSTFT(wide, config.channels, config.hop)
+        first, second = config.decoder_widths
+        self.from_latents = nn.Conv1d(config.latent_channels, first, 3, padding=1)
+        self.first_blocks = blocks(first, config.decoder_blocks[0])
+        self.between = nn.Conv1d(first, second, 3, padding=1)
+        self.second_blocks = blocks(second, config.decoder_blocks[1])
+        self.norm = ChannelNorm(second)
+        self.head = InverseSTFT(second, config.channels, config.hop)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.blocks_50hz(self.from_latents(z))
-        x = self.blocks_100hz(self.after_upsample(self.upsample(x)))
+        x = self.first_blocks(self.from_latents(z))
+        x = self.second_blocks(self.between(x))
         return self.head(self.norm(x))
 
 

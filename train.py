@@ -56,8 +56,8 @@ class Schedule:
 SCHEDULES = {
     "legacy": Schedule(1500, 1500, 16, 4, 5e-5),
     "tiny": Schedule(8000, 8000, 8, 1, 2e-3),
-    # an estimate, never run: about an hour at 6.5 TFLOP/s, a tenth of a T4's fp16 peak (356 and 1397 GFLOPs a step)
-    "base": Schedule(20000, 8000, 16, 1, 5e-4),
+    # an estimate, never run: about an hour at 6.5 TFLOP/s, a tenth of a T4's fp16 peak (237 and 1397 GFLOPs a step)
+    "base": Schedule(40000, 8000, 16, 1, 5e-4),
     "large": Schedule(100000, 100000, 16, 1, 3e-4),
 }
 
@@ -113,7 +113,7 @@ def add_network_arguments(group) -> None:
         for what in ("widths", "blocks"):
             help_text = f"{what} of the {side}, in the order of its layers"
             group.add_argument(f"--{side}_{what}", type=int, nargs=2, metavar="N", help=help_text)
-    group.add_argument("--latent_channels", type=int, help="floats a latent; 50 latents a second")
+    group.add_argument("--latent_channels", type=int, help="floats a latent; 100 latents a second")
     group.add_argument("--core_layers", type=int, help="transformer layers")
     group.add_argument("--core_width", type=int, help="width of the transformer")
     group.add_argument("--core_heads", type=int, help="attention heads")

@@ -16,7 +16,7 @@ from model import ContinuationModel, with_overrides
 torch.set_num_threads(1)
 RATE = 2000
 CHUNK = 2 * RATE
-CROP_LATENTS = 50
+CROP_LATENTS = 100
 SMALL = {
     "sample_rate": RATE, "chunk_samples": CHUNK, "encoder_widths": (8, 8), "encoder_blocks": (1, 1),
     "decoder_widths": (8, 8), "decoder_blocks": (1, 1), "latent_channels": 4, "core_layers": 1, "core_width": 16,
@@ -48,7 +48,7 @@ def tone(frequency: float, seconds: float = 1.0, rate: int = 12000, channels: in
 
 def pair_batch(items: int, times=(0.0, 0.8, 0.4)) -> dict[str, torch.Tensor]:
     """What PairItems gives: 4 s of audio, latents, and all noise."""
-    shape, crop = (items, 4, 100), (items, 4, CROP_LATENTS)
+    shape, crop = (items, 4, 200), (items, 4, CROP_LATENTS)
     return {
         "x": noise(items, 2, 2 * CHUNK, seed=1, level=0.1),
         "context": noise(*shape, seed=2), "target": noise(*shape, seed=3), "flow_noise": noise(*shape, seed=4),

@@ -65,9 +65,9 @@ def test_ten_seconds_are_exactly_500_latents_at_every_rate(sample_rate):
         model = ContinuationModel(config)
         z = model.encode(torch.zeros(1, 1, 10 * sample_rate))
         y = model.decode(z)
-    assert z.shape == (1, 4, 500)
+    assert z.shape == (1, 4, 1000)
     assert y.shape == (1, 1, 10 * sample_rate)
-    assert (config.chunk_latents, config.latent_rate) == (500, 50)
+    assert (config.chunk_latents, config.latent_rate) == (1000, 100)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -297,8 +297,8 @@ def core_inputs():
 
 
 def reordered(context: torch.Tensor) -> torch.Tensor:
-    """Whole tokens (two latents each) in reverse order."""
-    return context.unflatten(-1, (-1, 2)).flip(2).flatten(2)
+    """Whole tokens (four latents each) in reverse order."""
+    return context.unflatten(-1, (-1, 4)).flip(2).flatten(2)
 
 
 def test_attention_sees_the_order_of_the_context(model, core_inputs):
@@ -525,4 +525,4 @@ def test_rows_of_the_table_hold_all_convolutions_and_linear_layers():
     expected = [m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Linear))]
     counted = sum(count for _, kind, _, count in rows if kind in ("Conv1d", "Linear"))
     assert counted == sum(p.numel() for module in expected for p in module.parameters())
-    assert ("encoder.pool", "MaxPool1d", "8 x 500", 0) in rows
+    assert ("encoder.pool", "MaxPool1d", "8 x 1000", 0) in rows

@@ -476,7 +476,7 @@ def test_one_batch_can_be_overfit_in_stage_2(new_run):
     batch = next(iter(run.loader(phase)))
     batch["time"][:] = 0.0
     first, last = overfit(
-        run, batch, lambda *given: losses.predict_step(*given)[0], phase.trained(run.model), steps=80, rate=5e-3
+        run, batch, lambda *given: losses.predict_step(*given)[0], phase.trained(run.model), steps=160, rate=5e-3
     )
     assert last < first / 10
 
