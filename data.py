@@ -211,8 +211,8 @@ class Windows:
     """
 
     def __init__(self, side: Side, meta: dict):
-        self.side, self.chunk = side, meta["chunk_samples"]
-        self.margin = round(MARGIN_SECONDS * meta["sample_rate"])
+        self.side, self.chunk, self.sample_rate = side, meta["chunk_samples"], meta["sample_rate"]
+        self.margin = round(MARGIN_SECONDS * self.sample_rate)
         first_rows = [song["first_row"] for song in side.songs]
         self.song_of_pair = np.searchsorted(first_rows, side.pairs[:, 0], side="right") - 1
 
@@ -224,8 +224,15 @@ class Windows:
 
     def pair(self, pair: int) -> np.ndarray:
         """Input and target as they are, float32 (channels, 2 * chunk), at the context's level."""
-        x = self._float(self.song(pair), self._own_start(pair), 2 * self.chunk)
-        return x * np.float32(level_gain(x[:, : self.chunk]))
+        return self.gain(pair) * self._float(self.song(pair), self._own_start(pair), 2 * self.chunk)
+
+    def gain(self, pair: int) -> np.float32:
+        """What brings the pair's input to the context's level."""
+        return np.float32(level_gain(self._float(self.song(pair), self._own_start(pair), self.chunk)))
+
+    def start_seconds(self, pair: int) -> float:
+        """Where the pair's input begins in its song."""
+        return self._own_start(pair) / self.sample_rate
 
     def elsewhere(self, pair: int) -> np.ndarray | None:
         """The chunk of the same song that is farthest from the pair, at the context's level (channels, chunk);

@@ -2,8 +2,8 @@
 
     python evaluate.py --dataset_folder dataset --checkpoint_folder checkpoints --output_folder scores
 
-Writes scorecard.json, scorecard.csv, scorecard.md, pictures/ and sounds/ into the output folder. The same command
-gives the same scorecard, bit for bit on the CPU.
+Writes scorecard.json, scorecard.csv, scorecard.md, listen.html, pictures/ and sounds/ into the output folder. The
+same command gives the same scorecard, bit for bit on the CPU.
 Exit codes: 0 done, 1 failed, 2 wrong usage or refused input, 75 interrupted: run the same command again.
 """
 
@@ -22,6 +22,7 @@ import numpy as np
 
 import audio
 import data
+import listen
 import metrics
 import plots
 
@@ -30,7 +31,9 @@ SHOWN_SONGS = 3  # songs whose first pair is drawn and written as sound
 PEAK_LIMIT = 0.98
 UNDEFINED = "-"
 KEPT_OF_A_CHECKPOINT = ("config", "ema", "stage", "step", "data_meta")  # the rest is large
-WITHOUT_NETWORK = ("silence", "input repeated", "another song", "same song elsewhere")
+WITHOUT_NETWORK = ("silence", "input repeated", "tempo-locked loop", "another song", "same song elsewhere")
+REAL_AUDIO = ("another song", "same song elsewhere")  # judged through each codec too
+EXPECTED = ("tiny-flow", "tiny-mse", "legacy-mse")  # named as missing where no checkpoint of them is judged
 
 # What the first tables show: measure -> (heading, what is better). The tables below them show everything.
 HEADLINES = {
@@ -45,6 +48,7 @@ HEADLINES = {
     "continuation": {
         "loudness_db": ("loudness (dB)", "nearer to 0"),
         "chroma_cosine": ("chroma cosine", "higher"),
+        "onset_correlation": ("onset correlation", "higher"),
         "join_click_percentile": ("join click (percentile)", "lower"),
         "copy_index_above_truth": ("copy index above the truth's", "nearer to 0"),
         "latent_std_ratio_median": ("latent std ratio, median", "nearer to 1"),
@@ -89,6 +93,10 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--checkpoint_folder", required=True, type=Path, nargs="+", metavar="CK", help="what train.py wrote, best.pt"
     )
     folders.add_argument("--output_folder", required=True, type=Path, help="where the scorecard is written")
+    folders.add_argument(
+        "--predictions", type=named_folder, nargs="+", default=[], metavar="NAME=DIR",
+        help="continuations by anybody else: sounds named by the pair ids that scorecard.json lists",
+    )  # fmt: skip
     songs = parser.add_argument_group("songs")
     songs.add_argument("--split", choices=data.SPLITS, default="test", help="side of the dataset")
     songs.add_argument("--pairs_per_song", type=positive_int, default=4, help="pairs, spread over each song")
@@ -109,6 +117,13 @@ def positive_int(text: str) -> int:
     return value
 
 
+def named_folder(text: str) -> tuple[str, Path]:
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR")
+    return name, Path(folder)
+
+
 # What is judged: pairs of the split
 
 
@@ -118,7 +133,9 @@ class Pair:
     level that generation gives its context."""
 
     number: int  # in the split
+    id: str  # the song's, and the second at which the input begins
     song: str
+    gain: float  # from the song's own level
     context: np.ndarray
     target: np.ndarray
     another: np.ndarray | None  # an input of another song; None where all songs are the same music
@@ -147,7 +164,14 @@ class Pairs:
                 pairs = self.chosen[other]
                 another = self.windows.pair(pairs[i % len(pairs)])[:, :chunk]
             elsewhere = self.windows.elsewhere(number)
-            yield Pair(number, self.songs[position]["id"], x[:, :chunk], x[:, chunk:], another, elsewhere)
+            song, gain = self.songs[position]["id"], self.windows.gain(number)
+            yield Pair(number, self.id(number), song, gain, x[:, :chunk], x[:, chunk:], another, elsewhere)
+
+    def id(self, number: int) -> str:
+        return f"{self.windows.song(number)['id']}-{self.windows.start_seconds(number):g}"
+
+    def ids(self) -> list[str]:
+        return [self.id(number) for pairs in self.chosen for number in pairs]
 
 
 def spread(pairs: np.ndarray, count: int) -> list[int]:
@@ -316,6 +340,18 @@ def names_of(folders: list[Path], configs: list[dict]) -> list[str]:
     return names
 
 
+def read_prediction(folder: Path, pair: Pair, sample_rate: int) -> np.ndarray:
+    """Somebody's continuation of the pair, given at the song's own level, at the pair's."""
+    path = folder / f"{pair.id}.wav"
+    if not path.is_file():
+        raise UsageError(f"{path} is missing: there must be a continuation of every pair")
+    channels, samples = pair.target.shape
+    x = audio.load_audio(path, sample_rate, channels)
+    if x.shape[1] < samples:
+        raise UsageError(f"{path} is too short: {x.shape[1] / sample_rate:g} s of {samples / sample_rate:g} s")
+    return pair.gain * x[:, :samples]
+
+
 # Judging
 
 
@@ -326,12 +362,14 @@ class Judge:
     have a row of their own.
     """
 
-    def __init__(self, networks: list[Network], sample_rate: int, seed: int, output: Path):
-        self.networks, self.rate, self.seed, self.output = networks, sample_rate, seed, output
+    def __init__(self, networks: list[Network], predictions: dict[str, Path], sample_rate: int, args):
+        self.networks, self.predictions, self.rate = networks, predictions, sample_rate
+        self.seed, self.output = args.seed, args.output_folder
         self.continuing = [network for network in networks if network.continues]
         modern = [network for network in networks if not network.config.is_legacy]
         self.comb_rates = (modern or networks)[0].comb_rates()  # of systems without a network
         self.rows = {section: {} for section in HEADLINES}
+        self.listening = []  # what listen.html plays
         if self.continuing:  # shown even where no pair has one
             self.rows["continuation"] = {name: [] for name in WITHOUT_NETWORK}
 
@@ -373,9 +411,11 @@ class Judge:
 
     def baselines(self, pair: Pair) -> dict[str, Continuation]:
         """What continues a song without a network, as far as this pair has it."""
-        sounds = (np.zeros_like(pair.target), pair.context, pair.another, pair.elsewhere)
-        named = zip(WITHOUT_NETWORK, sounds, strict=True)
-        return {name: Continuation(pair.context, x, self.comb_rates) for name, x in named if x is not None}
+        loop = metrics.tempo_locked_loop(pair.context, self.rate)
+        sounds = (np.zeros_like(pair.target), pair.context, loop, pair.another, pair.elsewhere)
+        named = dict(zip(WITHOUT_NETWORK, sounds, strict=True))
+        named |= {name: read_prediction(folder, pair, self.rate) for name, folder in self.predictions.items()}
+        return {name: Continuation(pair.context, x, self.comb_rates) for name, x in named.items() if x is not None}
 
     def judge_network(self, network: Network, pair: Pair) -> tuple[dict[str, Continuation], dict[str, tuple]]:
         """Continuations of a network, its ceiling among them, and by name its true and predicted latents."""
@@ -387,6 +427,10 @@ class Judge:
             played[network.name + suffix] = network.play(pair, context, predicted)
             latents[network.name + suffix] = target[0].cpu().numpy(), predicted[0].cpu().numpy()
         played[f"{network.name}, ceiling"] = network.play(pair, context, target)
+        for name, x in zip(REAL_AUDIO, (pair.another, pair.elsewhere), strict=True):
+            if x is not None:
+                coded = Continuation(pair.context, network.reconstruct(x), network.comb_rates())
+                played[f"{name} through {network.name}"] = coded
         return played, latents
 
     def judge_continuations(self, pair: Pair, continuations: dict[str, Continuation]) -> None:
@@ -410,18 +454,26 @@ class Judge:
         plots.plot_spectrograms(folder / f"{pair.song}-{kind}.png", list(sounds.items()), self.rate)
 
     def show(self, pair: Pair, continuations: dict[str, Continuation]) -> None:
-        """One picture of all continuations, and each as a sound behind its input; one gain for all of them."""
+        """One picture of all continuations, and each behind its input as a sound and a picture for listen.html; one
+        gain for all of them."""
         pictures = {"truth": pair.target, **{name: played.sound for name, played in continuations.items()}}
         del pictures["silence"]
         self.draw(pair, "continuation", pictures)
-        folder = self.output / "sounds" / pair.song
-        folder.mkdir(parents=True, exist_ok=True)
         suffix = ".mp3" if self.rate in audio.MP3_SAMPLE_RATES else ".wav"
         peak = max(np.abs(pair.context).max(), np.abs(pair.target).max())
         gain = min(1.0, PEAK_LIMIT / peak)
+        systems = []
         for name, played in continuations.items():
             whole = gain * np.concatenate([played.context, played.sound], axis=1)
-            audio.encode_audio(folder / f"{file_name(name)}{suffix}", whole, self.rate)
+            shown = {kind: f"{kind}s/{pair.song}/{file_name(name)}" for kind in ("sound", "picture")}
+            shown["sound"] += suffix
+            shown["picture"] += ".png"
+            for path in shown.values():
+                (self.output / path).parent.mkdir(parents=True, exist_ok=True)
+            audio.encode_audio(self.output / shown["sound"], whole, self.rate)
+            plots.plot_join(self.output / shown["picture"], whole, self.rate, pair.context.shape[-1] / self.rate)
+            systems.append({"name": name, **shown})
+        self.listening.append({"title": pair.song, "systems": systems})
 
 
 def file_name(system: str) -> str:
@@ -547,6 +599,9 @@ def notes_on(networks: list[Network], pairs: Pairs, split: str) -> list[str]:
         seen = len(network.facts(pairs.songs)["songs_trained_on"])
         if seen:
             notes.append(f"{network.name} was trained on {seen} of these {len(pairs.songs)} songs: not held out")
+    missing = [name for name in EXPECTED if not any(network.name.startswith(name) for network in networks)]
+    if missing:
+        notes.append(f"missing, for want of a checkpoint: {', '.join(missing)}")
     if split == "val":
         notes.append("training and every choice are steered by val: only test is held out")
     return notes
@@ -565,6 +620,7 @@ def make_card(args: argparse.Namespace, judge: Judge, pairs: Pairs, notes: list[
         "checkpoints": {network.name: network.facts(pairs.songs) for network in judge.networks},
         "songs": {song["id"]: song["source"] for song in pairs.songs},
         "pairs": len(pairs),
+        "pair_ids": pairs.ids(),
         "notes": notes,
         "figures": summarise(judge.rows, args.seed),
     }
@@ -591,7 +647,7 @@ def run(args: argparse.Namespace, stop) -> None:
     for note in notes:
         print(f"note: {note}")
     args.output_folder.mkdir(parents=True, exist_ok=True)
-    judge = Judge(networks, meta["sample_rate"], args.seed, args.output_folder)
+    judge = Judge(networks, dict(args.predictions), meta["sample_rate"], args)
     with torch.inference_mode(), tqdm(total=len(pairs), unit="pair") as bar:
         for position, song in enumerate(pairs.songs):
             latents = []
@@ -603,7 +659,9 @@ def run(args: argparse.Namespace, stop) -> None:
             judge.judge_song(song["id"], latents)
     card = make_card(args, judge, pairs, notes)
     write_card(args.output_folder, card)
-    print(f"done: {args.output_folder / 'scorecard.md'}, with .json, .csv, pictures and sounds beside it")
+    if judge.listening:
+        audio.write_atomic(args.output_folder / "listen.html", listen.page(judge.listening))
+    print(f"done: {args.output_folder / 'scorecard.md'}; listen.html, .json, .csv, pictures and sounds are beside it")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -28,9 +28,16 @@ COMB_PEAK_HZ = 2.0
 COMB_SURROUNDINGS = 0.2
 ENVELOPE_FRAME_SECONDS = 0.01
 ONSET_TOLERANCE_SECONDS = 0.05
+ONSET_HOP_SECONDS = 0.01
 HORIZONS_SECONDS = (0, 1, 3, 10)
 CHROMA_SIZE_AT_12K = 4096
 CHROMA_HZ = (55, 2000)
+KEY_PROFILES = (  # of major and minor, by semitones above the tonic
+    (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88),
+    (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17),
+)
+SAME_TEMPO_OCTAVES = 0.06  # tempi count as one up to here (4 %)
+SAME_BEAT = 0.1  # of a beat
 CLICK_SIZE = 256
 CLICK_ABOVE_HZ = 2000
 CLICK_SECONDS = 0.04
@@ -142,13 +149,21 @@ def onset_times(x: np.ndarray, sample_rate: int) -> np.ndarray:
     """
     import librosa
 
-    mono = x.mean(axis=0).astype(np.float32)
-    if not np.any(mono):
+    strength = _onset_strength(x, sample_rate)
+    if not strength.any():
         return np.zeros(0)
-    hop = round(0.01 * sample_rate)
-    size = round(1024 * sample_rate / 12000)
-    strength = librosa.onset.onset_strength(y=mono, sr=sample_rate, hop_length=hop, n_fft=size, n_mels=64)
+    hop = round(ONSET_HOP_SECONDS * sample_rate)
     return librosa.onset.onset_detect(onset_envelope=strength, sr=sample_rate, hop_length=hop, units="time")
+
+
+def _onset_strength(x: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Spectral flux every ONSET_HOP_SECONDS; zero everywhere in silence."""
+    import librosa
+
+    mono = x.mean(axis=0).astype(np.float32)
+    hop = round(ONSET_HOP_SECONDS * sample_rate)
+    size = round(1024 * sample_rate / 12000)
+    return librosa.onset.onset_strength(y=mono, sr=sample_rate, hop_length=hop, n_fft=size, n_mels=64)
 
 
 def match_onsets(reference_times: np.ndarray, estimate_times: np.ndarray, tolerance: float) -> int:
@@ -558,6 +573,64 @@ def _pitch_classes(x: np.ndarray, sample_rate: int) -> np.ndarray:
     return (classes[sounding] / sums[sounding]).mean(axis=0) if sounding.any() else np.zeros(12)
 
 
+def key(x: np.ndarray, sample_rate: int) -> int | None:
+    """Key 0..23: the tonic's pitch class from A up, plus 12 for minor, whose profile correlates best with the mean
+    pitch classes (Krumhansl, Cognitive Foundations of Musical Pitch, 1990). None for silence."""
+    classes = _pitch_classes(x, sample_rate)
+    if not classes.any():
+        return None
+    rotations = [np.roll(profile, tonic) for profile in KEY_PROFILES for tonic in range(12)]
+    return int(np.argmax([np.corrcoef(classes, rotation)[0, 1] for rotation in rotations]))
+
+
+def key_agreement(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> float:
+    """1 where both are in the same key, else 0; undefined for silence."""
+    a, b = key(reference, sample_rate), key(estimate, sample_rate)
+    return float("nan") if a is None or b is None else float(a == b)
+
+
+def onset_correlation(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> float:
+    """Pearson correlation of the onset strengths, smoothed over 50 ms: do both strike at the same times? Undefined
+    where either is flat."""
+    _check_pair(reference, estimate)
+    window = np.hanning(7)[1:-1]
+    a, b = (np.convolve(_onset_strength(x, sample_rate), window, mode="same") for x in (reference, estimate))
+    return float(_correlation(a, b))
+
+
+def tempo(x: np.ndarray, sample_rate: int) -> float:
+    """Beats a minute (librosa's autocorrelation of the onset strength); undefined without onsets."""
+    import librosa
+
+    strength = _onset_strength(x, sample_rate)
+    if not strength.any():
+        return float("nan")
+    hop = round(ONSET_HOP_SECONDS * sample_rate)
+    return float(librosa.feature.tempo(onset_envelope=strength, sr=sample_rate, hop_length=hop)[0])
+
+
+def tempo_deviation(context: np.ndarray, continuation: np.ndarray, sample_rate: int) -> float:
+    """How far the continuation's tempo is from the input's, in octaves: |log2 of the ratio|, folded to the nearest
+    octave, 0..0.5, since half and double time are the same beat."""
+    octaves = np.log2(tempo(continuation, sample_rate) / tempo(context, sample_rate))
+    return float(abs(octaves - np.round(octaves)))
+
+
+def beat_phase_error(context: np.ndarray, continuation: np.ndarray, sample_rate: int) -> float:
+    """How far the continuation's strikes are from the input's beat, 0..0.5 of a beat: the difference between the
+    phases of both onset strengths at the input's tempo, counted on from the input. Undefined without a tempo."""
+    beat = 60 / tempo(context, sample_rate) / ONSET_HOP_SECONDS  # in frames
+    if not np.isfinite(beat):
+        return float("nan")
+    whole = _onset_strength(np.concatenate([context, continuation], axis=-1), sample_rate)
+    turns = whole * np.exp(2j * np.pi * np.arange(len(whole)) / beat)
+    cut = round(context.shape[-1] / sample_rate / ONSET_HOP_SECONDS)
+    before, after = turns[:cut].sum(), turns[cut:].sum()
+    if not abs(before) or not abs(after):
+        return float("nan")
+    return float(abs(np.angle(after / before)) / (2 * np.pi))
+
+
 def join_click_percentile(context: np.ndarray, continuation: np.ndarray, sample_rate: int) -> float:
     """Where a click at the join stands among the input's own attacks: 0..100, the percentile of its flux.
 
@@ -579,6 +652,17 @@ def join_click_percentile(context: np.ndarray, continuation: np.ndarray, sample_
     if not np.any(own) or not at_join.size:
         return float("nan")
     return float(100 * np.mean((own < at_join.max()) + 0.5 * (own == at_join.max())))
+
+
+def tempo_locked_loop(context: np.ndarray, sample_rate: int) -> np.ndarray | None:
+    """The last two bars of the input (one, where two do not fit), of four beats each at its detected tempo, repeated
+    to the input's length: a continuation that needs no network. (channels, samples); None without a tempo."""
+    bar = 4 * 60 / tempo(context, sample_rate) * sample_rate
+    if not bar <= context.shape[-1]:
+        return None
+    bar = round(bar)
+    length = 2 * bar if 2 * bar <= context.shape[-1] else bar
+    return np.resize(context[:, -length:].T, context.T.shape).T
 
 
 def copy_index(context: np.ndarray, continuation: np.ndarray, sample_rate: int) -> float:
@@ -640,6 +724,9 @@ def continuation_measures(
     measures = {
         "loudness_db": loudness_ratio_db(reference, estimate),
         "chroma_cosine": chroma_cosine(reference, estimate, sample_rate),
+        "key_agreement": key_agreement(reference, estimate, sample_rate),
+        "onset_correlation": onset_correlation(reference, estimate, sample_rate),
+        **beat_measures(context, reference, estimate, sample_rate),
         "join_click_percentile": join_click_percentile(context, estimate, sample_rate),
         "join_click_percentile_truth": join_click_percentile(context, reference, sample_rate),
         "copy_index": copied,
@@ -649,6 +736,18 @@ def continuation_measures(
         measures[f"loudness_{horizon}_db"] = loudness_ratio_db(true_parts[horizon], part)
         for band, ratio in band_energy_ratios_db(true_parts[horizon], part, sample_rate).items():
             measures[f"energy_{band}_{horizon}_db"] = ratio
+    return measures
+
+
+def beat_measures(
+    context: np.ndarray, reference: np.ndarray, estimate: np.ndarray, sample_rate: int
+) -> dict[str, float]:
+    """Tempo and beat of the continuation against the input's, only where the true continuation keeps them."""
+    measures = {"tempo_deviation": float("nan"), "beat_phase_error": float("nan")}
+    if tempo_deviation(context, reference, sample_rate) <= SAME_TEMPO_OCTAVES:
+        measures["tempo_deviation"] = tempo_deviation(context, estimate, sample_rate)
+        if beat_phase_error(context, reference, sample_rate) <= SAME_BEAT:
+            measures["beat_phase_error"] = beat_phase_error(context, estimate, sample_rate)
     return measures
 
 

@@ -173,6 +173,15 @@ def plot_spectrograms(path: str | Path, items: Sequence[tuple[str, np.ndarray]],
         figure.colorbar(image, ax=grid, label="dB", pad=0.01, fraction=0.03, aspect=40)
 
 
+def plot_join(path: str | Path, x: np.ndarray, sample_rate: int, join_seconds: float) -> None:
+    """Spectrogram of x (channels, samples), small, with a line where its continuation begins."""
+    with _figure(path, 4.2, 2.4) as figure:
+        axes = figure.subplots()
+        _draw_spectrogram(axes, _log_spectrogram(x, sample_rate), x.shape[-1] / sample_rate, sample_rate)
+        axes.axvline(join_seconds, color="white", linewidth=1.5)
+        axes.set(xlabel="time (s)", ylabel="frequency (Hz)")
+
+
 # The pieces
 
 

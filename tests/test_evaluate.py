@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ import audio
 import checkpoint
 import data
 import evaluate
+import listen
 import losses
 import metrics
 from model import PRESETS, ContinuationModel
@@ -155,11 +157,18 @@ def test_folders_of_one_name_are_told_apart_by_their_paths():
     assert names == ["tiny-flow (a/ck)", "tiny-flow (b/ck)", "tiny-flow (c)"]
 
 
+def through(network: str) -> list[str]:
+    return [f"{name} through {network}" for name in evaluate.REAL_AUDIO]
+
+
 def test_every_system_has_its_row(card):
     flow = "tiny-flow (flow)"
     assert list(card["figures"]["continuation"]) == [
-        *evaluate.WITHOUT_NETWORK, flow, f"{flow}, guidance 1", f"{flow}, one step", f"{flow}, ceiling",
-        "tiny-mse", "tiny-mse, ceiling", "legacy-mse", "legacy-mse, ceiling", "truth",
+        *evaluate.WITHOUT_NETWORK,
+        flow, f"{flow}, guidance 1", f"{flow}, one step", f"{flow}, ceiling", *through(flow),
+        "tiny-mse", "tiny-mse, ceiling", *through("tiny-mse"),
+        "legacy-mse", "legacy-mse, ceiling", *through("legacy-mse"),
+        "truth",
     ]  # fmt: skip
     references = ["noise reference", "smooth reference"]
     assert list(card["figures"]["reconstruction"]) == [*references, *card["checkpoints"]]
@@ -177,7 +186,7 @@ def test_stage_1_checkpoint_is_reconstructed_only_and_that_is_said(checkpoints, 
     note = "tiny-flow is still in stage 1: its reconstruction only"
     assert capsys.readouterr().out.count(f"note: {note}\n") == 1
     card = read_card(tmp_path / "scores")
-    assert card["notes"] == [note]
+    assert card["notes"] == [note, "missing, for want of a checkpoint: tiny-mse, legacy-mse"]
     assert "tiny-flow" in card["figures"]["reconstruction"]
     assert card["figures"]["continuation"] == card["figures"]["context"] == {}
     assert "## Continuation" not in (tmp_path / "scores" / "scorecard.md").read_text()
@@ -220,6 +229,39 @@ def test_what_a_pair_lacks_is_undefined_and_not_guessed(card):
     gain = card["figures"]["context"]["tiny-mse"]["gain_same_song"]
     assert gain["songs"]["test-1"] is None
     assert isinstance(gain["mean"], float)
+
+
+@pytest.fixture
+def somebody(dataset, pairs, tmp_path):
+    """Somebody's continuations, who knew the truth: at the songs' own level, named by pair ids."""
+    folder = tmp_path / "somebody"
+    folder.mkdir()
+    for position in range(len(pairs.songs)):
+        for pair in pairs.of_song(position):
+            soundfile.write(folder / f"{pair.id}.wav", (pair.target / pair.gain).T, RATE, subtype="FLOAT")
+    return folder
+
+
+def test_anybodys_predictions_are_judged_like_the_rest(
+    dataset, checkpoints, somebody, card, tmp_path, without_pictures
+):
+    args = arguments(dataset, checkpoints[:1], tmp_path / "scores", "--predictions", f"perfect={somebody}")
+    assert evaluate.main(args) == 0
+    systems = read_card(tmp_path / "scores")["figures"]["continuation"]
+    for measure in ("loudness_db", "chroma_cosine", "copy_index_above_truth"):
+        assert systems["perfect"][measure]["mean"] == pytest.approx(systems["truth"][measure]["mean"], abs=1e-3)
+    assert sorted(card["pair_ids"]) == sorted(path.stem for path in somebody.iterdir())
+
+
+def test_missing_and_short_predictions_are_refused(dataset, checkpoints, somebody, tmp_path, capsys):
+    args = arguments(dataset, checkpoints[:1], tmp_path / "scores", "--predictions", f"somebody={somebody}")
+    last = sorted(somebody.iterdir())[-1]
+    soundfile.write(last, np.zeros((100, 2)), RATE)
+    assert evaluate.main(args) == 2
+    assert f"{last} is too short" in capsys.readouterr().err
+    last.unlink()
+    assert evaluate.main(args) == 2
+    assert f"{last} is missing" in capsys.readouterr().err
 
 
 # ---- what a network does ----
@@ -357,12 +399,31 @@ def test_cell_shows_interval_and_missing_songs(figure, text):
 
 
 def test_pictures_and_sounds_of_the_first_songs_are_written(scores, card):
-    pictures = {path.name for path in (scores / "pictures").iterdir()}
+    pictures = {path.name for path in (scores / "pictures").glob("*.png")}
     assert pictures == {"test-0-reconstruction.png", "test-0-continuation.png"}
     sounds = {path.stem for path in (scores / "sounds" / "test-0").iterdir()}
     assert sounds == {evaluate.file_name(system) for system in card["figures"]["continuation"]}
     x, rate = soundfile.read(scores / "sounds" / "test-0" / "truth.wav")  # mp3 knows no 4 kHz
     assert rate == RATE and len(x) == 2 * CHUNK
+
+
+def test_listening_page_plays_every_continuation_with_its_picture(scores, card):
+    page = (scores / "listen.html").read_text(encoding="utf-8")
+    (song,) = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
+    assert song["title"] == "test-0"
+    assert [system["name"] for system in song["systems"]] == list(card["figures"]["continuation"])
+    for system in song["systems"]:
+        for kind in ("sound", "picture"):
+            assert (scores / unquote(system[kind])).is_file()
+
+
+def test_listening_page_is_not_ended_by_a_title_nor_lost_by_a_strange_path():
+    title, path = "</script><b>", "sounds/100 %#1/?.wav"
+    page = listen.page([{"title": title, "systems": [{"name": "truth", "sound": path, "picture": path}]}])
+    (song,) = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
+    assert song["title"] == title
+    assert unquote(song["systems"][0]["sound"]) == path
+    assert not set(song["systems"][0]["sound"]) & set(" #?")
 
 
 def test_same_command_gives_the_same_scorecard_bit_for_bit(checkpoints, tmp_path, without_pictures):

@@ -18,7 +18,7 @@ SCRIPTS = {
     "create_dataset": {"audio", "data", "plots"},
     "train": {"model", "losses", "muon", "data", "checkpoint", "metrics", "audio", "plots"},
     "generate": {"model", "checkpoint", "audio", "plots"},
-    "evaluate": {"model", "losses", "checkpoint", "data", "metrics", "audio", "plots"},
+    "evaluate": {"listen", "model", "losses", "checkpoint", "data", "metrics", "audio", "plots"},
 }
 MODULES = {
     "model": set(),
@@ -27,6 +27,7 @@ MODULES = {
     "data": set(),
     "checkpoint": {"model"},
     "audio": set(),
+    "listen": set(),
     "metrics": set(),
     "plots": set(),
 }

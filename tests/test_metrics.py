@@ -403,3 +403,63 @@ def test_latent_std_ratios_leave_out_channels_in_which_the_truth_rests():
     truth, estimate = latents(np.array([1.0, 0.0])), latents(np.array([2.0, 1.0]))
     assert metrics.latent_std_ratios(truth, estimate)["latent_std_ratio_median"] == pytest.approx(2)
     assert all(math.isnan(value) for value in metrics.latent_std_ratios(0 * truth, estimate).values())
+
+
+@pytest.mark.parametrize("bpm", [120, 90])
+def test_tempo_locked_loop_goes_on_in_time(bpm):
+    """A steady beat continues itself, whether two bars fit or not."""
+    beat = 60 / bpm
+    x = clicks(list(np.arange(0.1, 6, beat)), 6 * RATE)
+    loop = metrics.tempo_locked_loop(x, RATE)
+    assert loop.shape == x.shape
+    onsets = metrics.onset_times(np.concatenate([x, loop], axis=1), RATE)
+    assert np.allclose(np.diff(onsets), beat, atol=0.04)
+
+
+def test_silence_has_no_tempo_to_loop_at():
+    assert metrics.tempo_locked_loop(np.zeros((2, 4 * RATE), np.float32), RATE) is None
+
+
+def chord(frequencies: list[float]) -> np.ndarray:
+    return sum(sine(frequency, level=0.2) for frequency in frequencies)
+
+
+A_MAJOR = chord([220, 277.18, 329.63, 440])
+C_MINOR = chord([130.81, 155.56, 196.0, 261.63])
+
+
+def test_key_of_a_triad_is_its_own():
+    assert metrics.key(A_MAJOR, RATE) == 0
+    assert metrics.key(C_MINOR, RATE) == 12 + 3
+    assert metrics.key_agreement(A_MAJOR, 0.1 * A_MAJOR, RATE) == 1
+    assert metrics.key_agreement(A_MAJOR, C_MINOR, RATE) == 0
+    assert math.isnan(metrics.key_agreement(A_MAJOR, SILENCE, RATE))
+
+
+def beats(bpm: float, first: float = 0.1, seconds: float = 8) -> np.ndarray:
+    return clicks(list(np.arange(first, seconds - 0.1, 60 / bpm)), round(seconds * RATE))
+
+
+def test_onsets_at_the_same_times_correlate_and_others_do_not():
+    assert metrics.onset_correlation(beats(100), 0.5 * beats(100), RATE) > 0.95
+    assert metrics.onset_correlation(beats(100), beats(100, first=0.4), RATE) < 0.1
+
+
+@pytest.mark.parametrize(("bpm", "deviation"), [(100, 0.0), (50, 0.0), (130, math.log2(1.3))])
+def test_tempo_deviation_is_the_distance_to_the_nearest_octave(bpm, deviation):
+    assert metrics.tempo_deviation(beats(100), beats(bpm), RATE) == pytest.approx(deviation, abs=0.03)
+
+
+@pytest.mark.parametrize("late", [0.0, 0.15, 0.3])
+def test_beat_phase_error_is_the_delay_behind_the_inputs_beat(late):
+    """The input's next beat is due 0.1 s after the cut; a beat takes 0.6 s."""
+    context = beats(100, first=0.1, seconds=7.8)  # 7.8 s are 13 beats
+    error = metrics.beat_phase_error(context, beats(100, first=0.1 + late), RATE)
+    assert error == pytest.approx(late / 0.6, abs=0.06)
+
+
+def test_beat_is_judged_only_where_the_truth_keeps_it():
+    context, steady = beats(100, seconds=7.8), beats(100, seconds=7.8)
+    assert metrics.beat_measures(context, steady, steady, RATE)["beat_phase_error"] < 0.05
+    for truth in (beats(130, seconds=7.8), beats(100, first=0.4, seconds=7.8), np.zeros_like(context)):
+        assert math.isnan(metrics.beat_measures(context, truth, steady, RATE)["beat_phase_error"])
