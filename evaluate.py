@@ -14,7 +14,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,7 @@ HEADLINES = {
         "onset_correlation": ("onset correlation", "higher"),
         "join_click_percentile": ("join click (percentile)", "lower"),
         "copy_index_above_truth": ("copy index above the truth's", "nearer to 0"),
+        "memorisation": ("memorisation above the truth's", "not above 0"),
         "latent_std_ratio_median": ("latent std ratio, median", "nearer to 1"),
         "latent_std_ratio_worst_decile": ("latent std ratio, worst decile", "nearer to 1"),
     },
@@ -255,9 +256,9 @@ class Network:
     def draw(self, pair: Pair, purpose: int) -> np.random.Generator:
         return data.draws(self.seed, "validation", pair.number, purpose)
 
-    def predict(self, pair: Pair, context, sampling: dict):
+    def predict(self, pair: Pair, context, sampling: dict, purpose: int = 1):
         """Predicted latents of the pair's target; every pair has a noise of its own, the same in every sampling."""
-        seed = int(self.draw(pair, 1).integers(2**31))
+        seed = int(self.draw(pair, purpose).integers(2**31))
         return self.model.predict(context, seed=seed, **sampling).float()
 
     def play(self, pair: Pair, context, latents) -> Continuation:
@@ -370,6 +371,7 @@ class Judge:
         self.comb_rates = (modern or networks)[0].comb_rates()  # of systems without a network
         self.rows = {section: {} for section in HEADLINES}
         self.listening = []  # what listen.html plays
+        self.passages = []  # (system, song, pair, passages of the continuation), to be looked for in training songs
         if self.continuing:  # shown even where no pair has one
             self.rows["continuation"] = {name: [] for name in WITHOUT_NETWORK}
 
@@ -426,6 +428,10 @@ class Judge:
             predicted = network.predict(pair, context, sampling)
             played[network.name + suffix] = network.play(pair, context, predicted)
             latents[network.name + suffix] = target[0].cpu().numpy(), predicted[0].cpu().numpy()
+        if network.config.objective == "flow":
+            again = network.predict(pair, context, network.samplings[""], purpose=4)[0].cpu().numpy()
+            diversity = metrics.latent_diversity(latents[network.name][1], again)
+            self.add("continuation", network.name, pair.song, {"latent_diversity": diversity})
         played[f"{network.name}, ceiling"] = network.play(pair, context, target)
         for name, x in zip(REAL_AUDIO, (pair.another, pair.elsewhere), strict=True):
             if x is not None:
@@ -439,6 +445,20 @@ class Judge:
             del measures["join_click_percentile_truth"]  # stands in the truth's own row
             measures |= metrics.combs_above_truth(pair.target, played.sound, self.rate, *played.comb_rates)
             self.add("continuation", name, pair.song, measures)
+            passages = metrics.passages(played.sound, self.rate, 1.0).astype(np.float32)
+            self.passages.append((name, pair.song, pair.number, passages))
+
+    def judge_memory(self, rows: Iterable[np.ndarray]) -> None:
+        """Likeness to the nearest passages of the training songs (`rows`), minus the true continuation's own."""
+        if not self.passages:
+            return
+        systems, songs, numbers, passages = zip(*self.passages, strict=True)
+        nearest = metrics.nearest_likeness(np.concatenate(passages), rows, self.rate)
+        ends = np.cumsum([len(found) for found in passages])
+        likeness = [float(part.mean()) if len(part) else math.nan for part in np.split(nearest, ends[:-1])]
+        of_truth = {n: value for name, n, value in zip(systems, numbers, likeness, strict=True) if name == "truth"}
+        for name, song, number, value in zip(systems, songs, numbers, likeness, strict=True):
+            self.add("continuation", name, song, {"memorisation": value - of_truth[number]})
 
     def judge_song(self, song: str, latents: list[dict[str, tuple]]) -> None:
         """What needs all pairs of a song: `latents` as `judge_pair` returned them."""
@@ -657,6 +677,7 @@ def run(args: argparse.Namespace, stop) -> None:
                 latents.append(judge.judge_pair(pair, shown=position < SHOWN_SONGS and not latents))
                 bar.update()
             judge.judge_song(song["id"], latents)
+        judge.judge_memory(audio.from_int16(row) for row in sides["train"].rows)
     card = make_card(args, judge, pairs, notes)
     write_card(args.output_folder, card)
     if judge.listening:

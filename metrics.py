@@ -673,19 +673,17 @@ def copy_index(context: np.ndarray, continuation: np.ndarray, sample_rate: int) 
     1 s) the largest Pearson correlation with 2 s of the input at any lag; the mean over these. Undefined for
     silence and below 2 s.
     """
-    length, step = round(COPY_SECONDS / COPY_FRAME_SECONDS), round(1 / COPY_FRAME_SECONDS)
-    inputs = _unit_windows(_band_levels(context, sample_rate), length, 1)
-    outputs = _unit_windows(_band_levels(continuation, sample_rate), length, step)
+    inputs, outputs = passages(context, sample_rate, COPY_FRAME_SECONDS), passages(continuation, sample_rate, 1.0)
     if not len(inputs) or not len(outputs):
         return float("nan")
     return float((outputs @ inputs.T).max(axis=1).mean())
 
 
-def _unit_windows(levels: np.ndarray, length: int, step: int) -> np.ndarray:
-    """Windows of `length` frames every `step`, mean 0 and norm 1: (windows, bands * length).
-
-    Flat ones (silence) are dropped.
-    """
+def passages(x: np.ndarray, sample_rate: int, step_seconds: float) -> np.ndarray:
+    """What `copy_index` compares: 2 s of band levels every `step_seconds`, mean 0 and norm 1, so that a product of
+    two is their correlation: (passages, bands * frames). Flat ones (silence) are dropped."""
+    levels = _band_levels(x, sample_rate)
+    length, step = round(COPY_SECONDS / COPY_FRAME_SECONDS), round(step_seconds / COPY_FRAME_SECONDS)
     if len(levels) < length:
         return np.zeros((0, length * levels.shape[1]))
     windows = np.lib.stride_tricks.sliding_window_view(levels, length, axis=0)[::step]
@@ -709,6 +707,25 @@ def _band_levels(x: np.ndarray, sample_rate: int) -> np.ndarray:
     energies = np.stack([power[:, low:high].sum(axis=1) for low, high in pairwise(bins)], axis=1)
     levels = np.log(energies + 1e-6 * energies.max(initial=0.0) + 1e-12)
     return levels - levels.mean(axis=0)
+
+
+def nearest_likeness(found: np.ndarray, rows: Iterable[np.ndarray], sample_rate: int) -> np.ndarray:
+    """For each of `found` (`passages` of continuations) the correlation with the nearest passage of all `rows`
+    (channels, samples) each, at any lag: has it been learned by heart? nan where no row sounds."""
+    nearest = np.full(len(found), np.nan)
+    for row in rows:
+        learned = passages(row, sample_rate, COPY_FRAME_SECONDS)
+        if len(learned):
+            nearest = np.fmax(nearest, (found @ learned.T.astype(found.dtype)).max(axis=1))
+    return nearest
+
+
+def latent_diversity(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean squared difference of two samples of latents (channels, latents) over what it is for independent ones of
+    the same spread, twice their variance over time: 0 one and the same, 1 nothing in common."""
+    difference = np.mean((a - b) ** 2, axis=-1, dtype=np.float64)
+    spread = a.var(axis=-1, dtype=np.float64) + b.var(axis=-1, dtype=np.float64)
+    return _mean(_divide(difference, spread))
 
 
 def continuation_measures(

@@ -231,6 +231,20 @@ def test_what_a_pair_lacks_is_undefined_and_not_guessed(card):
     assert isinstance(gain["mean"], float)
 
 
+def test_memorisation_is_likeness_to_the_training_songs_beyond_the_truths(network, dataset, pairs, tmp_path):
+    """Who plays a training song is caught; the truth itself is the measure's zero."""
+    _, sides = data.open_dataset(dataset)
+    rows = [audio.from_int16(row) for row in sides["train"].rows]
+    judge = evaluate.Judge([network("flow")], {}, RATE, arguments(dataset, ["unused"], tmp_path))
+    pair = next(pairs.of_song(1))
+    for name, sound in {"truth": pair.target, "copyist": rows[0]}.items():
+        judge.passages.append((name, pair.song, pair.number, metrics.passages(sound, RATE, 1.0)))
+    judge.judge_memory(rows)
+    ((_, truth),), ((_, copyist),) = (judge.rows["continuation"][name] for name in ("truth", "copyist"))
+    assert truth["memorisation"] == 0
+    assert copyist["memorisation"] > 0.1
+
+
 @pytest.fixture
 def somebody(dataset, pairs, tmp_path):
     """Somebody's continuations, who knew the truth: at the songs' own level, named by pair ids."""

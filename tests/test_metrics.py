@@ -463,3 +463,19 @@ def test_beat_is_judged_only_where_the_truth_keeps_it():
     assert metrics.beat_measures(context, steady, steady, RATE)["beat_phase_error"] < 0.05
     for truth in (beats(130, seconds=7.8), beats(100, first=0.4, seconds=7.8), np.zeros_like(context)):
         assert math.isnan(metrics.beat_measures(context, truth, steady, RATE)["beat_phase_error"])
+
+
+def test_passage_that_was_learned_by_heart_is_found_at_any_lag():
+    learned = [noise(seed, 8 * RATE) * np.repeat(1 + np.arange(8) % 3, RATE).astype(np.float32) for seed in range(3)]
+    copied = 0.3 * learned[1][:, round(1.35 * RATE) : round(5.35 * RATE)]
+    found = metrics.passages(copied, RATE, 1.0)
+    assert metrics.nearest_likeness(found, learned, RATE).min() > 0.95
+    assert metrics.nearest_likeness(found, learned[::2], RATE).max() < 0.8
+    assert np.isnan(metrics.nearest_likeness(found, [SILENCE], RATE)).all()
+
+
+def test_latent_diversity_is_0_for_the_same_and_1_for_independent_samples():
+    a, b = np.random.default_rng(0).standard_normal((2, 8, 4000))
+    assert metrics.latent_diversity(a, a) == 0
+    assert metrics.latent_diversity(a, b) == pytest.approx(1, abs=0.05)
+    assert metrics.latent_diversity(a, 0.8 * a + 0.6 * b) == pytest.approx(0.2, abs=0.05)
