@@ -730,7 +730,8 @@ class Run:
     def line(self, record: dict, is_best: bool) -> str:
         shown = {"train": record["train_loss"], "val": record["val_loss"]}
         shown |= {"mr_stft": record.get("val_mr_stft"), "context gain": record.get("val_context_gain")}
-        figures = "  ".join(f"{name} {value:.4f}" for name, value in shown.items() if value is not None)
+        defined = {name: value for name, value in shown.items() if value is not None and math.isfinite(value)}
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in defined.items())
         done = self.progress()
         left = self.seconds[self.stage] * (1 - done) / done / 60 if done else math.nan
         return (

@@ -521,6 +521,7 @@ def test_stage1_from_starts_at_stage_2_with_that_encoder_and_decoder(undisturbed
 def test_stage1_from_a_run_that_does_not_fit_is_refused(undisturbed, command, tmp_path, capsys, more, words):
     assert command(tmp_path / "ck", more=f"--stage1_from {undisturbed} {more}") == 2
     assert words in capsys.readouterr().err
+    assert not {"tb", "samples", "last.pt"} & {path.name for path in (tmp_path / "ck").iterdir()}
 
 
 def test_mse_objective_learns_from_the_stage_1_of_a_flow_and_says_the_mean(undisturbed, command, tmp_path):
