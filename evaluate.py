@@ -8,9 +8,6 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or refused input, 75 interrupted: ru
 """
 
 import argparse
-import csv
-import io
-import json
 import math
 import re
 import sys
@@ -25,52 +22,16 @@ import data
 import listen
 import metrics
 import plots
+import scorecard
 
 INTERRUPTED = 75
 SHOWN_SONGS = 3  # songs whose first pair is drawn and written as sound
 PEAK_LIMIT = 0.98
-UNDEFINED = "-"
 KEPT_OF_A_CHECKPOINT = ("config", "ema", "stage", "step", "data_meta")  # the rest is large
+CEILING = ", ceiling"
 WITHOUT_NETWORK = ("silence", "input repeated", "tempo-locked loop", "another song", "same song elsewhere")
 REAL_AUDIO = ("another song", "same song elsewhere")  # judged through each codec too
 EXPECTED = ("tiny-flow", "tiny-mse", "legacy-mse")  # named as missing where no checkpoint of them is judged
-
-# What the first tables show: measure -> (heading, what is better). The tables below them show everything.
-HEADLINES = {
-    "reconstruction": {
-        "mr_stft": ("MR-STFT distance", "lower"),
-        "lsd_whole_db": ("log-spectral distance (dB)", "lower"),
-        "si_sdr_below_1000_db": ("SI-SDR below 1 kHz (dB)", "higher"),
-        "onset_f": ("onset F", "higher"),
-        "comb_latent_db": ("comb at the latent rate (dB above the truth)", "nearer to 0"),
-        "floats_per_second": ("floats a second", "fewer"),
-    },
-    "continuation": {
-        "loudness_db": ("loudness (dB)", "nearer to 0"),
-        "chroma_cosine": ("chroma cosine", "higher"),
-        "onset_correlation": ("onset correlation", "higher"),
-        "join_click_percentile": ("join click (percentile)", "lower"),
-        "copy_index_above_truth": ("copy index above the truth's", "nearer to 0"),
-        "memorisation": ("memorisation above the truth's", "not above 0"),
-        "latent_std_ratio_median": ("latent std ratio, median", "nearer to 1"),
-        "latent_std_ratio_worst_decile": ("latent std ratio, worst decile", "nearer to 1"),
-    },
-    "context": {
-        "loss": ("validation loss", "lower, comparable within one objective only"),
-        "gain_another_song": ("gain against another song", "above 0"),
-        "gain_same_song": ("gain against the same song elsewhere", "above 0"),
-    },
-}
-EXPLANATIONS = {
-    "reconstruction": "decode(encode(x)) of the target chunk. Noise and smooth reference: noise under the true "
-    "smoothed spectrum, and the true phases under it; they need no network, and spectral distances reward both.",
-    "continuation": "Ten seconds after ten seconds of input, against the true ones. Another song and same song "
-    "elsewhere are real audio at the input's level. One step: the flow's conditional mean. Ceiling: the true latents "
-    "in place of the predicted ones, decoded and joined as a continuation is.",
-    "context": "Loss of the prediction with another context minus that with the true one, same target, noise and "
-    "times; of legacy the squared error of the decoded waveform. An interval above 0 says that the context is used; "
-    "against the same song elsewhere it says that the very passage is continued, not only its timbre met.",
-}
 
 
 class UsageError(Exception):
@@ -369,7 +330,7 @@ class Judge:
         self.continuing = [network for network in networks if network.continues]
         modern = [network for network in networks if not network.config.is_legacy]
         self.comb_rates = (modern or networks)[0].comb_rates()  # of systems without a network
-        self.rows = {section: {} for section in HEADLINES}
+        self.rows = {section: {} for section in scorecard.SECTIONS}
         self.listening = []  # what listen.html plays
         self.passages = []  # (system, song, pair, passages of the continuation), to be looked for in training songs
         if self.continuing:  # shown even where no pair has one
@@ -432,7 +393,7 @@ class Judge:
             again = network.predict(pair, context, network.samplings[""], purpose=4)[0].cpu().numpy()
             diversity = metrics.latent_diversity(latents[network.name][1], again)
             self.add("continuation", network.name, pair.song, {"latent_diversity": diversity})
-        played[f"{network.name}, ceiling"] = network.play(pair, context, target)
+        played[network.name + CEILING] = network.play(pair, context, target)
         for name, x in zip(REAL_AUDIO, (pair.another, pair.elsewhere), strict=True):
             if x is not None:
                 coded = Continuation(pair.context, network.reconstruct(x), network.comb_rates())
@@ -522,94 +483,28 @@ def summarise_system(entries: list[tuple[str, dict[str, float]]], seed: int) -> 
     return figures
 
 
-def defined_songs(figure: dict) -> int:
-    return sum(not math.isnan(value) for value in figure["songs"].values())
+def ranks(figures: dict, seed: int) -> dict[str, dict[str, dict]]:
+    """network -> measure -> how far its continuation is on the way from another song (0) to its ceiling (1), with an
+    interval; only where the interval of that whole way, over songs, excludes 0."""
+    found = {}
+    for ceiling in (name for name in figures if name.endswith(CEILING)):
+        network = ceiling.removesuffix(CEILING)
+        found[network] = {}
+        for measure in figures[ceiling]:
+            floor, own, top = (by_song(figures, name, measure) for name in ("another song", network, ceiling))
+            way, low, high = metrics.paired_interval(floor, top, seed)
+            if low > 0 or high < 0:
+                mean, *ends = metrics.paired_interval(floor, own, seed)
+                low, high = sorted(end / way for end in ends)
+                found[network][measure] = {"mean": mean / way, "low": low, "high": high}
+    return found
 
 
-def without_nan(value):
-    """JSON has no nan: None stands for what is undefined."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def as_csv(figures: dict) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["section", "system", "measure", "mean", "low", "high", "songs"])
-    for section, systems in figures.items():
-        for system, measures in systems.items():
-            for measure, figure in measures.items():
-                values = [figure[key] if math.isfinite(figure[key]) else "" for key in ("mean", "low", "high")]
-                writer.writerow([section, system, measure, *values, defined_songs(figure)])
-    return text.getvalue()
-
-
-def as_markdown(card: dict) -> str:
-    """The scorecard for readers: a few columns a section first, then every measure."""
-    settings = card["settings"]
-    lines = [
-        "# Scorecard",
-        "",
-        f"Split `{settings['split']}`, {len(card['songs'])} songs, {card['pairs']} pairs; seed {settings['seed']}, "
-        f"{settings['steps']} steps, guidance {settings['guidance']:g}.",
-        "Every figure is a mean over songs, with its 95 % bootstrap interval over songs in brackets; n: over so many "
-        "songs only; a dash: undefined. Definitions: metrics.py.",
-        *(f"\n**Note:** {note}." for note in card["notes"]),
-        "",
-        *checkpoint_table(card["checkpoints"]),
-    ]
-    total = len(card["songs"])
-    for section, systems in card["figures"].items():
-        if systems:
-            lines += ["", f"## {section.capitalize()}", "", EXPLANATIONS[section], ""]
-            lines += headline_table(HEADLINES[section], systems, total)
-    for section, systems in card["figures"].items():
-        if systems:
-            lines += ["", f"## {section.capitalize()}: every measure", "", *full_table(systems, total)]
-    return "\n".join(lines) + "\n"
-
-
-def checkpoint_table(checkpoints: dict[str, dict]) -> list[str]:
-    rows = [
-        [name, facts["folder"], facts["stage"], facts["step"], f"{facts['parameters']:,}".replace(",", " ")]
-        for name, facts in checkpoints.items()
-    ]
-    return table(["checkpoint", "folder", "stage", "step", "parameters"], rows)
-
-
-def headline_table(headlines: dict[str, tuple[str, str]], systems: dict, total: int) -> list[str]:
-    header = ["system", *(f"{heading}: {better}" for heading, better in headlines.values())]
-    rows = [[name, *(cell(figures.get(m), total) for m in headlines)] for name, figures in systems.items()]
-    return table(header, rows)
-
-
-def full_table(systems: dict, total: int) -> list[str]:
-    measures = dict.fromkeys(measure for figures in systems.values() for measure in figures)
-    rows = [[f"`{m}`", *(cell(figures.get(m), total) for figures in systems.values())] for m in measures]
-    return table(["measure", *systems], rows)
-
-
-def table(header: list[str], rows: list[list]) -> list[str]:
-    rows = [[str(entry).replace("|", r"\|") for entry in row] for row in [header, ["---"] * len(header), *rows]]
-    return [f"| {' | '.join(row)} |" for row in rows]
-
-
-def cell(figure: dict | None, total: int) -> str:
-    """mean [low, high]; the interval is left out where all songs agree."""
-    if figure is None or math.isnan(figure["mean"]):
-        return UNDEFINED
-    text = number(figure["mean"])
-    if not figure["low"] == figure["mean"] == figure["high"]:
-        text += f" [{number(figure['low'])}, {number(figure['high'])}]"
-    defined = defined_songs(figure)
-    return text if defined == total else f"{text}, n {defined}"
-
-
-def number(value: float) -> str:
-    if math.isnan(value):
-        return UNDEFINED
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+def by_song(figures: dict, system: str, measure: str) -> list[float]:
+    """Values of the songs of the truth's row, nan where the system has none."""
+    songs = figures["truth"]["loudness_db"]["songs"]
+    values = figures[system].get(measure, {"songs": {}})["songs"]
+    return [values.get(song, math.nan) for song in songs]
 
 
 def notes_on(networks: list[Network], pairs: Pairs, split: str) -> list[str]:
@@ -630,6 +525,7 @@ def notes_on(networks: list[Network], pairs: Pairs, split: str) -> list[str]:
 def make_card(args: argparse.Namespace, judge: Judge, pairs: Pairs, notes: list[str]) -> dict:
     import checkpoint
 
+    figures = summarise(judge.rows, args.seed)
     kept = ("split", "pairs_per_song", "seed", "steps", "guidance")
     return {
         "format": 1,
@@ -642,15 +538,15 @@ def make_card(args: argparse.Namespace, judge: Judge, pairs: Pairs, notes: list[
         "pairs": len(pairs),
         "pair_ids": pairs.ids(),
         "notes": notes,
-        "figures": summarise(judge.rows, args.seed),
+        "figures": figures,
+        "ranks": ranks(figures["continuation"], args.seed),
     }
 
 
 def write_card(folder: Path, card: dict) -> None:
-    text = json.dumps(without_nan(card), indent=1, allow_nan=False) + "\n"
-    audio.write_atomic(folder / "scorecard.json", text)
-    audio.write_atomic(folder / "scorecard.csv", as_csv(card["figures"]))
-    audio.write_atomic(folder / "scorecard.md", as_markdown(card))
+    audio.write_atomic(folder / "scorecard.json", scorecard.as_json(card))
+    audio.write_atomic(folder / "scorecard.csv", scorecard.as_csv(card["figures"]))
+    audio.write_atomic(folder / "scorecard.md", scorecard.as_markdown(card))
 
 
 # Main

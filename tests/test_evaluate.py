@@ -23,6 +23,7 @@ import evaluate
 import listen
 import losses
 import metrics
+import scorecard
 from model import PRESETS, ContinuationModel
 
 PROJECT = Path(evaluate.__file__).parent
@@ -378,6 +379,19 @@ def test_context_figures_are_those_of_metrics_context_gain(card, network, pairs)
     assert [figure[key] for key in ("mean", "low", "high")] == pytest.approx(expected)
 
 
+def test_ranks_go_from_another_song_to_the_ceiling_where_these_differ():
+    songs = {"a": 1.0, "b": 1.1, "c": 0.9}
+
+    def system(chroma, loudness):
+        values = {"chroma_cosine": chroma, "loudness_db": loudness}
+        return {name: {"songs": {song: value * x for song, x in songs.items()}} for name, value in values.items()}
+
+    figures = {"another song": system(0.2, 0.0), "tiny": system(0.5, 1.0), "tiny, ceiling": system(0.8, 0.0)}
+    found = evaluate.ranks(figures | {"truth": system(1.0, 0.0)}, seed=0)
+    assert found["tiny"]["chroma_cosine"]["mean"] == pytest.approx(0.5)
+    assert list(found["tiny"]) == ["chroma_cosine"]  # real audio is as loud as the ceiling: nothing to rank
+
+
 def test_csv_holds_the_figures_of_the_json(scores, card):
     rows = list(csv.DictReader((scores / "scorecard.csv").read_text().splitlines()))
     assert len(rows) == sum(len(figures) for section in card["figures"].values() for figures in section.values())
@@ -409,7 +423,7 @@ def test_markdown_names_every_system_and_every_measure(scores, card):
     ],
 )
 def test_cell_shows_interval_and_missing_songs(figure, text):
-    assert evaluate.cell(figure, 2) == text
+    assert scorecard.cell(figure, 2) == text
 
 
 def test_pictures_and_sounds_of_the_first_songs_are_written(scores, card):

@@ -1,0 +1,155 @@
+"""The scorecard's figures as files: json, csv, and markdown for readers."""
+
+import csv
+import io
+import json
+import math
+
+UNDEFINED = "-"
+
+# What the first tables show: measure -> (heading, what is better). The tables below them show everything.
+HEADLINES = {
+    "reconstruction": {
+        "mr_stft": ("MR-STFT distance", "lower"),
+        "lsd_whole_db": ("log-spectral distance (dB)", "lower"),
+        "si_sdr_below_1000_db": ("SI-SDR below 1 kHz (dB)", "higher"),
+        "onset_f": ("onset F", "higher"),
+        "comb_latent_db": ("comb at the latent rate (dB above the truth)", "nearer to 0"),
+        "floats_per_second": ("floats a second", "fewer"),
+    },
+    "continuation": {
+        "loudness_db": ("loudness (dB)", "nearer to 0"),
+        "chroma_cosine": ("chroma cosine", "higher"),
+        "onset_correlation": ("onset correlation", "higher"),
+        "join_click_percentile": ("join click (percentile)", "lower"),
+        "copy_index_above_truth": ("copy index above the truth's", "nearer to 0"),
+        "memorisation": ("memorisation above the truth's", "not above 0"),
+        "latent_std_ratio_median": ("latent std ratio, median", "nearer to 1"),
+        "latent_std_ratio_worst_decile": ("latent std ratio, worst decile", "nearer to 1"),
+    },
+    "context": {
+        "loss": ("validation loss", "lower, comparable within one objective only"),
+        "gain_another_song": ("gain against another song", "above 0"),
+        "gain_same_song": ("gain against the same song elsewhere", "above 0"),
+    },
+}
+EXPLANATIONS = {
+    "reconstruction": "decode(encode(x)) of the target chunk. Noise and smooth reference: noise under the true "
+    "smoothed spectrum, and the true phases under it; they need no network, and spectral distances reward both.",
+    "continuation": "Ten seconds after ten seconds of input, against the true ones. Another song and same song "
+    "elsewhere are real audio at the input's level. One step: the flow's conditional mean. Ceiling: the true latents "
+    "in place of the predicted ones, decoded and joined as a continuation is.",
+    "context": "Loss of the prediction with another context minus that with the true one, same target, noise and "
+    "times; of legacy the squared error of the decoded waveform. An interval above 0 says that the context is used; "
+    "against the same song elsewhere it says that the very passage is continued, not only its timbre met.",
+}
+RANKS_EXPLANATION = (
+    "(another song - system) / (another song - ceiling), over songs; only measures in which the ceiling differs from "
+    "another song's real audio, its interval excluding 0."
+)
+SECTIONS = tuple(HEADLINES)
+
+
+def defined_songs(figure: dict) -> int:
+    return sum(not math.isnan(value) for value in figure["songs"].values())
+
+
+def without_nan(value):
+    """JSON has no nan: None stands for what is undefined."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_json(card: dict) -> str:
+    return json.dumps(without_nan(card), indent=1, allow_nan=False) + "\n"
+
+
+def as_csv(figures: dict) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["section", "system", "measure", "mean", "low", "high", "songs"])
+    for section, systems in figures.items():
+        for system, measures in systems.items():
+            for measure, figure in measures.items():
+                values = [figure[key] if math.isfinite(figure[key]) else "" for key in ("mean", "low", "high")]
+                writer.writerow([section, system, measure, *values, defined_songs(figure)])
+    return text.getvalue()
+
+
+def as_markdown(card: dict) -> str:
+    """The scorecard for readers: a few columns a section first, then every measure."""
+    settings = card["settings"]
+    lines = [
+        "# Scorecard",
+        "",
+        f"Split `{settings['split']}`, {len(card['songs'])} songs, {card['pairs']} pairs; seed {settings['seed']}, "
+        f"{settings['steps']} steps, guidance {settings['guidance']:g}.",
+        "Every figure is a mean over songs, with its 95 % bootstrap interval over songs in brackets; n: over so many "
+        "songs only; a dash: undefined. Definitions: metrics.py.",
+        *(f"\n**Note:** {note}." for note in card["notes"]),
+        "",
+        *checkpoint_table(card["checkpoints"]),
+    ]
+    total = len(card["songs"])
+    for section, systems in card["figures"].items():
+        if systems:
+            lines += ["", f"## {section.capitalize()}", "", EXPLANATIONS[section], ""]
+            lines += headline_table(HEADLINES[section], systems, total)
+    lines += ["", "## From another song (0) to the ceiling (1)", "", RANKS_EXPLANATION, ""]
+    lines += rank_table(card["ranks"])
+    for section, systems in card["figures"].items():
+        if systems:
+            lines += ["", f"## {section.capitalize()}: every measure", "", *full_table(systems, total)]
+    return "\n".join(lines) + "\n"
+
+
+def checkpoint_table(checkpoints: dict[str, dict]) -> list[str]:
+    rows = [
+        [name, facts["folder"], facts["stage"], facts["step"], f"{facts['parameters']:,}".replace(",", " ")]
+        for name, facts in checkpoints.items()
+    ]
+    return table(["checkpoint", "folder", "stage", "step", "parameters"], rows)
+
+
+def headline_table(headlines: dict[str, tuple[str, str]], systems: dict, total: int) -> list[str]:
+    header = ["system", *(f"{heading}: {better}" for heading, better in headlines.values())]
+    rows = [[name, *(cell(figures.get(m), total) for m in headlines)] for name, figures in systems.items()]
+    return table(header, rows)
+
+
+def full_table(systems: dict, total: int) -> list[str]:
+    measures = dict.fromkeys(measure for figures in systems.values() for measure in figures)
+    rows = [[f"`{m}`", *(cell(figures.get(m), total) for figures in systems.values())] for m in measures]
+    return table(["measure", *systems], rows)
+
+
+def rank_table(ranks: dict[str, dict]) -> list[str]:
+    measures = dict.fromkeys(measure for by_measure in ranks.values() for measure in by_measure)
+    rows = [
+        [f"`{m}`", *(cell({"songs": {}, **r[m]}, 0) if m in r else UNDEFINED for r in ranks.values())]
+        for m in measures
+    ]
+    return table(["measure", *ranks], rows)
+
+
+def table(header: list[str], rows: list[list]) -> list[str]:
+    rows = [[str(entry).replace("|", r"\|") for entry in row] for row in [header, ["---"] * len(header), *rows]]
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def cell(figure: dict | None, total: int) -> str:
+    """mean [low, high]; the interval is left out where all songs agree."""
+    if figure is None or math.isnan(figure["mean"]):
+        return UNDEFINED
+    text = number(figure["mean"])
+    if not figure["low"] == figure["mean"] == figure["high"]:
+        text += f" [{number(figure['low'])}, {number(figure['high'])}]"
+    defined = defined_songs(figure)
+    return text if defined == total else f"{text}, n {defined}"
+
+
+def number(value: float) -> str:
+    if math.isnan(value):
+        return UNDEFINED
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
