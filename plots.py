@@ -130,14 +130,14 @@ def plot_continuation(
 
 
 def plot_curves(path: str | Path, records: Sequence[dict]) -> None:
-    """Loss curves by stage, one column a stage, and below them every other numeric val_* key of the records.
+    """Loss curves by stage, one column a stage, and below them every other val_* key that has a curve.
 
     `records` are the lines of metrics.jsonl: stage, step, train_loss, val_loss and any val_* measures.
     """
     stages = sorted({record["stage"] for record in records if "stage" in record}, key=str)
     measures = sorted({key for record in records for key in record if _is_measure(key, record)})
     by_stage = {stage: [r for r in records if r.get("stage") == stage] for stage in stages}
-    panels = [(stage, key) for stage in stages for key in measures if _points(by_stage[stage], key)[0].size]
+    panels = [(stage, key) for stage in stages for key in measures if _points(by_stage[stage], key)[0].size > 1]
     rows = 1 + -(-len(panels) // 3)
     with _figure(path, 12, 1.4 + 2.2 * rows) as figure:
         grid = figure.add_gridspec(rows, 6, height_ratios=[1.6] + [1] * (rows - 1))
