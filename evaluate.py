@@ -19,6 +19,7 @@ import numpy as np
 
 import audio
 import data
+import embedding
 import listen
 import metrics
 import plots
@@ -332,6 +333,8 @@ class Judge:
         self.comb_rates = (modern or networks)[0].comb_rates()  # of systems without a network
         self.rows = {section: {} for section in scorecard.SECTIONS}
         self.listening = []  # what listen.html plays
+        self.embedder = embedding.Embedder() if embedding.find_weights() else None
+        self.embeddings = {}  # system -> embeddings of its continuations
         self.passages = []  # (system, song, pair, passages of the continuation), to be looked for in training songs
         if self.continuing:  # shown even where no pair has one
             self.rows["continuation"] = {name: [] for name in WITHOUT_NETWORK}
@@ -408,6 +411,19 @@ class Judge:
             self.add("continuation", name, pair.song, measures)
             passages = metrics.passages(played.sound, self.rate, 1.0).astype(np.float32)
             self.passages.append((name, pair.song, pair.number, passages))
+            if self.embedder and played.sound.any():  # silence is like nothing
+                self.judge_embedding(name, pair, played.sound)
+
+    def judge_embedding(self, name: str, pair: Pair, sound: np.ndarray) -> None:
+        found = self.embedder(sound, self.rate)
+        self.embeddings.setdefault(name, []).append(found)
+        likeness = embedding.paired_similarity(self.embedder(pair.context, self.rate), found)
+        self.add("continuation", name, pair.song, {"embedding_similarity": likeness})
+
+    def kernel_distances(self) -> dict[str, float]:
+        """Kernel audio distance of each system's continuations from the true ones."""
+        sets = {name: np.concatenate(parts) for name, parts in self.embeddings.items()}
+        return {name: embedding.kernel_distance(sets["truth"], found) for name, found in sets.items()}
 
     def judge_memory(self, rows: Iterable[np.ndarray]) -> None:
         """Likeness to the nearest passages of the training songs (`rows`), minus the true continuation's own."""
@@ -517,6 +533,8 @@ def notes_on(networks: list[Network], pairs: Pairs, split: str) -> list[str]:
     missing = [name for name in EXPECTED if not any(network.name.startswith(name) for network in networks)]
     if missing:
         notes.append(f"missing, for want of a checkpoint: {', '.join(missing)}")
+    if embedding.find_weights() is None:
+        notes.append("missing, for want of its weights: KAD; pip install --no-deps musicnn==0.1.0 brings them")
     if split == "val":
         notes.append("training and every choice are steered by val: only test is held out")
     return notes
@@ -539,6 +557,7 @@ def make_card(args: argparse.Namespace, judge: Judge, pairs: Pairs, notes: list[
         "pair_ids": pairs.ids(),
         "notes": notes,
         "figures": figures,
+        "kernel_audio_distance": judge.kernel_distances(),
         "ranks": ranks(figures["continuation"], args.seed),
     }
 

@@ -620,7 +620,7 @@ def beat_phase_error(context: np.ndarray, continuation: np.ndarray, sample_rate:
     """How far the continuation's strikes are from the input's beat, 0..0.5 of a beat: the difference between the
     phases of both onset strengths at the input's tempo, counted on from the input. Undefined without a tempo."""
     beat = 60 / tempo(context, sample_rate) / ONSET_HOP_SECONDS  # in frames
-    if not np.isfinite(beat):
+    if not np.isfinite(beat) or not continuation.any():
         return float("nan")
     whole = _onset_strength(np.concatenate([context, continuation], axis=-1), sample_rate)
     turns = whole * np.exp(2j * np.pi * np.arange(len(whole)) / beat)

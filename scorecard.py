@@ -47,6 +47,10 @@ RANKS_EXPLANATION = (
     "(another song - system) / (another song - ceiling), over songs; only measures in which the ceiling differs from "
     "another song's real audio, its interval excluding 0."
 )
+KAD_EXPLANATION = (
+    "Kernel audio distance (x 1000) of the continuations from the true ones, in the embedding of musicnn; near 0, "
+    "and sometimes below it, for sets that are alike. Real audio is the floor here, not an opponent."
+)
 SECTIONS = tuple(HEADLINES)
 
 
@@ -96,6 +100,10 @@ def as_markdown(card: dict) -> str:
         if systems:
             lines += ["", f"## {section.capitalize()}", "", EXPLANATIONS[section], ""]
             lines += headline_table(HEADLINES[section], systems, total)
+    if card["kernel_audio_distance"]:
+        lines += ["", "## Distribution", "", KAD_EXPLANATION, ""]
+        rows = [[name, number(value)] for name, value in card["kernel_audio_distance"].items()]
+        lines += table(["system", "KAD: lower"], rows)
     lines += ["", "## From another song (0) to the ceiling (1)", "", RANKS_EXPLANATION, ""]
     lines += rank_table(card["ranks"])
     for section, systems in card["figures"].items():

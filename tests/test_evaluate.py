@@ -19,6 +19,7 @@ import torch
 import audio
 import checkpoint
 import data
+import embedding
 import evaluate
 import listen
 import losses
@@ -187,7 +188,7 @@ def test_stage_1_checkpoint_is_reconstructed_only_and_that_is_said(checkpoints, 
     note = "tiny-flow is still in stage 1: its reconstruction only"
     assert capsys.readouterr().out.count(f"note: {note}\n") == 1
     card = read_card(tmp_path / "scores")
-    assert card["notes"] == [note, "missing, for want of a checkpoint: tiny-mse, legacy-mse"]
+    assert card["notes"][:2] == [note, "missing, for want of a checkpoint: tiny-mse, legacy-mse"]
     assert "tiny-flow" in card["figures"]["reconstruction"]
     assert card["figures"]["continuation"] == card["figures"]["context"] == {}
     assert "## Continuation" not in (tmp_path / "scores" / "scorecard.md").read_text()
@@ -377,6 +378,17 @@ def test_context_figures_are_those_of_metrics_context_gain(card, network, pairs)
     figure = card["figures"]["context"]["tiny-flow (flow)"]["gain_another_song"]
     expected = metrics.context_gain(true, other, songs, 0)
     assert [figure[key] for key in ("mean", "low", "high")] == pytest.approx(expected)
+
+
+def test_kernel_distance_is_judged_where_its_weights_are_and_else_named_as_missing(card, scores):
+    text = (scores / "scorecard.md").read_text()
+    if embedding.find_weights() is None:
+        assert card["kernel_audio_distance"] == {}
+        assert any("musicnn" in note for note in card["notes"])
+    else:
+        assert card["kernel_audio_distance"]["tiny-mse"] > card["kernel_audio_distance"]["truth"]
+        assert "silence" not in card["kernel_audio_distance"]
+    assert ("## Distribution" in text) == (embedding.find_weights() is not None)
 
 
 def test_ranks_go_from_another_song_to_the_ceiling_where_these_differ():

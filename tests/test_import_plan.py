@@ -18,7 +18,18 @@ SCRIPTS = {
     "create_dataset": {"audio", "data", "plots"},
     "train": {"model", "losses", "muon", "data", "checkpoint", "metrics", "audio", "plots"},
     "generate": {"model", "checkpoint", "audio", "plots"},
-    "evaluate": {"listen", "scorecard", "model", "losses", "checkpoint", "data", "metrics", "audio", "plots"},
+    "evaluate": {
+        "embedding",
+        "listen",
+        "scorecard",
+        "model",
+        "losses",
+        "checkpoint",
+        "data",
+        "metrics",
+        "audio",
+        "plots",
+    },
 }
 MODULES = {
     "model": set(),
@@ -28,6 +39,7 @@ MODULES = {
     "checkpoint": {"model"},
     "audio": set(),
     "listen": set(),
+    "embedding": set(),
     "scorecard": set(),
     "metrics": set(),
     "plots": set(),

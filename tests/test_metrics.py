@@ -458,6 +458,11 @@ def test_beat_phase_error_is_the_delay_behind_the_inputs_beat(late):
     assert error == pytest.approx(late / 0.6, abs=0.06)
 
 
+def test_silence_keeps_no_beat():
+    context = beats(100, seconds=7.8)
+    assert math.isnan(metrics.beat_phase_error(context, np.zeros_like(context), RATE))
+
+
 def test_beat_is_judged_only_where_the_truth_keeps_it():
     context, steady = beats(100, seconds=7.8), beats(100, seconds=7.8)
     assert metrics.beat_measures(context, steady, steady, RATE)["beat_phase_error"] < 0.05

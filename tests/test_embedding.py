@@ -1,0 +1,303 @@
+"""The reader of checkpoints and the network on tiny ones of our own; distances whose value is known; real tags."""
+
+import math
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+import embedding
+
+RATE = 16000
+MUSICNN = embedding.find_weights()
+needs_musicnn = pytest.mark.skipif(MUSICNN is None, reason="musicnn is not installed")
+
+
+# A writer of checkpoints, the inverse of the reader
+
+
+def varint(value: int) -> bytes:
+    low = bytes([value & 0x7F | (0x80 if value > 0x7F else 0)])
+    return low + varint(value >> 7) if value > 0x7F else low
+
+
+def field(number: int, value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def entry(x: np.ndarray, dtype: int, offset: int) -> bytes:
+    """A BundleEntryProto, with a checksum as a fixed32 field."""
+    shape = b"".join(field(2, field(1, size)) for size in x.shape)
+    checksum = varint(6 << 3 | 5) + b"\1\2\3\4"
+    return field(1, dtype) + field(2, shape) + field(4, offset) + field(5, x.nbytes) + checksum
+
+
+def block(entries: list[tuple[bytes, bytes]], compression: int = 0) -> bytes:
+    """A block with keys that share what they can with the one before, and its trailer of 5 bytes."""
+    data, last = b"", b""
+    for key, value in entries:
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(key, last, strict=False)) if a != b), min(len(key), len(last))
+        )
+        data += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+        last = key
+    return data + struct.pack("<II", 0, 1) + bytes([compression]) + b"sum!"
+
+
+def table(blocks: list[list[tuple[bytes, bytes]]], compression: int = 0) -> bytes:
+    data, handles = b"", []
+    for entries in blocks:
+        content = block(entries, compression)
+        handles.append((entries[-1][0], varint(len(data)) + varint(len(content) - 5)))
+        data += content
+    meta, index = block([]), block(handles)
+    footer = varint(len(data)) + varint(len(meta) - 5) + varint(len(data + meta)) + varint(len(index) - 5)
+    return data + meta + index + footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
+
+
+TENSORS = {
+    "conv/bias": (np.arange(3, dtype=np.float32), 1),
+    "conv/bias/Adam": (np.arange(300, dtype=np.float64).reshape(3, 4, 25) / 7, 2),
+    "conv/kernel": (np.array([[-1], [2]], dtype=np.int32), 3),
+    "step": (np.array(12345678901, dtype=np.int64), 9),
+}
+
+
+def write_checkpoint(prefix: str, compression: int = 0, missing_bytes: int = 0) -> None:
+    data, entries = b"", [(b"", field(1, 1))]
+    for name, (x, dtype) in TENSORS.items():
+        entries.append((name.encode(), entry(x, dtype, len(data))))
+        data += x.tobytes()
+    with open(f"{prefix}.data-00000-of-00001", "wb") as file:
+        file.write(data[: len(data) - missing_bytes])
+    with open(f"{prefix}.index", "wb") as file:
+        file.write(table([entries[:3], entries[3:]], compression))
+
+
+def test_every_tensor_of_a_checkpoint_is_read_back(tmp_path):
+    write_checkpoint(f"{tmp_path}/")
+    tensors = embedding.read_checkpoint(f"{tmp_path}/")
+    assert list(tensors) == list(TENSORS)
+    for name, (x, _) in TENSORS.items():
+        assert tensors[name].dtype == x.dtype and tensors[name].shape == x.shape
+        np.testing.assert_array_equal(tensors[name], x)
+
+
+def test_a_checkpoint_that_is_compressed_or_cut_short_is_refused(tmp_path):
+    write_checkpoint(f"{tmp_path}/", compression=1)
+    with pytest.raises(ValueError, match="compressed"):
+        embedding.read_checkpoint(f"{tmp_path}/")
+    write_checkpoint(f"{tmp_path}/", missing_bytes=1)
+    with pytest.raises(ValueError, match="doesn't fit"):
+        embedding.read_checkpoint(f"{tmp_path}/")
+    (tmp_path / ".index").write_bytes(b"no table" * 10)
+    with pytest.raises(ValueError, match="not a table"):
+        embedding.read_checkpoint(f"{tmp_path}/")
+
+
+def test_without_the_package_there_are_no_weights_and_the_embedder_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(embedding, "PACKAGE", "no_such_package")
+    assert embedding.find_weights() is None
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps musicnn"):
+        embedding.Embedder()
+
+
+# The network, against models.py written down in numpy
+
+
+def small_weights(seed: int = 0, mels: int = 10) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    kernels = [(7, 4, 1, 5), (7, 7, 1, 5), (8, 1, 1, 3), (6, 1, 1, 3), (4, 1, 1, 3)]  # front-end, 19 channels
+    kernels += [(7, 19, 1, 4), (7, 4, 1, 4), (7, 4, 1, 4)]  # mid-end: 31 channels in all
+    assert mels >= kernels[1][1]
+    shapes = {embedding._name("conv2d", i): shape for i, shape in enumerate(kernels)}
+    shapes |= {"dense": (62, 6), "dense_1": (6, 2)}
+    weights = {f"{name}/kernel": rng.normal(0, 0.3, shape) for name, shape in shapes.items()}
+    weights |= {f"{name}/bias": rng.normal(0, 0.3, shape[-1]) for name, shape in shapes.items()}
+    for i, size in enumerate([1, *(shape[-1] for shape in kernels), 62, 6]):
+        for part in ("beta", "gamma", "moving_mean"):
+            weights[f"{embedding._name('batch_normalization', i)}/{part}"] = rng.normal(0, 1, size)
+        weights[f"{embedding._name('batch_normalization', i)}/moving_variance"] = rng.uniform(0.01, 2, size)
+    return weights
+
+
+def network_in_numpy(x: np.ndarray, weights: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Channels last, as in TensorFlow; x is (frames, mels)."""
+
+    def norm(x, number):
+        mean, variance, gamma, beta = (
+            weights[f"{embedding._name('batch_normalization', number)}/{part}"]
+            for part in ("moving_mean", "moving_variance", "gamma", "beta")
+        )
+        return (x - mean) / np.sqrt(variance + 1e-3) * gamma + beta
+
+    def conv(x, number):  # (frames, height, in) -> (frames, height - kernel + 1, C)
+        kernel = weights[f"{embedding._name('conv2d', number)}/kernel"]
+        before, after = (kernel.shape[0] - 1) // 2, kernel.shape[0] // 2
+        x = np.pad(x, ((before, after), (0, 0), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], axis=(0, 1))
+        y = np.einsum("fhctm,tmco->fho", windows, kernel) + weights[f"{embedding._name('conv2d', number)}/bias"]
+        return norm(np.maximum(y, 0), number + 1)
+
+    x = norm(x[:, :, None], 0)
+    front = np.concatenate([conv(x, i).max(axis=1) for i in range(5)], axis=1)
+    first = conv(front[:, :, None], 5)[:, 0]
+    second = first + conv(first[:, :, None], 6)[:, 0]
+    third = second + conv(second[:, :, None], 7)[:, 0]
+    x = np.concatenate([front, first, second, third], axis=1)
+    x = np.stack([x.max(axis=0), x.mean(axis=0)], axis=1).reshape(-1)
+    x = norm(x, 9) @ weights["dense/kernel"] + weights["dense/bias"]
+    penultimate = norm(np.maximum(x, 0), 10)
+    return penultimate, penultimate @ weights["dense_1/kernel"] + weights["dense_1/bias"]
+
+
+def test_the_network_equals_its_definition_in_numpy():
+    weights = small_weights()
+    assert set(weights) == embedding.variable_names()
+    patches = np.random.default_rng(1).normal(1, 1, (2, 20, 10))
+    outputs = embedding.network(torch.from_numpy(patches), {k: torch.from_numpy(v) for k, v in weights.items()})
+    for i, patch in enumerate(patches):
+        for output, expected in zip(outputs, network_in_numpy(patch, weights), strict=True):
+            np.testing.assert_allclose(output[i].numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+# The input
+
+
+def tone(frequency: float, seconds: float, rate: int = RATE, level: float = 0.5) -> np.ndarray:
+    wave = level * np.sin(2 * np.pi * frequency * np.arange(round(seconds * rate)) / rate)
+    return np.stack([wave, wave]).astype(np.float32)
+
+
+@pytest.mark.parametrize(("seconds", "patches"), [(0.0, 0), (2.9, 0), (3.0, 1), (5.9, 1), (6.0, 2), (10.0, 3)])
+def test_there_is_one_patch_per_three_seconds(seconds, patches):
+    assert embedding.log_mel_patches(tone(440, seconds), RATE).shape == (patches, 187, 96)
+
+
+def test_log_mel_of_silence_is_zero_and_a_loud_tone_peaks_in_its_band():
+    import librosa
+
+    assert not embedding.log_mel_patches(np.zeros((2, 4 * RATE), np.float32), RATE).any()
+    patch = embedding.log_mel_patches(tone(1000, 4, level=1.0), RATE)[0]
+    centres = librosa.mel_frequencies(n_mels=98, fmax=RATE / 2)[1:-1]
+    assert np.abs(centres[patch[90].argmax()] - 1000) < 40
+    assert patch[90].max() > math.log10(65504)  # more than float16 holds before the logarithm
+
+
+def test_log_mel_hardly_depends_on_the_sample_rate_nor_on_the_number_of_channels():
+    patch = embedding.log_mel_patches(tone(440, 4), RATE)
+    np.testing.assert_array_equal(embedding.log_mel_patches(tone(440, 4)[:1], RATE), patch)
+    other = embedding.log_mel_patches(tone(440, 4, rate=44100), 44100)
+    loud = patch[:, 5:-5] > 1
+    assert np.abs(other - patch)[:, 5:-5][loud].max() < 0.02
+
+
+# Distances
+
+
+def gaussian(seed: int, rows: int = 300, dims: int = 8, shift: float = 0.0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((rows, dims)).astype(np.float32) + np.float32(shift)
+
+
+def test_kernel_distance_of_two_points_each_is_what_paper_and_pencil_give():
+    reference, estimate = np.array([[0.0], [1.0]]), np.array([[0.0], [2.0]])
+    # s = 1; k(r, r') = e^-1/2, k(e, e') = e^-2, and |r - e| = 0, 2, 1, 1
+    expected = math.exp(-0.5) + math.exp(-2) - 2 * (1 + math.exp(-2) + 2 * math.exp(-0.5)) / 4
+    assert embedding.kernel_distance(reference, estimate) == pytest.approx(1000 * expected)
+    # s = 2 from the other side, so the distance is not symmetric
+    expected = math.exp(-1 / 8) + math.exp(-1 / 2) - 2 * (1 + math.exp(-1 / 2) + 2 * math.exp(-1 / 8)) / 4
+    assert embedding.kernel_distance(estimate, reference) == pytest.approx(1000 * expected)
+
+
+def test_kernel_distance_within_one_distribution_is_zero_on_average():
+    distances = [embedding.kernel_distance(x[:100], x[100:]) for x in map(gaussian, range(40))]
+    assert min(distances) < 0 < max(distances)
+    assert abs(np.mean(distances)) < 3 * np.std(distances) / math.sqrt(len(distances))
+
+
+def test_kernel_distance_grows_with_the_shift_up_to_that_of_sets_apart():
+    reference = gaussian(0)
+    distances = [embedding.kernel_distance(reference, gaussian(1, shift=shift)) for shift in (0, 0.3, 0.6, 1.2, 50)]
+    assert abs(distances[0]) < 5 < distances[1] < distances[2] < distances[3] < distances[4]
+    apart = distances[4] / 1000  # nothing between the sets: what remains is the kernel within each of them
+    assert apart == pytest.approx(2 * math.exp(-0.5), rel=0.1)
+
+
+def test_kernel_distance_depends_neither_on_the_order_nor_on_the_scale():
+    reference, estimate = gaussian(0), gaussian(1, rows=200, shift=0.5)
+    distance = embedding.kernel_distance(reference, estimate)
+    shuffled = np.random.default_rng(2).permutation(reference), estimate[::-1]
+    assert embedding.kernel_distance(*shuffled) == pytest.approx(distance)
+    assert embedding.kernel_distance(8 * reference, 8 * estimate) == pytest.approx(distance)
+
+
+def test_kernel_distance_is_undefined_for_single_rows_and_for_equal_references():
+    several = gaussian(0, rows=5)
+    assert math.isnan(embedding.kernel_distance(several, several[:1]))
+    assert math.isnan(embedding.kernel_distance(several[:1], several))
+    assert math.isnan(embedding.kernel_distance(np.ones((4, 8)), several))
+    with pytest.raises(ValueError, match="dims"):
+        embedding.kernel_distance(several, several[:, 1:])
+
+
+def test_paired_similarity_is_the_cosine_of_the_means():
+    a = np.array([[2.0, 1.0], [2.0, -1.0]])  # its mean is (2, 0)
+    assert embedding.paired_similarity(a, a[::-1]) == pytest.approx(1)
+    assert embedding.paired_similarity(a, np.array([[3.0, 3.0]])) == pytest.approx(math.sqrt(0.5))
+    assert embedding.paired_similarity(a, -7 * a) == pytest.approx(-1)
+    assert math.isnan(embedding.paired_similarity(a, a[:0]))
+    assert math.isnan(embedding.paired_similarity(a, 0 * a))
+
+
+# The real weights
+
+
+def piano(seconds: float = 9.0) -> np.ndarray:
+    """An arpeggio of decaying notes with six partials each."""
+    time = np.arange(RATE // 2) / RATE
+    pitches = [261.6 * 2 ** (step / 12) for step in (0, 4, 7, 12, 7, 4, 0, 5, 9, 12, 9, 5)]
+    notes = [
+        sum(np.exp(-time * (3 + k)) * np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, 7))
+        for pitch in pitches
+    ]
+    return 0.2 * np.resize(np.concatenate(notes), (1, round(seconds * RATE))).astype(np.float32)
+
+
+@needs_musicnn
+def test_what_the_network_leaves_in_the_checkpoint_is_the_optimiser():
+    tensors = embedding.read_checkpoint(f"{MUSICNN}/")
+    unused = set(tensors) - embedding.variable_names()
+    assert embedding.variable_names() <= set(tensors)
+    assert all("/Adam" in name or name in ("beta1_power", "beta2_power") for name in unused)
+    assert all(np.isfinite(x).all() for x in tensors.values())
+
+
+@needs_musicnn
+def test_an_arpeggio_is_tagged_as_piano():
+    from musicnn.configuration import MTT_LABELS
+
+    tags = embedding.Embedder().tags(piano(), RATE).mean(axis=0)
+    assert MTT_LABELS[tags.argmax()] == "piano"
+    assert tags.max() > 0.4
+
+
+@needs_musicnn
+def test_embeddings_are_deterministic_and_patches_independent():
+    embed = embedding.Embedder()
+    x = np.concatenate([piano(), tone(440, 21)[:1]], axis=1)
+    embeddings = embed(x, RATE)  # more patches than one batch holds
+    assert embeddings.shape == (10, 200) and embeddings.dtype == np.float32
+    np.testing.assert_array_equal(embed(x, RATE), embeddings)
+    np.testing.assert_allclose(embed(x[:, : 4 * RATE], RATE), embeddings[:1], atol=1e-4)
+    assert embed(x[:, : 2 * RATE], RATE).shape == (0, 200)
+
+
+@needs_musicnn
+def test_piano_is_closer_to_piano_than_to_noise():
+    embed = embedding.Embedder()
+    noise = 0.1 * np.random.default_rng(0).standard_normal((1, 9 * RATE)).astype(np.float32)
+    near = embedding.paired_similarity(embed(piano(), RATE), embed(0.5 * piano(), RATE))
+    assert near > 0.8 > 0.5 > embedding.paired_similarity(embed(piano(), RATE), embed(noise, RATE))
