@@ -43,8 +43,8 @@ def stft(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def spectral_distance(reference: Tensor, estimate: Tensor) -> Tensor:
-    """Mean |ln ratio| of two magnitudes (batch, channels, frames, bins), plus that of their levels in bands, plus
-    spectral convergence: (batch,).
+    """Mean |ln ratio| of two magnitudes (batch, channels, frames, bins), plus twice that of their levels in bands,
+    plus spectral convergence: (batch,).
 
     A bin of noise is as often too loud as too soft, whatever its level; a band's level says how loud it should be.
     """
@@ -52,7 +52,7 @@ def spectral_distance(reference: Tensor, estimate: Tensor) -> Tensor:
     band_distance = (band_level(estimate) - band_level(reference)).abs().mean((1, 2, 3))
     error = estimate - reference
     convergence = ((error * error).sum((2, 3)) + 1e-8).sqrt() / ((reference * reference).sum((2, 3)).sqrt() + 1)
-    return log_distance + band_distance + convergence.mean(1)
+    return log_distance + 2 * band_distance + convergence.mean(1)
 
 
 def band_level(magnitude: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 FRAME_RATE_HZ = 100
 WINDOW_HOPS = 4  # of the encoder's filters and of the decoder's inverse STFT
-KNOWN_PHASE_HZ = 750  # above, phases become too many for a compact code, over two octaves
+KNOWN_PHASE_HZ = 750  # in the octave above it phases become too many for a compact code
 CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context is brought to this level before it is encoded
 QUIETEST_RMS = 1e-3  # softer contexts are not lifted further
 JOIN_SECONDS = 1.0  # of the context, decoded together with the prediction
@@ -222,8 +222,8 @@ class InverseSTFT(nn.Module):
         size = WINDOW_HOPS * hop
         self.channels, self.hop, self.bins = channels, hop, size // 2 + 1
         corner = KNOWN_PHASE_HZ * WINDOW_HOPS // FRAME_RATE_HZ  # in bins
-        self.tones = min(4 * corner, self.bins)
-        weight = 1 - (torch.arange(self.tones)[:, None] / corner).clamp(min=1).log2() / 2
+        self.tones = min(2 * corner, self.bins)
+        weight = 1 - (torch.arange(self.tones)[:, None] / corner).clamp(min=1).log2()
         scale = size / 4 * typical_magnitude(self.bins)
         self.register_buffer("tone_scale", scale[: self.tones] * weight, persistent=False)
         self.register_buffer("noise_scale", scale, persistent=False)
