@@ -404,6 +404,7 @@ class Judge:
         return played, latents
 
     def judge_continuations(self, pair: Pair, continuations: dict[str, Continuation]) -> None:
+        heard = self.embedder(pair.context, self.rate) if self.embedder else None
         for name, played in continuations.items():
             measures = metrics.continuation_measures(played.context, pair.target, played.sound, self.rate)
             del measures["join_click_percentile_truth"]  # stands in the truth's own row
@@ -412,13 +413,10 @@ class Judge:
             passages = metrics.passages(played.sound, self.rate, 1.0).astype(np.float32)
             self.passages.append((name, pair.song, pair.number, passages))
             if self.embedder and played.sound.any():  # silence is like nothing
-                self.judge_embedding(name, pair, played.sound)
-
-    def judge_embedding(self, name: str, pair: Pair, sound: np.ndarray) -> None:
-        found = self.embedder(sound, self.rate)
-        self.embeddings.setdefault(name, []).append(found)
-        likeness = embedding.paired_similarity(self.embedder(pair.context, self.rate), found)
-        self.add("continuation", name, pair.song, {"embedding_similarity": likeness})
+                found = self.embedder(played.sound, self.rate)
+                self.embeddings.setdefault(name, []).append(found)
+                likeness = embedding.paired_similarity(heard, found)
+                self.add("continuation", name, pair.song, {"embedding_similarity": likeness})
 
     def kernel_distances(self) -> dict[str, float]:
         """Kernel audio distance of each system's continuations from the true ones."""

@@ -109,7 +109,7 @@ PRESETS = {
 
 def typical_magnitude(bins: int) -> Tensor:
     """Of music at CONTEXT_LEVEL, where a full-scale sine is 1, in the first `bins` bins of a DFT over WINDOW_HOPS
-    hops: (bins, 1). It falls by 40 dB from 100 Hz to 5 kHz; divided by it, all bins are learned equally fast."""
+    hops: (bins, 1). It falls by 40 dB from 100 Hz to 5 kHz; divided by it, all bins are of a size."""
     frequencies = torch.arange(bins) * (FRAME_RATE_HZ / WINDOW_HOPS)
     return (0.025 / (1 + (frequencies / 400) ** 1.7))[:, None]
 
