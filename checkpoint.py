@@ -33,7 +33,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: the network before its long stem and long-term prediction
 LAST_NAME = "last.pt"
 BEST_NAME = "best.pt"
 RETRY_WAITS_SECONDS = (2, 10)  # a full disk or a network file system often recovers within seconds
@@ -82,7 +82,7 @@ def load(path) -> dict:
     """Read a checkpoint onto the CPU, after verifying its checksum; nothing in the file is executed.
 
     Raises DamagedError for a file that is not a whole checkpoint, CheckpointError for one that is missing or
-    has a newer format, OSError when the disk itself cannot be read.
+    has another format, OSError when the disk itself cannot be read.
     """
     try:
         with open(path, "rb") as file:
@@ -95,6 +95,12 @@ def load(path) -> dict:
         raise CheckpointError(
             f"{path} has checkpoint format {state['format']}, newer than this program's {FORMAT_VERSION}: "
             f"update the program"
+        )
+    if state["format"] < FORMAT_VERSION:
+        commit = state.get("versions", {}).get("commit", "unknown")
+        raise CheckpointError(
+            f"{path} has checkpoint format {state['format']}, older than this program's {FORMAT_VERSION}: its "
+            f"network was another one; use the version that wrote it (commit {commit}), or train again"
         )
     return state
 

@@ -9,6 +9,7 @@ unpickled. Arrays are memory maps: opening costs nothing, however large the data
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -159,7 +160,7 @@ def read_window(side: Side, song: dict, start: int, length: int) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------
 # Windows of audio for training
 
-STREAMS = {"order": 0, "crop": 1, "pair": 2, "window": 3, "spectral": 4, "validation": 5}
+STREAMS = {"order": 0, "crop": 1, "pair": 2, "window": 3, "spectral": 4, "validation": 5, "dropout": 6}
 CONTEXT_LEVEL = 0.1  # -20 dBFS RMS, as generation scales every context
 QUIETEST_RMS = 1e-3  # softer passages are not lifted further
 GAIN_RANGE_DB = (-6, 3)
@@ -299,6 +300,12 @@ class Order:
             self.epoch = epoch
             self.permutation = draws(self.seed, "order", self.stage, epoch).permutation(self.pairs)
         return int(self.permutation[position])
+
+
+def own_items(first: int, batch_size: int, rank: int, processes: int):
+    """Numbers of the items from `first` on that this process reads: of every `processes` batches one."""
+    for start in itertools.count(first + rank * batch_size, processes * batch_size):
+        yield from range(start, start + batch_size)
 
 
 class CropItems:

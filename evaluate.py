@@ -12,7 +12,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 import audio
 import data
 import embedding
+import gates
 import listen
 import metrics
 import plots
@@ -543,7 +544,7 @@ def make_card(args: argparse.Namespace, judge: Judge, pairs: Pairs, notes: list[
 
     figures = summarise(judge.rows, args.seed)
     kept = ("split", "pairs_per_song", "seed", "steps", "guidance")
-    return {
+    card = {
         "format": 1,
         "dataset": str(args.dataset_folder),
         "settings": {name: getattr(args, name) for name in kept},
@@ -558,6 +559,7 @@ def make_card(args: argparse.Namespace, judge: Judge, pairs: Pairs, notes: list[
         "kernel_audio_distance": judge.kernel_distances(),
         "ranks": ranks(figures["continuation"], args.seed),
     }
+    return card | {"gates": [asdict(gate) for gate in gates.check(card)]}
 
 
 def write_card(folder: Path, card: dict) -> None:

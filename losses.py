@@ -6,9 +6,13 @@ import math
 import torch
 from torch import Tensor
 
+import ranks
+
 SPECTRAL_SECONDS = 2048 / 12000  # the longest window, which sees the partials of a hum; each next is half as long
 SPECTRAL_SIZES = 5
 BANDS = 32
+QUIET_MAGNITUDE = 1e-2  # softer bins are inaudible beside a context at full level: their logarithms count no more
+PHASE_WEIGHT = 0.75  # of the phase distance and the waveform's error, beside the spectral distance
 PHASE_CORNER_HZ = 750  # up to here phases are asked for; above, a compact code can hold energy and texture alone
 FULL_LEVEL_POWER = 0.01  # of a signal at -20 dBFS RMS, the level of every context
 KL_WEIGHT = 1e-4
@@ -48,11 +52,11 @@ def spectral_distance(reference: Tensor, estimate: Tensor) -> Tensor:
 
     A bin of noise is as often too loud as too soft, whatever its level; a band's level says how loud it should be.
     """
-    log_distance = ((estimate + 1e-3).log() - (reference + 1e-3).log()).abs().mean((1, 2, 3))
+    log_ratio = (estimate + QUIET_MAGNITUDE).log() - (reference + QUIET_MAGNITUDE).log()
     band_distance = (band_level(estimate) - band_level(reference)).abs().mean((1, 2, 3))
     error = estimate - reference
     convergence = ((error * error).sum((2, 3)) + 1e-8).sqrt() / ((reference * reference).sum((2, 3)).sqrt() + 1)
-    return log_distance + 2 * band_distance + convergence.mean(1)
+    return log_ratio.abs().mean((1, 2, 3)) + 2 * band_distance + convergence.mean(1)
 
 
 def band_level(magnitude: Tensor) -> Tensor:
@@ -127,7 +131,7 @@ def reconstruction_parts(x: Tensor, mean: Tensor, log_variance: Tensor, y: Tenso
 def weighted_sum(parts: dict[str, Tensor]) -> Tensor:
     """Stage 1's loss (batch,). The waveform's error counts relative to the power of a signal at full level."""
     waveform = parts["waveform_mse"] / FULL_LEVEL_POWER
-    return parts["spectral"] + parts["phase"] + waveform + KL_WEIGHT * parts["kl"]
+    return parts["spectral"] + PHASE_WEIGHT * (parts["phase"] + waveform) + KL_WEIGHT * parts["kl"]
 
 
 def reconstruct_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor]]:
@@ -137,7 +141,8 @@ def reconstruct_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, 
     """
     x = batch["x"]
     mean, log_variance = model.posterior(x)
-    model.track_latents(mean)
+    latents = mean.detach().float()
+    model.track_latents(*ranks.mean(torch.stack([latents.mean((0, 2)), latents.square().mean((0, 2))])))
     y = model.decode(latent_noise(model, mean, log_variance, batch), x.shape[-1])
     parts = reconstruction_parts(x, mean, log_variance, y, draw)
     return weighted_sum(parts), parts

@@ -21,12 +21,14 @@ from torch import Tensor, nn
 
 FRAME_RATE_HZ = 100
 WINDOW_HOPS = 4  # of the encoder's filters and of the decoder's inverse STFT
+LONG_WINDOW_HOPS = 16  # of the encoder's second look, that tells neighbouring partials apart
 KNOWN_PHASE_HZ = 750  # in the octave above it phases become too many for a compact code
 CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context is brought to this level before it is encoded
 QUIETEST_RMS = 1e-3  # softer contexts are not lifted further
 JOIN_SECONDS = 1.0  # of the context, decoded together with the prediction
 FADE_SECONDS = 0.02
 LEGACY_HOP = 40
+LAGS = (0.1, 0.8)  # of a context's length: 1 s to 8 s
 SAMPLING_STEPS = 32
 GUIDANCE = 1.5
 
@@ -107,10 +109,10 @@ PRESETS = {
 # Encoder and decoder
 
 
-def typical_magnitude(bins: int) -> Tensor:
-    """Of music at CONTEXT_LEVEL, where a full-scale sine is 1, in the first `bins` bins of a DFT over WINDOW_HOPS
-    hops: (bins, 1). It falls by 40 dB from 100 Hz to 5 kHz; divided by it, all bins are of a size."""
-    frequencies = torch.arange(bins) * (FRAME_RATE_HZ / WINDOW_HOPS)
+def typical_magnitude(bins: int, window_hops: int = WINDOW_HOPS) -> Tensor:
+    """Of music at CONTEXT_LEVEL, where a full-scale sine is 1, in the first `bins` bins of a DFT over so many hops:
+    (bins, 1). It falls by 40 dB from 100 Hz to 5 kHz; divided by it, all bins are of a size."""
+    frequencies = torch.arange(bins) * (FRAME_RATE_HZ / window_hops)
     return (0.025 / (1 + (frequencies / 400) ** 1.7))[:, None]
 
 
@@ -130,10 +132,10 @@ class ChannelNorm(nn.Module):
 class ConvNeXtBlock(nn.Module):
     """Depthwise convolution over time, then a pointwise network, added to the input (Liu et al. 2022)."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, dilation: int):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv1d(width, width, 7, padding=3, groups=width),
+            nn.Conv1d(width, width, 7, padding=3 * dilation, dilation=dilation, groups=width),
             ChannelNorm(width),
             nn.Conv1d(width, 3 * width, 1),
             nn.GELU(),
@@ -146,7 +148,8 @@ class ConvNeXtBlock(nn.Module):
 
 
 def blocks(width: int, count: int) -> nn.Sequential:
-    return nn.Sequential(*(ConvNeXtBlock(width) for _ in range(count)))
+    """Every second block looks four times as far."""
+    return nn.Sequential(*(ConvNeXtBlock(width, dilation=4 if i % 2 else 1) for i in range(count)))
 
 
 class Stem(nn.Module):
@@ -183,6 +186,28 @@ class Stem(nn.Module):
         return self.mix(x.reshape(batch, -1, x.shape[-1]))  # (batch, width, frames)
 
 
+class LongStem(nn.Module):
+    """Audio to frames: logarithms of magnitudes in windows of LONG_WINDOW_HOPS, relative to what is typical of each
+    bin; every WINDOW_HOPS frames are alike."""
+
+    def __init__(self, channels: int, hop: int, width: int):
+        super().__init__()
+        self.size, self.hop = LONG_WINDOW_HOPS * hop, WINDOW_HOPS * hop
+        bins = self.size // 2 + 1
+        self.register_buffer("window", torch.hann_window(self.size), persistent=False)
+        scale = 4 / self.size / typical_magnitude(bins, LONG_WINDOW_HOPS)
+        self.register_buffer("scale", scale[:, 0], persistent=False)
+        self.mix = nn.Conv1d(channels * bins, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        excess = self.size - self.hop
+        x = F.pad(x.float(), (excess // 2, excess - excess // 2)).unfold(-1, self.size, self.hop)
+        power = (torch.fft.rfft(x * self.window).abs() * self.scale).square()  # (batch, channels, frames, bins)
+        level = (power + 1e-4).log() / 4
+        x = self.mix(level.transpose(2, 3).flatten(1, 2).to(self.mix.weight.dtype))
+        return x.repeat_interleave(WINDOW_HOPS, dim=-1)  # (batch, width, frames)
+
+
 class Encoder(nn.Module):
     """Audio -> mean and log-variance of the latents."""
 
@@ -191,6 +216,7 @@ class Encoder(nn.Module):
         first, second = config.encoder_widths
         self.alignment = WINDOW_HOPS * config.hop
         self.stem = Stem(config.channels, config.hop, first)
+        self.long_stem = LongStem(config.channels, config.hop, first)
         self.blocks_before = blocks(first, config.encoder_blocks[0])
         self.before_pool = nn.Conv1d(first, second, 3, padding=1)
         self.pool = nn.MaxPool1d(3, stride=1, padding=1)
@@ -201,7 +227,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = F.pad(x, (0, -x.shape[-1] % self.alignment))
-        x = self.blocks_before(self.stem(x))
+        x = self.blocks_before(self.stem(x) + self.long_stem(x))
         x = self.pool(self.before_pool(x)) + self.beside_pool(x)
         x = self.norm(self.blocks_after(x))
         mean, log_variance = self.to_posterior(x).chunk(2, dim=1)
@@ -340,8 +366,39 @@ class CoreBlock(nn.Module):
         return F.rms_norm(x, x.shape[-1:], eps=1e-6)
 
 
+@torch.no_grad()
+def repetition_lag(z: Tensor) -> tuple[Tensor, Tensor]:
+    """The lag, of LAGS of their length, at which latents without their mean (batch, latent_channels, latents)
+    resemble themselves the most, in latents, and the correlation coefficient there: (batch,) each."""
+    length = z.shape[-1]
+    z = z.float()
+    spectrum = torch.fft.rfft(z, 2 * length)
+    products = torch.fft.irfft((spectrum * spectrum.conj()).real.sum(1), 2 * length)  # by lag
+    power = z.square().sum(1).cumsum(-1)
+    shortest, longest = (round(share * length) for share in LAGS)
+    lags = torch.arange(shortest, longest + 1, device=z.device)
+    energy = power[:, length - 1 - lags] * (power[:, -1:] - power[:, lags - 1])  # of both overlapping parts
+    correlation, best = (products[:, lags] / energy.clamp(min=1e-6).sqrt()).max(-1)
+    return lags[best], correlation.clamp(0, 1)
+
+
+def long_term_prediction(z: Tensor) -> Tensor:
+    """How latents (batch, latent_channels, latents) go on if they go on repeating themselves, of the same shape.
+
+    Their end over and over at their `repetition_lag`, scaled about their mean by the correlation there: the long-term
+    predictor of speech codecs (Atal and Schroeder 1970), for bars and phrases instead of pitch periods.
+    """
+    length = z.shape[-1]
+    mean = z.mean(-1, keepdim=True)
+    lag, correlation = repetition_lag(z - mean)
+    source = length - lag[:, None] + torch.arange(length, device=z.device) % lag[:, None]
+    repeated = (z - mean).gather(2, source[:, None].expand_as(z))
+    return mean + correlation[:, None, None].to(z.dtype) * repeated
+
+
 class AttentionCore(nn.Module):
-    """Velocity of the flow: transformer over [context latents | target latents], neighbours stacked into tokens."""
+    """Velocity of the flow: transformer over [context latents | target latents], neighbours stacked into tokens; the
+    target's tokens are also given the long-term prediction for their place, so that the beat need not be counted."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -349,6 +406,7 @@ class AttentionCore(nn.Module):
         self.config = config
         self.from_context = nn.Linear(stacked, width)
         self.from_target = nn.Linear(stacked, width)
+        self.from_repetition = nn.Linear(stacked, width, bias=False)
         self.no_context = nn.Parameter(torch.randn(width) * 0.02)
         self.from_time = nn.Sequential(nn.Linear(128, width), nn.SiLU(), nn.Linear(width, 6 * width))
         layers = config.core_layers
@@ -363,19 +421,28 @@ class AttentionCore(nn.Module):
     def forward(self, noisy: Tensor, context: Tensor, time: Tensor, heard: Tensor | None = None) -> Tensor:
         """Velocity at `time` (batch,), 0 noise .. 1 music, as (batch, latent_channels, latents).
 
-        `heard` (batch,), 0..1: the share of the context, counted back from the cut, that is not replaced by the
-        null vector; 0 is 'no context'.
+        The blocks see inputs of unit variance and say only what the best linear guess of the velocity lacks, with
+        unit variance too (preconditioning after Karras et al. 2022): they need not carry the noise to the output.
+        `heard` (batch,), 0..1, default 1: the share of the context, counted back from the cut, that is not replaced
+        by the null vector; 0 is 'no context'.
         """
-        tokens = self.from_context(self.stack(context))
-        if heard is not None:
-            age = torch.arange(tokens.shape[1], 0, -1, device=tokens.device) / tokens.shape[1]
-            tokens = torch.where((age <= heard[:, None])[:, :, None], tokens, self.no_context.to(tokens.dtype))
-        tokens = torch.cat([tokens, self.from_target(self.stack(noisy))], dim=1)
+        heard = torch.ones_like(time) if heard is None else heard
+        context = self.stack(context)
+        age = torch.arange(context.shape[1], 0, -1, device=context.device) / context.shape[1]
+        is_heard = (age <= heard[:, None])[:, :, None]
+        tokens = self.from_context(context)
+        tokens = torch.where(is_heard, tokens, self.no_context.to(tokens.dtype))
+        repetition = self.stack(long_term_prediction(self.unstack(context * is_heard)))
+        t = time[:, None, None]
+        spread = (t.square() + (1 - t).square()).sqrt()  # of noisy latents, where music and noise have unit variance
+        target = self.from_target(self.stack(noisy / spread)) + self.from_repetition(repetition)
+        tokens = torch.cat([tokens, target], dim=1)
         modulation = self.from_time(self.embed_time(time)).unflatten(-1, (6, -1))
         angles = rotary_angles(tokens.shape[1], self.config.core_width // self.config.core_heads, tokens.device)
         for block in self.blocks:
             tokens = block(tokens, modulation, angles)
-        return self.unstack(self.to_velocity(CoreBlock.norm(tokens[:, -tokens.shape[1] // 2 :])))
+        rest = self.unstack(self.to_velocity(CoreBlock.norm(tokens[:, -tokens.shape[1] // 2 :])))
+        return (2 * t - 1) / spread.square() * noisy + rest / spread
 
     def stack(self, z: Tensor) -> Tensor:
         """(batch, latent_channels, latents) -> (batch, tokens, latents_per_token x latent_channels)."""
@@ -475,11 +542,11 @@ class ContinuationModel(nn.Module):
         return self.decode(z, x.shape[-1]), self.decode(self.predict(z, steps=1, guidance=1.0), x.shape[-1])
 
     @torch.no_grad()
-    def track_latents(self, z: Tensor, momentum: float = 0.02) -> None:
-        """Running mean and standard deviation by channel, while stage 1 trains."""
-        z = z.detach().float()
-        self.latent_mean.lerp_(z.mean((0, 2))[:, None], momentum)
-        self.latent_std.lerp_(z.std((0, 2))[:, None], momentum)
+    def track_latents(self, mean: Tensor, mean_square: Tensor, momentum: float = 0.02) -> None:
+        """Running mean and standard deviation by channel, while stage 1 trains, from the moments of a batch
+        (latent_channels,)."""
+        self.latent_mean.lerp_(mean[:, None], momentum)
+        self.latent_std.lerp_((mean_square - mean.square()).clamp(min=0).sqrt()[:, None], momentum)
 
     def standardise(self, z: Tensor) -> Tensor:
         return (z - self.latent_mean) / self.latent_std

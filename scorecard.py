@@ -51,6 +51,10 @@ KAD_EXPLANATION = (
     "Kernel audio distance (x 1000) of the continuations from the true ones, in the embedding of musicnn; near 0, "
     "and sometimes below it, for sets that are alike. Real audio is the floor here, not an opponent."
 )
+GATES_EXPLANATION = (
+    "What a flow has to show before it may be called good: gates.py. A dash: something is missing on this scorecard."
+)
+VERDICTS = {True: "met", False: "**not met**", None: UNDEFINED}
 SECTIONS = tuple(HEADLINES)
 
 
@@ -106,6 +110,8 @@ def as_markdown(card: dict) -> str:
         lines += table(["system", "KAD: lower"], rows)
     lines += ["", "## From another song (0) to the ceiling (1)", "", RANKS_EXPLANATION, ""]
     lines += rank_table(card["ranks"])
+    if card["gates"]:
+        lines += ["", "## Gates", "", GATES_EXPLANATION, "", *gate_table(card["gates"])]
     for section, systems in card["figures"].items():
         if systems:
             lines += ["", f"## {section.capitalize()}: every measure", "", *full_table(systems, total)]
@@ -130,6 +136,11 @@ def full_table(systems: dict, total: int) -> list[str]:
     measures = dict.fromkeys(measure for figures in systems.values() for measure in figures)
     rows = [[f"`{m}`", *(cell(figures.get(m), total) for figures in systems.values())] for m in measures]
     return table(["measure", *systems], rows)
+
+
+def gate_table(gates: list[dict]) -> list[str]:
+    rows = [[gate["network"], gate["demand"], gate["found"], VERDICTS[gate["met"]]] for gate in gates]
+    return table(["network", "gate", "found", "verdict"], rows)
 
 
 def rank_table(ranks: dict[str, dict]) -> list[str]:

@@ -25,6 +25,8 @@ COOLDOWN_SHARE = 0.4  # of a stage, its end, while the learning rate falls to ze
 WARMUP_STEPS = 100
 GRADIENT_NORM = 1.0
 WEIGHT_DECAY = 0.01
+HEALTHY_STD_RATIO = (0.7, 1.4)  # of sampled latents over true ones
+COLLAPSE_GRACE = 0.1  # of stage 2, before its samples are judged
 SKIPPED_STEPS_LIMIT = 50  # steps in a row that fp16 may skip for overflow
 JOINT_BATCH_DIVISOR = 8  # the joint part trains on 20 s of audio instead of two short rows of latents
 JOINT_CODEC_RATE = 0.1  # of the learning rate, for encoder and decoder in the joint part
@@ -34,12 +36,12 @@ VALIDATION_SAMPLING_STEPS = 8
 CACHE_BATCH = 4
 FREE_ON_RESTART = {
     "dataset_folder", "checkpoint_folder", "stage1_from", "max_minutes", "stage1_steps", "stage2_steps", "device",
-    "compile", "batch_size", "accumulate", "num_workers", "checkpoint_minutes",
+    "compile", "batch_size", "accumulate", "num_workers", "checkpoint_minutes", "keep",
 }  # fmt: skip
-ARCHITECTURE_FLAGS = (
-    "latent_channels", "encoder_widths", "encoder_blocks", "decoder_widths", "decoder_blocks", "core_layers",
-    "core_width", "core_heads", "core_dropout", "latents_per_token",
-)  # fmt: skip
+CODEC_FLAGS = ("latent_channels", "encoder_widths", "encoder_blocks", "decoder_widths", "decoder_blocks")
+CORE_FLAGS = ("core_layers", "core_width", "core_heads", "core_dropout", "latents_per_token")
+ARCHITECTURE_FLAGS = CODEC_FLAGS + CORE_FLAGS
+CORE_FIELDS = ("objective", *CORE_FLAGS)  # in which a stage 2 may differ from the stage 1 that it starts from
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ def add_schedule_arguments(group) -> None:
         help="evaluations without a better one that end a stage early, cooldown and joint part included; 0: never",
     )
     group.add_argument("--checkpoint_minutes", type=float, default=10.0, help="minutes between saves of last.pt")
+    group.add_argument("--keep", type=int, default=2, help="saves to keep: last.pt, last.1.pt and so on")
     group.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
 
 
@@ -157,7 +160,7 @@ def add_hardware_arguments(group) -> None:
 
 
 def check_ranges(parser, args) -> None:
-    for name in ("stage1_steps", "stage2_steps", "batch_size", "accumulate", "latent_variants", "eval_steps"):
+    for name in ("stage1_steps", "stage2_steps", "batch_size", "accumulate", "latent_variants", "eval_steps", "keep"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1")
     for name in ("max_minutes", "learning_rate", "checkpoint_minutes"):
@@ -274,9 +277,11 @@ class Run:
         import data
         import losses
         import muon
+        import ranks
         from model import ContinuationModel, with_overrides
 
         self.args, self.torch, self.data, self.losses, self.muon = args, torch, data, losses, muon
+        self.ranks = ranks
         self.checkpoint = checkpoint
         self.folder = Path(args.checkpoint_folder)
         self.meta, sides = data.open_dataset(args.dataset_folder)
@@ -301,6 +306,7 @@ class Run:
         self.seconds = {1: 0.0, 2: 0.0}  # spent in each stage, over all restarts
         self.latents = None  # of the validation pairs
         self.evaluated_at = None
+        self.warned = False  # of collapse
         self.begin_stage(1)
 
     # stages and phases
@@ -348,6 +354,10 @@ class Run:
         total = self.args.stage2_steps + (0 if self.args.stage1_from else self.args.stage1_steps)
         return 60 * self.args.max_minutes * self.stage_steps() / total
 
+    def step_items(self) -> int:
+        """Items of an optimiser step, over all processes."""
+        return self.args.batch_size * self.args.accumulate * self.ranks.count()
+
     def progress(self) -> float:
         """How much of the stage is done, 0..1, by steps or by time, whichever is further."""
         return min(1.0, max(self.step / self.stage_steps(), self.seconds[self.stage] / self.stage_seconds()))
@@ -363,10 +373,11 @@ class Run:
 
     def train(self, stop) -> None:
         """Go through all stages and phases from where the run stands. Raises Stopped at a stop signal."""
-        from torch.utils.tensorboard import SummaryWriter
+        if self.ranks.is_first():
+            from torch.utils.tensorboard import SummaryWriter
 
-        (self.folder / "samples").mkdir(exist_ok=True)
-        self.board = SummaryWriter(self.folder / "tb")
+            (self.folder / "samples").mkdir(exist_ok=True)
+            self.board = SummaryWriter(self.folder / "tb")
         while not (self.stage == 2 and self.progress() >= 1 and self.evaluated_at == self.step):
             if any(phase.reads_cache and self.progress() < phase.end for phase in self.phases()):
                 self.fill_cache(stop)
@@ -378,8 +389,10 @@ class Run:
                 self.evaluate()
             if self.stage == 2:
                 break
+            self.ranks.wait_for_all()
             finished = self.checkpoint.load(self.folder / "best.pt")
-            self.checkpoint.save(self.folder / "stage1.pt", finished)
+            if self.ranks.is_first():
+                self.checkpoint.save(self.folder / "stage1.pt", finished)
             self.start_stage2(finished)
             self.save()
         self.save()
@@ -389,18 +402,21 @@ class Run:
             return
         freeze_all_but(self.model, phase.trained(self.model))
         self.model.train()
+        loss_of = self.ranks.loss_module(phase, self.model)
         batches = iter(self.loader(phase))
         started, saved = time.monotonic(), time.monotonic()
         losses = []
         while self.progress() < phase.end and not self.exhausted():
-            losses.append(self.train_step(phase, batches))
+            loss = self.train_step(phase, loss_of, batches)
             now = time.monotonic()
-            self.seconds[self.stage] += now - started
+            loss, seconds, stop_requested = self.agree(loss, now - started, stop)
+            losses.append(loss)
+            self.seconds[self.stage] += seconds
             started = now
             if self.step % self.args.eval_steps == 0:
                 self.evaluate(sum(losses) / len(losses), phase.name)
                 losses = []
-            if stop.requested:
+            if stop_requested:
                 self.save()
                 raise Stopped
             if time.monotonic() - saved > 60 * self.args.checkpoint_minutes:
@@ -411,30 +427,45 @@ class Run:
         """Whether the validation loss has not improved for so long that the stage should end."""
         return 0 < self.args.patience <= self.evaluations_since_best
 
+    def agree(self, loss: float, seconds: float, stop) -> tuple[float, float, bool]:
+        """The processes' mean loss, the time that process 0 took, and whether any of them was asked to stop: what
+        follows from these must be the same everywhere."""
+        own = [loss, seconds if self.ranks.is_first() else 0.0, float(stop.requested)]
+        count = self.ranks.count()
+        loss, seconds, stopped = self.ranks.mean(self.tensor(own)).tolist()
+        return loss, seconds * count, stopped > 0
+
+    def tensor(self, values: list[float]):
+        return self.torch.tensor(values, dtype=self.torch.float64, device=self.device)
+
     def loader(self, phase):
-        """Batches of the phase from the run's next item on, without end."""
+        """Batches of the phase from the run's next item on, without end; of all processes' items this one's."""
         workers = self.args.num_workers
         return self.torch.utils.data.DataLoader(
             phase.items(),
             batch_size=phase.batch_size,
-            sampler=range(self.item, 2**40),
+            sampler=self.data.own_items(self.item, phase.batch_size, self.ranks.rank(), self.ranks.count()),
             num_workers=(4 if self.device.type == "cuda" else 0) if workers is None else workers,
             pin_memory=self.device.type == "cuda",
             generator=self.torch.Generator(),  # or else every restart would draw a number from the global one
         )
 
-    def train_step(self, phase, batches) -> float:
-        """One optimiser step over --accumulate micro-batches; returns the mean loss."""
+    def train_step(self, phase, loss_of, batches) -> float:
+        """One optimiser step over --accumulate micro-batches; returns this process's mean loss."""
         torch, total = self.torch, 0.0
+        draws = self.data.draws(self.args.seed, "dropout", self.stage, self.step, self.ranks.rank())
+        torch.manual_seed(int(draws.integers(2**62)))
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate() * group["scale"]
-        for _ in range(self.args.accumulate):
+        for micro_step in range(self.args.accumulate):
             batch = {k: v.to(self.device, non_blocking=True) for k, v in next(batches).items()}
-            with self.autocast():
-                loss = phase.loss(self.model, batch, self.step)[0].mean() / self.args.accumulate
-            self.scaler.scale(loss).backward()
+            is_last = micro_step == self.args.accumulate - 1
+            with nullcontext() if is_last or self.ranks.count() == 1 else loss_of.no_sync():
+                with self.autocast():
+                    loss = loss_of(batch, self.step) / self.args.accumulate
+                self.scaler.scale(loss).backward()
             total += loss.item()
-            self.item += phase.batch_size
+            self.item += phase.batch_size * self.ranks.count()
         if not math.isfinite(total):
             raise TrainingError(f"the loss is {total} at step {self.step} of stage {self.stage}")
         self.scaler.unscale_(self.optimiser)
@@ -482,14 +513,14 @@ class Run:
     # from stage 1 to stage 2
 
     def start_stage2(self, finished: dict) -> None:
-        """Start stage 2 from the EMA weights of a finished stage 1, this run's or another's."""
+        """Start stage 2 from the EMA weights of a finished stage 1, this run's or another's, whatever its core is."""
         if finished["data_meta"] != self.meta:
             raise UsageError("that stage 1 was trained on another dataset")
-        own = asdict(self.config) | {"objective": None}
-        if finished["config"] | {"objective": None} != own:
-            raise UsageError("that stage 1 was trained with another network: give the same --preset and sizes")
+        if codec_fields(finished["config"]) != codec_fields(asdict(self.config)):
+            raise UsageError("that stage 1 has another encoder or decoder: give the same --preset and sizes")
+        codec = {name: value for name, value in finished["ema"].items() if not name.startswith("core.")}
         for model in (self.model, self.ema):
-            model.load_state_dict(finished["ema"])
+            model.load_state_dict(codec, strict=False)
         self.begin_stage(2)
 
     def cache_key(self) -> str:
@@ -508,38 +539,59 @@ class Run:
         import audio
 
         cache, key = self.open_cache(), self.cache_key()
-        if not cache.has_key(key):
-            cache.clear()
-            cache.folder.mkdir(parents=True, exist_ok=True)
-            audio.write_atomic(cache.folder / "key.json", json.dumps({"key": key}))
+        with self.ranks.first_goes_ahead():
+            if not cache.has_key(key):
+                cache.clear()
+                cache.folder.mkdir(parents=True, exist_ok=True)
+                audio.write_atomic(cache.folder / "key.json", json.dumps({"key": key}))
+        missing = cache.missing()
+        self.ranks.wait_for_all()
         started = time.monotonic()
-        for variant in cache.missing():
+        for variant in missing:
             print(f"stage 2  caching latents, variant {variant + 1} of {self.args.latent_variants}", flush=True)
             self.fill_variant(cache, variant, audio.ArrayWriter, stop)
-            self.seconds[2] += time.monotonic() - started
-            started = time.monotonic()
+            now = time.monotonic()
+            self.seconds[2] += self.ranks.from_first(self.tensor([now - started])).item()
+            started = now
+        self.ranks.wait_for_all()
         for name, value in zip(("latent_mean", "latent_std"), cache.statistics(), strict=True):
             for model in (self.model, self.ema):
                 getattr(model, name).copy_(self.torch.from_numpy(value))
 
     def fill_variant(self, cache, variant: int, writer, stop) -> None:
+        """All processes encode, process 0 writes."""
         import numpy as np
 
-        windows, paths = self.windows["train"], [cache.path(part, variant) for part in cache.PARTS]
+        blocks = self.encoded_blocks(variant, stop)
+        if not self.ranks.is_first():
+            for _ in blocks:
+                pass
+            return
+        paths = [cache.path(part, variant) for part in cache.PARTS]
         with (
             writer(paths[0], np.float16, self.latent_shape) as contexts,
             writer(paths[1], np.float16, self.latent_shape) as targets,
         ):
-            for first in range(0, len(windows), CACHE_BATCH):
-                pairs = range(first, min(first + CACHE_BATCH, len(windows)))
-                changes = [self.data.window_variant(self.args.seed, variant, pair) for pair in pairs]
-                x = np.stack([windows.window(p, 2, c) for p, c in zip(pairs, changes, strict=True)])
-                context, target = self.encode_pair(self.torch.from_numpy(x))
+            for context, target in blocks:
                 contexts.append(context.cpu().numpy())
                 targets.append(target.cpu().numpy())
-                if stop.requested:
-                    self.save()
-                    raise Stopped
+
+    def encoded_blocks(self, variant: int, stop):
+        """Latents of context and target of all training windows, in order; every process encodes its share of a
+        block, and the last pair again where the last block is not full."""
+        import numpy as np
+
+        windows, size = self.windows["train"], CACHE_BATCH * self.ranks.count()
+        for first in range(0, len(windows), size):
+            own = range(first + CACHE_BATCH * self.ranks.rank(), first + size)[:CACHE_BATCH]
+            pairs = [min(pair, len(windows) - 1) for pair in own]
+            changes = [self.data.window_variant(self.args.seed, variant, pair) for pair in pairs]
+            x = np.stack([windows.window(p, 2, c) for p, c in zip(pairs, changes, strict=True)])
+            parts = self.encode_pair(self.torch.from_numpy(x))
+            yield tuple(self.ranks.gather(part)[: len(windows) - first] for part in parts)
+            if self.agree(0.0, 0.0, stop)[2]:
+                self.save()
+                raise Stopped
 
     def encode_pair(self, x):
         """Latents of context and target of x (batch, channels, 2 * chunk), as stage 2 reads them: fp16-exact.
@@ -555,7 +607,15 @@ class Run:
     # evaluation
 
     def evaluate(self, train_loss: float | None = None, phase: str = "") -> None:
-        """Validate the EMA weights on fixed crops and fixed noise, log a line, keep the best."""
+        """Validate the EMA weights on fixed crops and fixed noise, log a line, keep the best: process 0 does, and
+        tells the others."""
+        self.evaluated_at = self.step
+        if self.ranks.is_first():
+            self.evaluate_here(train_loss, phase)
+        standing = self.ranks.from_first(self.tensor([self.best, self.evaluations_since_best])).tolist()
+        self.best, self.evaluations_since_best = standing[0], int(standing[1])
+
+    def evaluate_here(self, train_loss: float | None, phase: str) -> None:
         record = {
             "stage": self.stage, "step": self.step, "phase": phase,
             "epoch": self.item / max(1, len(self.windows["train"])),
@@ -563,7 +623,6 @@ class Run:
         }  # fmt: skip
         with self.torch.no_grad():
             record |= self.validate()
-        self.evaluated_at = self.step
         if not math.isfinite(record["val_loss"]):
             raise TrainingError(f"the validation loss is not finite at step {self.step} of stage {self.stage}")
         is_best = record["val_loss"] < self.best
@@ -572,6 +631,21 @@ class Run:
             self.best = record["val_loss"]
             self.save("best.pt")
         self.log(record, is_best)
+        self.warn_of_collapse(record)
+
+    def warn_of_collapse(self, record: dict) -> None:
+        """Once, when a flow's samples spread far less or far more than music does. A mean always spreads less."""
+        ratio = record.get("val_latent_std_ratio", 1.0)
+        low, high = HEALTHY_STD_RATIO
+        is_due = self.stage == 2 and self.config.objective == "flow" and self.progress() > COLLAPSE_GRACE
+        if is_due and not self.warned and not low <= ratio <= high:
+            self.warned = True
+            change = "more steps or a larger core" if ratio < low else "a lower --learning_rate"
+            print(
+                f"warning: sampled latents spread {ratio:.2f} times as much as music's (healthy: {low} to {high}): "
+                f"{change} may help",
+                file=sys.stderr,
+            )
 
     def validate(self) -> dict:
         """val_* figures of the EMA weights; the untrained network is asked for a continuation too."""
@@ -754,6 +828,8 @@ class Run:
         audio.encode_audio(path, y.float().cpu().numpy().clip(-1, 1), self.config.sample_rate)
 
     def save(self, name: str = "last.pt") -> None:
+        if not self.ranks.is_first():
+            return
         state = {
             "config": asdict(self.config),
             "weights": self.model.state_dict(),
@@ -769,11 +845,12 @@ class Run:
             "evaluated_at": self.evaluated_at,
             "data_meta": self.meta,
             "settings": self.settings,
+            "processes": self.ranks.count(),
             "command": sys.argv,
             "versions": self.checkpoint.versions(),
         }
         if name == "last.pt":
-            self.checkpoint.save_last(self.folder, state)
+            self.checkpoint.save_last(self.folder, state, self.args.keep)
         else:
             self.checkpoint.save(self.folder / name, state)
 
@@ -806,7 +883,11 @@ class Run:
         self.best, self.evaluations_since_best, self.skipped = early["best"], early["since"], early["skipped"]
         self.evaluated_at = state["evaluated_at"]
         self.checkpoint.set_rng_state(state["rng"])
-        drop_later_records(self.folder / "metrics.jsonl", self.stage, self.step)
+        if self.ranks.is_first():
+            drop_later_records(self.folder / "metrics.jsonl", self.stage, self.step)
+        if state["processes"] != self.ranks.count():
+            print(f"{self.ranks.count()} processes now, {state['processes']} before: "
+                  f"{self.step_items()} items a step")  # fmt: skip
         print(f"continuing {self.folder} at stage {self.stage}, step {self.step}")
 
     def announce(self) -> None:
@@ -817,7 +898,7 @@ class Run:
               f"{str(self.precision or 'fp32').removeprefix('torch.')}")  # fmt: skip
         pairs = {name: len(windows) for name, windows in self.windows.items()}
         print("pairs: " + ", ".join(f"{name} {n}" for name, n in pairs.items()))
-        batch = self.args.batch_size * self.args.accumulate
+        batch = self.step_items()
         for stage, steps in ((1, self.args.stage1_steps), (2, self.args.stage2_steps)):
             if stage >= self.stage:
                 print(f"stage {stage}: {steps} steps of {batch} items, {steps * batch / pairs['train']:.1f} epochs")
@@ -832,6 +913,11 @@ class Run:
 
 
 # Small helpers
+
+
+def codec_fields(config: dict) -> dict:
+    """What of a config decides the shape of encoder and decoder."""
+    return {name: value for name, value in config.items() if name not in CORE_FIELDS}
 
 
 def freeze_all_but(model, parts: list) -> None:
@@ -877,35 +963,39 @@ def main(args: argparse.Namespace) -> int:
     import audio
     import checkpoint
     import data
+    import ranks
 
     folder = Path(args.checkpoint_folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with checkpoint.FolderLock(folder), checkpoint.StopSignals() as stop:
-            run = prepare(args, checkpoint)
+        device = checkpoint.choose_device(args.device)
+        with checkpoint.StopSignals() as stop, ranks.joined(device), ranks.first_alone(checkpoint.FolderLock(folder)):
+            run = prepare(args, checkpoint, ranks)
             run.train(stop)
             run.summarise()
     except Stopped:
-        print(f"interrupted by {stop.name}, everything is saved: run the same command again to continue")
+        by = stop.name or "a signal to another process"
+        print(f"interrupted by {by}, everything is saved: run the same command again to continue")
         return INTERRUPTED
     except (UsageError, data.DataError, checkpoint.CheckpointError, checkpoint.DeviceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (TrainingError, OSError, audio.AudioError) as error:
+    except (TrainingError, ranks.LostPeerError, OSError, audio.AudioError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def prepare(args: argparse.Namespace, checkpoint) -> "Run":
+def prepare(args: argparse.Namespace, checkpoint, ranks) -> "Run":
     """The run of this folder: continued, or new."""
     run = Run(args)
-    last = checkpoint.load_last(run.folder)
+    with ranks.first_goes_ahead():
+        last = checkpoint.load_last(run.folder)
+        if last is None:
+            (run.folder / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was killed before its first save
     if last is not None:
         run.resume(last)
-    else:
-        (run.folder / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was killed before its first save
-    if last is None and args.stage1_from:
+    elif args.stage1_from:
         run.start_stage2(checkpoint.load(Path(args.stage1_from) / "stage1.pt"))
     run.announce()
     return run

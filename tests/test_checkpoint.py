@@ -121,11 +121,12 @@ def test_missing_checkpoint_is_named(tmp_path):
         checkpoint.load(tmp_path / "none.pt")
 
 
-def test_newer_format_is_refused_and_not_called_damaged(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("later", "words"), [(1, "newer than"), (-1, "older than .*commit unknown")])
+def test_another_format_is_refused_and_not_called_damaged(tmp_path, monkeypatch, later, words):
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT_VERSION", 2)
+        patch.setattr(checkpoint, "FORMAT_VERSION", checkpoint.FORMAT_VERSION + later)
         checkpoint.save_last(tmp_path, small_state())
-    with pytest.raises(checkpoint.CheckpointError, match="newer") as caught:
+    with pytest.raises(checkpoint.CheckpointError, match=words) as caught:
         checkpoint.load_last(tmp_path)
     assert not isinstance(caught.value, checkpoint.DamagedError)
     assert os.listdir(tmp_path) == ["last.pt"]

@@ -16,10 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
     "preprocess": {"audio", "plots"},
     "create_dataset": {"audio", "data", "plots"},
-    "train": {"model", "losses", "muon", "data", "checkpoint", "metrics", "audio", "plots"},
+    "train": {"model", "losses", "muon", "data", "checkpoint", "metrics", "ranks", "audio", "plots"},
     "generate": {"model", "checkpoint", "audio", "plots"},
     "evaluate": {
         "embedding",
+        "gates",
         "listen",
         "scorecard",
         "model",
@@ -33,13 +34,15 @@ SCRIPTS = {
 }
 MODULES = {
     "model": set(),
-    "losses": set(),
+    "losses": {"ranks"},
+    "ranks": set(),
     "muon": set(),
     "data": set(),
     "checkpoint": {"model"},
     "audio": set(),
     "listen": set(),
     "embedding": set(),
+    "gates": {"metrics"},
     "scorecard": set(),
     "metrics": set(),
     "plots": set(),

@@ -307,8 +307,9 @@ def test_attention_sees_the_order_of_the_context(model, core_inputs):
     assert (plain - changed).abs().mean() > 0.01 * plain.abs().mean()
 
 
-def test_order_is_seen_through_rotary_positions_alone(model, core_inputs, monkeypatch):
+def test_order_is_seen_through_rotary_positions_and_long_term_prediction_alone(model, core_inputs, monkeypatch):
     monkeypatch.setattr(network, "rotate", lambda x, angles: x)
+    monkeypatch.setattr(network, "long_term_prediction", torch.zeros_like)
     plain = model.core(**core_inputs)
     changed = model.core(**core_inputs | {"context": reordered(core_inputs["context"])})
     assert torch.allclose(plain, changed, atol=1e-4)
@@ -360,6 +361,35 @@ def test_flow_time_changes_the_velocity(model, core_inputs):
     assert not torch.allclose(plain, later, atol=1e-2)
 
 
+@pytest.mark.parametrize("period", [130, 300, 799])
+def test_long_term_prediction_continues_what_repeats_itself_in_phase(period):
+    song = 0.5 + noise(2, 4, period).repeat(1, 1, 2 + 2000 // period)[..., :2000]
+    prediction = network.long_term_prediction(song[..., :1000])
+    assert torch.allclose(prediction, song[..., 1000:], atol=0.02)
+
+
+def test_long_term_prediction_of_what_never_repeats_is_nearly_its_mean():
+    prediction = network.long_term_prediction(3 + noise(2, 16, 1000))
+    assert torch.allclose(prediction.mean(-1), torch.tensor(3.0), atol=0.1)
+    assert prediction.std() < 0.15
+
+
+def test_long_term_prediction_of_silence_is_silence():
+    assert not network.long_term_prediction(torch.zeros(2, 4, 1000)).any()
+
+
+@pytest.mark.parametrize("time", [0.0, 0.3, 0.5, 0.9])
+def test_untrained_core_says_the_best_linear_guess_of_the_velocity(time):
+    core = ContinuationModel(with_overrides("tiny", **SMALL)).core
+    music, start, context = (noise(8, 4, 1000, seed=i) for i in range(3))
+    noisy, t = (1 - time) * start + time * music, torch.full((8,), time)
+    velocity = core(noisy, context, t)
+    error = (velocity - (music - start)).square().mean()
+    assert error.item() == pytest.approx(1 / (time**2 + (1 - time) ** 2), rel=0.02)
+    for scale in (0.9, 1.1):
+        assert (scale * velocity - (music - start)).square().mean() >= error
+
+
 # ---- prediction ----
 
 
@@ -405,7 +435,7 @@ def test_standardised_latents_have_the_tracked_mean_and_deviation():
     model = small()
     z = 3 + 2 * noise(4, 4, 500)
     for _ in range(500):
-        model.track_latents(z)
+        model.track_latents(z.mean((0, 2)), z.square().mean((0, 2)))
     standard = model.standardise(z)
     assert torch.allclose(standard.mean((0, 2)), torch.zeros(4), atol=1e-2)
     assert torch.allclose(standard.std((0, 2)), torch.ones(4), atol=1e-2)

@@ -6,6 +6,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +23,7 @@ import data
 import losses
 import muon
 import plots
+import ranks
 import train
 
 torch.set_num_threads(1)
@@ -208,10 +212,10 @@ def stop_after(monkeypatch):
         taken = iter(range(1, 1000))
         train_step = train.Run.train_step
 
-        def step_and_signal(self, phase, batches):
+        def step_and_signal(self, *given):
             if next(taken) in steps:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return train_step(self, phase, batches)
+            return train_step(self, *given)
 
         monkeypatch.setattr(train.Run, "train_step", step_and_signal)
 
@@ -227,6 +231,22 @@ def test_run_stopped_at_every_step_equals_the_uninterrupted_one(undisturbed, com
         assert_same_network(tmp_path / "ck" / name, undisturbed / name)
     places = [[(line["stage"], line["step"]) for line in records(f)] for f in (tmp_path / "ck", undisturbed)]
     assert places[0] == places[1]
+
+
+def test_run_killed_at_random_moments_equals_the_uninterrupted_one(undisturbed, dataset, tmp_path):
+    """It goes on from the last complete save; here every step is saved."""
+    words = [sys.executable, str(Path(__file__).with_name("run_quietly.py")), *TINY.split()]
+    words += ["--dataset_folder", str(dataset), "--checkpoint_folder", str(tmp_path), "--checkpoint_minutes", "1e-9"]
+    environment = os.environ | {"PYTHONPATH": str(Path(train.__file__).parent), "OMP_NUM_THREADS": "1"}
+    moments = np.random.default_rng(0).uniform(0, 3, 6)  # seconds after the first line is printed
+    for moment in moments:
+        process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        time.sleep(moment)
+        process.kill()
+        process.communicate()
+    subprocess.run(words, env=environment, check=True, capture_output=True)
+    assert_same_network(undisturbed / "last.pt", tmp_path / "last.pt")
 
 
 def test_stop_while_latents_are_cached_loses_nothing(undisturbed, command, tmp_path, monkeypatch):
@@ -489,8 +509,8 @@ def test_max_minutes_ends_both_stages_with_their_cooldown(command, tmp_path, mon
     clock, rates = SimpleNamespace(now=0.0), {"reconstruct": [], "predict": [], "joint": []}
     train_step = train.Run.train_step
 
-    def take_6_seconds(self, phase, batches):
-        loss = train_step(self, phase, batches)
+    def take_6_seconds(self, phase, *given):
+        loss = train_step(self, phase, *given)
         clock.now += 6.0
         rates[phase.name].append(self.optimiser.param_groups[0]["lr"] / self.args.learning_rate)
         return loss
@@ -506,8 +526,9 @@ def test_max_minutes_ends_both_stages_with_their_cooldown(command, tmp_path, mon
     assert [(line["stage"], line["step"]) for line in records(tmp_path / "ck")] == [(1, 0), (1, 10), (2, 0), (2, 10)]
 
 
-def test_stage1_from_starts_at_stage_2_with_that_encoder_and_decoder(undisturbed, command, tmp_path):
-    assert command(tmp_path / "ck", more=f"--stage1_from {undisturbed} --joint_share 0") == 0
+@pytest.mark.parametrize("core", ["", "--core_layers 2 --core_width 32"])
+def test_stage1_from_starts_at_stage_2_with_that_encoder_and_decoder(undisturbed, command, tmp_path, core):
+    assert command(tmp_path / "ck", more=f"--stage1_from {undisturbed} --joint_share 0 {core}") == 0
     state, source = (checkpoint.load(folder) for folder in (tmp_path / "ck" / "last.pt", undisturbed / "stage1.pt"))
     assert {line["stage"] for line in records(tmp_path / "ck")} == {2}
     for name, value in source["ema"].items():
@@ -516,7 +537,7 @@ def test_stage1_from_starts_at_stage_2_with_that_encoder_and_decoder(undisturbed
 
 
 @pytest.mark.parametrize(
-    ("more", "words"), [("--latent_channels 6", "another network"), ("--stage1_from nowhere", "nowhere")]
+    ("more", "words"), [("--latent_channels 6", "another encoder or decoder"), ("--stage1_from nowhere", "nowhere")]
 )
 def test_stage1_from_a_run_that_does_not_fit_is_refused(undisturbed, command, tmp_path, capsys, more, words):
     assert command(tmp_path / "ck", more=f"--stage1_from {undisturbed} {more}") == 2
@@ -558,7 +579,7 @@ def test_accumulated_micro_batches_are_one_large_batch(new_run):
         run = new_run(LEGACY, more)
         phase = run.phases()[0]
         train.freeze_all_but(run.model, phase.trained(run.model))
-        loss = run.train_step(phase, iter(run.loader(phase)))
+        loss = run.train_step(phase, ranks.loss_module(phase, run.model), iter(run.loader(phase)))
         found.append((loss, run.item, snapshot(run.model.decoder)))
     (loss, item, weights), (other_loss, other_item, other_weights) = found
     assert loss == pytest.approx(other_loss, rel=1e-5)
@@ -576,6 +597,29 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_stage(command,
     error = capsys.readouterr().err
     assert "step 0" in error
     assert "stage 1" in error
+
+
+@pytest.mark.parametrize(
+    ("objective", "ratio", "words"),
+    [("flow", 0.5, "larger core"), ("flow", 2.0, "--learning_rate"), ("flow", 1.0, None), ("mse", 0.5, None)],
+)
+def test_collapse_of_a_flow_is_said_once_with_what_to_change(new_run, capsys, objective, ratio, words):
+    run = new_run(more=f"--objective {objective}")
+    run.begin_stage(2)
+    for run.step in (0, 3, 4):
+        run.warn_of_collapse({"val_latent_std_ratio": ratio})
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == (words is not None)
+    assert words is None or (words in said[0] and f"{ratio:.2f}" in said[0])
+
+
+def test_keep_is_the_number_of_saves_on_the_disk(command, tmp_path, undisturbed):
+    def saves(folder):
+        return sorted(path.name for path in folder.glob("last*.pt"))
+
+    assert saves(undisturbed) == ["last.1.pt", "last.pt"]
+    assert command(tmp_path / "ck", more="--keep 1") == 0
+    assert saves(tmp_path / "ck") == ["last.pt"]
 
 
 def test_early_stop_ends_a_stage_when_nothing_gets_better(command, tmp_path, monkeypatch):

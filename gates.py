@@ -1,0 +1,170 @@
+"""What a scorecard has to show before its network may be called good: every gate, met or not met.
+
+The thresholds are the project's own, set before its networks were trained. A comparison of two systems is met when
+the 95 % interval of their paired difference over songs lies on the right side of 0.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+import metrics
+
+LOW_BANDS, HIGH_BANDS = ("0_300", "300_1000"), ("1000_2500", "2500_6000")  # of reconstruction, in Hz
+ONE_STEP = ", one step"
+CEILING = ", ceiling"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One demand on one network. `met` is None where the scorecard lacks what it takes to tell."""
+
+    network: str
+    demand: str
+    found: str
+    met: bool | None
+
+
+def check(card: dict) -> list[Gate]:
+    """All gates of all networks of a scorecard (as evaluate.py makes it) that predict by a flow."""
+    flows = [name for name in card["checkpoints"] if name.split(" ")[0].endswith("-flow")]
+    checks = (combs, reconstruction, context, spread, against_networks, against_real_audio, originality)
+    return [gate for name in flows for gates_of in checks for gate in gates_of(card, name)]
+
+
+# Reading a card
+
+
+def mean(card: dict, section: str, system: str, measure: str) -> float:
+    return figure(card, section, system, measure).get("mean", math.nan)
+
+
+def figure(card: dict, section: str, system: str, measure: str) -> dict:
+    return card["figures"][section].get(system, {}).get(measure, {})
+
+
+def within(network: str, demand: str, values: list[float], low: float, high: float) -> Gate:
+    """All `values` lie from `low` to `high`."""
+    found = " / ".join(f"{value:.3g}" for value in values)
+    if any(math.isnan(value) for value in [*values, low, high]):
+        return Gate(network, demand, found, None)
+    return Gate(network, demand, found, all(low <= value <= high for value in values))
+
+
+def difference(card: dict, better: str, other: str, measure: str) -> tuple[float, float, float]:
+    """Paired difference of two systems' continuations over songs, and its interval."""
+    own, others = (figure(card, "continuation", name, measure).get("songs", {}) for name in (better, other))
+    shared = [song for song in own if song in others]
+    return metrics.paired_interval([own[s] for s in shared], [others[s] for s in shared], card["settings"]["seed"])
+
+
+# The gates
+
+
+def combs(card: dict, name: str) -> Iterator[Gate]:
+    for section in ("reconstruction", "continuation"):
+        values = [mean(card, section, name, f"comb_{rate}_db") for rate in ("latent", "hop")]
+        demand = f"{section}: comb at the latent and the hop rate at most 1 dB above the truth"
+        yield within(name, demand, values, -math.inf, 1)
+
+
+def reconstruction(card: dict, name: str) -> Iterator[Gate]:
+    def own(measure: str) -> float:
+        return mean(card, "reconstruction", name, measure)
+
+    def noise(measure: str) -> float:
+        return mean(card, "reconstruction", "noise reference", measure)
+
+    share = own("mr_stft") / noise("mr_stft")
+    yield within(name, "MR-STFT distance over the noise reference's: at most 0.8", [share], 0, 0.8)
+    for bands, limit in ((LOW_BANDS, 0.75), (HIGH_BANDS, 1)):
+        shares = [own(f"lsd_{band}_db") / noise(f"lsd_{band}_db") for band in bands]
+        edges = "below 1 kHz" if bands is LOW_BANDS else "above it"
+        yield within(name, f"LSD over the noise reference's {edges}: at most {limit}", shares, 0, limit)
+    energies = [own(f"energy_{band}_db") for band in HIGH_BANDS]
+    yield within(name, "energy above 1 kHz within 1.5 dB of the truth", energies, -1.5, 1.5)
+    flatness = [abs(own(f"flatness_{band}_db")) - abs(noise(f"flatness_{band}_db")) for band in HIGH_BANDS]
+    demand = "spectral flatness above 1 kHz no farther from the truth than the noise reference's (dB farther)"
+    yield within(name, demand, flatness, -math.inf, 0)
+    envelope = [own(f"envelope_correlation_{b}") - noise(f"envelope_correlation_{b}") for b in HIGH_BANDS]
+    demand = "envelope correlation above 1 kHz minus the noise reference's: at least 0"
+    yield within(name, demand, envelope, 0, math.inf)
+    yield within(name, "SI-SDR below 1 kHz at least 11 dB", [own("si_sdr_below_1000_db")], 11, math.inf)
+    lead = own("onset_f") - mean(card, "reconstruction", other_network(card, "legacy"), "onset_f")
+    yield within(name, "onset F minus legacy's: at least 0", [lead], 0, math.inf)
+
+
+def context(card: dict, name: str) -> Iterator[Gate]:
+    for network in (name, other_network(card, "mse")):
+        for measure, against in (
+            ("gain_another_song", "another song"),
+            ("gain_same_song", "the same song elsewhere"),
+        ):
+            low = figure(card, "context", network, measure).get("low", math.nan)
+            demand = f"context gain of {network or 'mse'} against {against}, lower end above 0"
+            yield within(name, demand, [low], math.ulp(0), math.inf)
+
+
+def spread(card: dict, name: str) -> Iterator[Gate]:
+    def own(measure: str, system: str = name) -> float:
+        return mean(card, "continuation", system, measure)
+
+    for suffix in ("", ", guidance 1"):
+        median = own("latent_std_ratio_median", name + suffix)
+        worst = own("latent_std_ratio_worst_decile", name + suffix)
+        yield within(name, f"latent std ratio{suffix}, median 0.9 to 1.1", [median], 0.9, 1.1)
+        yield within(name, f"latent std ratio{suffix}, worst decile 0.8 to 1.25", [worst], 1, 1.25)
+    measures = [m for m in card["figures"]["continuation"].get(name, {}) if m.startswith("energy_")]
+    gaps = [abs(own(m) - own(m, name + CEILING)) for m in measures]
+    defined = [gap for gap in gaps if not math.isnan(gap)]
+    worst = max(defined, default=math.nan)
+    yield within(name, "energy of every band and horizon within 3 dB of the ceiling's (worst)", [worst], 0, 3)
+    yield within(name, "loudness within 2 dB of the truth", [own("loudness_db")], -2, 2)
+    demand = "join click below the song's own 95th percentile"
+    yield within(name, demand, [own("join_click_percentile")], 0, 95)
+
+
+def against_networks(card: dict, name: str) -> Iterator[Gate]:
+    distances = card["kernel_audio_distance"]
+    others = {"one step": name + ONE_STEP, "mse": other_network(card, "mse"), "legacy": other_network(card, "legacy")}
+    for label, other in others.items():
+        lead = distances.get(other, math.nan) - distances.get(name, math.nan)
+        yield within(name, f"KAD lower than that of {label} (by)", [lead], math.ulp(0), math.inf)
+
+
+def against_real_audio(card: dict, name: str) -> Iterator[Gate]:
+    for other in ("another song", "same song elsewhere"):
+        coded = f"{other} through {name}"
+        yield better(card, name, coded, ["chroma_cosine"])
+        yield better(card, name, coded, ["onset_correlation", "tempo_deviation"])
+
+
+def better(card: dict, name: str, other: str, measures: list[str]) -> Gate:
+    """One of the measures is better than the other system's; a deviation is better where it is smaller."""
+    found, verdicts = [], []
+    for measure in measures:
+        sign = -1 if measure.endswith("deviation") else 1
+        value, low, high = difference(card, name, other, measure)
+        low, high = sorted((sign * low, sign * high))
+        found.append(f"{measure} {sign * value:+.3g} [{low:.3g}, {high:.3g}]")
+        verdicts.append(None if math.isnan(low) else low > 0)
+    met = True if True in verdicts else None if None in verdicts else False
+    return Gate(name, f"better than {other} in {' or '.join(measures)}", "; ".join(found), met)
+
+
+def originality(card: dict, name: str) -> Iterator[Gate]:
+    of_truth = [v for v in figure(card, "continuation", "truth", "copy_index").get("songs", {}).values()]
+    low, high = np.nanpercentile(of_truth, (5, 95)) if of_truth else (math.nan, math.nan)
+    demand = f"copy index within the central 90 % of the truth's songs ({low:.3g} to {high:.3g})"
+    yield within(name, demand, [mean(card, "continuation", name, "copy_index")], low, high)
+    demand = "memorisation no higher than the held-out truth's (above it)"
+    yield within(name, demand, [mean(card, "continuation", name, "memorisation")], -math.inf, 0)
+
+
+def other_network(card: dict, word: str) -> str:
+    """The first other network of the card that is legacy, or is no legacy and says the mean; '' where none is."""
+    names = [name.split(" ")[0] for name in card["checkpoints"]]
+    wanted = [n.startswith("legacy") if word == "legacy" else n.endswith("-mse") and "legacy" not in n for n in names]
+    return next((name for name, is_it in zip(card["checkpoints"], wanted, strict=True) if is_it), "")

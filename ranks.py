@@ -1,0 +1,132 @@
+"""The processes of one training run: one a GPU, started by torchrun or srun, or a single one without either.
+
+Every function also works without other processes, so that the training loop reads the same in both cases. Process 0
+alone prints and writes; what it decides, the others are told.
+"""
+
+import os
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+TIMEOUT = timedelta(minutes=30)  # the others wait so long while process 0 evaluates
+LOST_PEER_WORDS = ("closed by peer", "reset by peer", "broken pipe", "timed out", "connection refused")
+
+
+class LostPeerError(Exception):
+    """Another process of this run has ended; the message is one clear sentence."""
+
+
+def environment() -> tuple[int, int, int]:
+    """(rank, rank on this node, number of processes) as torchrun or else srun says; (0, 0, 1) without either.
+
+    A batch script that runs no srun is one process, however many tasks its job has.
+    """
+    for names in (("RANK", "LOCAL_RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")):
+        if all(name in os.environ for name in names):
+            return tuple(int(os.environ[name]) for name in names)
+    return 0, 0, 1
+
+
+@contextmanager
+def joined(device: torch.device):
+    """This process together with the others of its run, on its own GPU; all but process 0 print nothing but errors.
+
+    MASTER_ADDR and MASTER_PORT say where they meet. Raises LostPeerError when one of them has gone.
+    """
+    rank, local_rank, count = environment()
+    if count == 1:
+        yield
+        return
+    if device.type == "cuda":  # a task may see all GPUs of its node, or its own alone
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, rank=rank, world_size=count, timeout=TIMEOUT)
+        with nullcontext() if rank == 0 else redirect_stdout(None):
+            yield
+    except RuntimeError as error:
+        is_lost = isinstance(error, dist.DistError) or any(word in str(error).lower() for word in LOST_PEER_WORDS)
+        if not is_lost:
+            raise
+        raise LostPeerError(f"process {rank} of {count} has lost the others: {str(error).splitlines()[0]}") from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def count() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    return rank() == 0
+
+
+def wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+class PhaseLoss(nn.Module):
+    """A training phase's mean loss of a batch, as the module that DistributedDataParallel asks for."""
+
+    def __init__(self, phase, model: nn.Module):
+        super().__init__()
+        self.phase, self.model = phase, model
+
+    def forward(self, batch: dict, step: int) -> Tensor:
+        return self.phase.loss(self.model, batch, step)[0].mean()
+
+
+def loss_module(phase, model: nn.Module) -> nn.Module:
+    """The phase's loss; its gradients become the mean over all processes."""
+    loss = PhaseLoss(phase, model)
+    return loss if count() == 1 else nn.parallel.DistributedDataParallel(loss, broadcast_buffers=False)
+
+
+def first_alone(context):
+    """`context` for process 0, nothing for the others."""
+    return context if is_first() else nullcontext()
+
+
+@contextmanager
+def first_goes_ahead():
+    """Process 0 goes through the block before the others do: what it repairs on the disk, they find repaired."""
+    if not is_first():
+        wait_for_all()
+    yield
+    if is_first():
+        wait_for_all()
+
+
+def mean(x: Tensor) -> Tensor:
+    """Mean of x over the processes."""
+    if count() == 1:
+        return x
+    x = x.clone()
+    dist.all_reduce(x)
+    return x / count()
+
+
+def from_first(x: Tensor) -> Tensor:
+    """Process 0's x; on the others x is a tensor of the same shape and type."""
+    if count() > 1:
+        dist.broadcast(x, src=0)
+    return x
+
+
+def gather(x: Tensor) -> Tensor:
+    """The x of all processes, one after the other along the first dimension."""
+    if count() == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(count())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)

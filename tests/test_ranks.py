@@ -1,0 +1,135 @@
+"""Several processes train one network: as one would, through restarts, and none hangs when another is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_train import NETWORK, write_dataset
+
+import data
+import ranks
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "tests" / "run_quietly.py"
+NO_DROPOUT = f"--preset tiny {NETWORK} --core_dropout 0 --latent_variants 1 --device cpu --patience 0"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "dataset")
+
+
+def environment(**more: str) -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "RANK", "WORLD_SIZE"))}
+    return inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"} | more
+
+
+def command(dataset: Path, folder: Path, flags: str) -> list[str]:
+    return [str(SCRIPT), "--dataset_folder", str(dataset), "--checkpoint_folder", str(folder), *flags.split()]
+
+
+def run(processes: int, dataset: Path, folder: Path, flags: str) -> str:
+    """Train as a user would, by torchrun or plainly; what was printed."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    words = [sys.executable, *(torchrun if processes > 1 else []), *command(dataset, folder, flags)]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def train_losses(folder: Path) -> list[float]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record["train_loss"] for record in records if record["train_loss"] is not None]
+
+
+def test_losses_of_two_processes_are_those_of_one_with_twice_the_batch(dataset, tmp_path):
+    """Over 20 steps of each stage, a quarter of the second with the full network."""
+    flags = f"{NO_DROPOUT} --stage1_steps 20 --stage2_steps 20 --joint_share 0.25 --eval_steps 1"
+    run(2, dataset, tmp_path / "two", f"{flags} --batch_size 8")
+    run(1, dataset, tmp_path / "one", f"{flags} --batch_size 16")
+    two, one = train_losses(tmp_path / "two"), train_losses(tmp_path / "one")
+    assert len(two) == len(one) == 40
+    assert two == pytest.approx(one, rel=1e-3)
+
+
+def test_run_goes_on_with_another_number_of_processes_and_says_so(dataset, tmp_path):
+    flags = f"{NO_DROPOUT} --batch_size 2 --stage1_steps 2 --stage2_steps"
+    run(2, dataset, tmp_path, f"{flags} 2")
+    assert "1 processes now, 2 before: 2 items a step" in run(1, dataset, tmp_path, f"{flags} 4")
+    assert "2 processes now, 1 before: 4 items a step" in run(2, dataset, tmp_path, f"{flags} 6")
+    assert "continuing" in run(2, dataset, tmp_path, f"{flags} 7")
+
+
+def test_process_whose_peer_was_killed_ends_with_a_clear_error_within_a_minute(dataset, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    flags = f"{NO_DROPOUT} --batch_size 2 --stage1_steps 100000 --eval_steps 100000"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *command(dataset, tmp_path / "ck", flags)],
+            env=environment(
+                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        first, second = processes
+        assert any("step 0/100000" in line for line in first.stdout)
+        time.sleep(2)  # in the midst of training
+        second.send_signal(signal.SIGKILL)
+        _, errors = first.communicate(timeout=60)
+        assert first.returncode == 1
+        assert re.search(r"^error: process 0 of 2 has lost the others: ", errors, re.MULTILINE), errors
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def test_every_item_is_read_by_one_process_and_in_the_order_of_the_batches():
+    one = data.own_items(5, 4, 0, 1)
+    first, second = (data.own_items(5, 2, rank, 2) for rank in range(2))
+    assert [next(one) for _ in range(8)] == [5, 6, 7, 8, 9, 10, 11, 12]
+    assert [next(first) for _ in range(4)] == [5, 6, 9, 10]
+    assert [next(second) for _ in range(4)] == [7, 8, 11, 12]
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, (0, 0, 1)),
+        ({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, (3, 1, 4)),
+        ({"SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "3"}, (2, 0, 3)),
+        ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2"}, (0, 0, 1)),
+    ],
+    ids=["alone", "torchrun", "srun", "batch script without srun"],
+)
+def test_launcher_says_which_process_this_is(monkeypatch, variables, expected):
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE")):
+            monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert ranks.environment() == expected
+
+
+def test_alone_every_exchange_returns_what_it_was_given():
+    x = torch.arange(3.0)
+    assert ranks.is_first() and ranks.count() == 1
+    for exchange in (ranks.mean, ranks.from_first, ranks.gather):
+        assert exchange(x) is x
