@@ -31,6 +31,7 @@ SHOWN_SONGS = 3  # songs whose first pair is drawn and written as sound
 PEAK_LIMIT = 0.98
 KEPT_OF_A_CHECKPOINT = ("config", "ema", "stage", "step", "data_meta")  # the rest is large
 CEILING = ", ceiling"
+REPETITION = ", long-term prediction"
 WITHOUT_NETWORK = ("silence", "input repeated", "tempo-locked loop", "another song", "same song elsewhere")
 REAL_AUDIO = ("another song", "same song elsewhere")  # judged through each codec too
 EXPECTED = ("tiny-flow", "tiny-mse", "legacy-mse")  # named as missing where no checkpoint of them is judged
@@ -224,6 +225,12 @@ class Network:
         seed = int(self.draw(pair, purpose).integers(2**31))
         return self.model.predict(context, seed=seed, **sampling).float()
 
+    def repetition(self, context):
+        """What the core is told of how the context might go on, as if it were predicted: a baseline in latents."""
+        from model import long_term_prediction
+
+        return self.model.destandardise(long_term_prediction(self.model.standardise(context)))
+
     def play(self, pair: Pair, context, latents) -> Continuation:
         """Decode `latents` behind the end of the input's, and fade over, as `ContinuationModel.generate` does."""
         import torch
@@ -397,6 +404,8 @@ class Judge:
             again = network.predict(pair, context, network.samplings[""], purpose=4)[0].cpu().numpy()
             diversity = metrics.latent_diversity(latents[network.name][1], again)
             self.add("continuation", network.name, pair.song, {"latent_diversity": diversity})
+        if not network.config.is_legacy:
+            played[network.name + REPETITION] = network.play(pair, context, network.repetition(context))
         played[network.name + CEILING] = network.play(pair, context, target)
         for name, x in zip(REAL_AUDIO, (pair.another, pair.elsewhere), strict=True):
             if x is not None:

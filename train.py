@@ -58,7 +58,7 @@ class Schedule:
 SCHEDULES = {
     "legacy": Schedule(1500, 1500, 16, 4, 5e-5),
     "tiny": Schedule(8000, 8000, 8, 1, 2e-3),
-    # an estimate, never run: about an hour at 6.5 TFLOP/s, a tenth of a T4's fp16 peak (236 and 1397 GFLOPs a step)
+    # an estimate, never run: about an hour at 6.5 TFLOP/s, a tenth of a T4's fp16 peak (240 and 1397 GFLOPs a step)
     "base": Schedule(40000, 8000, 16, 1, 5e-4),
     "large": Schedule(100000, 100000, 16, 1, 3e-4),
 }

@@ -501,6 +501,26 @@ def test_one_batch_can_be_overfit_in_stage_2(new_run):
     assert last < first / 10
 
 
+def test_checkpoint_of_an_earlier_day_generates_and_trains_on(tmp_path, monkeypatch):
+    """tests/files holds a small one of every format that is still read, made by the command below."""
+    monkeypatch.setattr("test_train.RATE", 1600)
+    monkeypatch.setattr("test_train.CHUNK", 4800)
+    monkeypatch.chdir(tmp_path)
+    write_dataset(Path("dataset"))
+    Path("checkpoints").mkdir()
+    shutil.copy(Path(__file__).parent / "files" / "checkpoint-format-2.pt", "checkpoints/last.pt")
+    model = checkpoint.load_model("checkpoints/last.pt")
+    assert torch.isfinite(model.generate(synth.song(0, 3, 1600, CHANNELS), seconds=3)).all()
+    flags = (
+        "--encoder_widths 8 8 --encoder_blocks 1 2 --decoder_widths 8 8 --decoder_blocks 1 2 --latent_channels 4 "
+        "--core_layers 1 --core_width 16 --core_heads 2 --batch_size 2 --stage1_steps 3 --latent_variants 1 "
+        "--device cpu --keep 1"
+    )
+    words = f"--dataset_folder dataset --checkpoint_folder checkpoints --preset tiny {flags} --stage2_steps 6"
+    assert train.main(train.parse_args(words.split())) == 0
+    assert checkpoint.load("checkpoints/last.pt")["step"] == 6
+
+
 # ---- other ways to train ----
 
 
