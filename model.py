@@ -6,7 +6,7 @@ Shapes, everywhere in this file:
     x        (batch, channels, samples)             audio in -1..1
     frames   (batch, width, frames)                 100 a second
     latents  (batch, latent_channels, latents)      one a frame (legacy: one in 40 samples)
-    tokens   (batch, tokens, core_width)            25 a second
+    tokens   (batch, tokens, core_width)            25 a second (tiny: 10)
 
 Three parts: the encoder (convolution and pooling), the core (a transformer over latents) and the decoder.
 Two outputs: the reconstruction decode(encode(x)) and the decoded prediction of what follows x.
@@ -97,6 +97,7 @@ PRESETS = {
     "tiny": ModelConfig(
         preset="tiny", sample_rate=12000, chunk_samples=120000, encoder_widths=(128, 128), encoder_blocks=(1, 2),
         decoder_widths=(128, 128), decoder_blocks=(2, 2), core_layers=4, core_width=192, core_heads=3,
+        latents_per_token=10,
     ),
     "base": ModelConfig(),
     "large": ModelConfig(

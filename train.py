@@ -863,6 +863,8 @@ class Run:
         ]
         if state["data_meta"] != self.meta:
             differing.append("the dataset")
+        if not differing and state["config"] != asdict(self.config):
+            differing.append(f"the sizes that --preset {self.config.preset} stands for, which have changed since")
         for name in ("stage1_steps", "stage2_steps"):
             if self.settings[name] < state["settings"][name]:
                 differing.append(f"--{name} (may only grow: {state['settings'][name]} then)")

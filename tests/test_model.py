@@ -20,7 +20,7 @@ RATE = 2000
 CHUNK = 2 * RATE
 SMALL = {
     "encoder_widths": (8, 8), "encoder_blocks": (1, 1), "decoder_widths": (8, 8), "decoder_blocks": (1, 1),
-    "latent_channels": 4, "core_layers": 2, "core_width": 16, "core_heads": 2,
+    "latent_channels": 4, "core_layers": 2, "core_width": 16, "core_heads": 2, "latents_per_token": 4,
 }  # fmt: skip
 
 
