@@ -76,7 +76,7 @@ def phase_distance(reference: tuple, estimate: tuple, sample_rate: int) -> Tenso
     bins = reference[1].shape[-1]
     octaves = torch.linspace(0, sample_rate / 2, bins, device=reference[1].device) / PHASE_CORNER_HZ
     weight = (1 - octaves.clamp(min=1).log2()).clamp(min=0)
-    used = int((octaves < 2).sum())
+    used = min(bins, math.ceil(4 * PHASE_CORNER_HZ * (bins - 1) / sample_rate))  # bins with octaves < 2
     (a, size_a), (b, size_b) = ((s[..., :used, :], m[..., :used]) for s, m in (reference, estimate))
     error = a * torch.rsqrt(size_a + 1e-2)[..., None] - b * torch.rsqrt(size_b + 1e-2)[..., None]
     error = ((error * error).sum(-1) + 1e-8).sqrt()
