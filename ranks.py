@@ -116,6 +116,11 @@ def mean(x: Tensor) -> Tensor:
     return x / count()
 
 
+def least(number: int, device: torch.device) -> int:
+    """The smallest of the processes' numbers; `device` is the run's."""
+    return min(gather(torch.tensor([number], device=device)).tolist())
+
+
 def from_first(x: Tensor) -> Tensor:
     """Process 0's x; on the others x is a tensor of the same shape and type."""
     if count() > 1:

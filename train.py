@@ -34,9 +34,10 @@ VALIDATION_PAIRS = 24
 VALIDATION_DECODED = 4  # of them are turned into sound at an evaluation
 VALIDATION_SAMPLING_STEPS = 8
 CACHE_BATCH = 4
+CHECKPOINTS_AT_ONCE = 5  # last.pt, last.1.pt, best.pt, stage1.pt, and one that is being written
 FREE_ON_RESTART = {
     "dataset_folder", "checkpoint_folder", "stage1_from", "max_minutes", "stage1_steps", "stage2_steps", "device",
-    "compile", "batch_size", "accumulate", "num_workers", "checkpoint_minutes", "keep",
+    "compile", "batch_size", "accumulate", "num_workers", "checkpoint_minutes", "keep", "dry_run", "memory_limit",
 }  # fmt: skip
 CODEC_FLAGS = ("latent_channels", "encoder_widths", "encoder_blocks", "decoder_widths", "decoder_blocks")
 CORE_FLAGS = ("core_layers", "core_width", "core_heads", "core_dropout", "latents_per_token")
@@ -87,6 +88,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_network_arguments(parser.add_argument_group("network (by default what the preset says)"))
     add_schedule_arguments(parser.add_argument_group("schedule"))
     add_hardware_arguments(parser.add_argument_group("hardware"))
+    add_memory_arguments(parser.add_argument_group("memory"))
     args = parser.parse_args(argv)
     for field, value in asdict(SCHEDULES[args.preset]).items():
         if getattr(args, field) is None:
@@ -133,7 +135,11 @@ def add_schedule_arguments(group) -> None:
         "--max_minutes", type=float,
         help="training time over all restarts, shared out to the stages in proportion to their steps",
     )  # fmt: skip
-    group.add_argument("--batch_size", type=int, help="items a process and micro-step (default: the preset's)")
+    group.add_argument(
+        "--batch_size", type=batch_size,
+        help="items a process and micro-step (default: the preset's); auto: the most that fit --memory_limit of the "
+        "preset's batch x --accumulate, and as many micro-steps as make it up",
+    )  # fmt: skip
     group.add_argument("--accumulate", type=int, help="micro-steps an optimiser step (default: the preset's)")
     group.add_argument("--learning_rate", type=float, help="peak learning rate (default: the preset's)")
     group.add_argument("--latent_variants", type=int, default=4, help="augmented versions of each pair in the cache")
@@ -159,11 +165,25 @@ def add_hardware_arguments(group) -> None:
     group.add_argument("--compile", action="store_true", help="torch.compile the network")
 
 
+def add_memory_arguments(group) -> None:
+    group.add_argument(
+        "--memory_limit", type=float, default=15.0, help="GB (1e9 bytes) for --batch_size auto and --dry_run"
+    )
+    group.add_argument(
+        "--dry_run", action="store_true",
+        help="print what this training takes: steps, disk, and memory, on a GPU unless --device cpu; write nothing",
+    )  # fmt: skip
+
+
+def batch_size(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
 def check_ranges(parser, args) -> None:
     for name in ("stage1_steps", "stage2_steps", "batch_size", "accumulate", "latent_variants", "eval_steps", "keep"):
-        if getattr(args, name) < 1:
+        if getattr(args, name) != "auto" and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1")
-    for name in ("max_minutes", "learning_rate", "checkpoint_minutes"):
+    for name in ("max_minutes", "learning_rate", "checkpoint_minutes", "memory_limit"):
         if getattr(args, name) is not None and not getattr(args, name) > 0:
             parser.error(f"--{name} must be above 0")
     if args.preset == "legacy" and any(getattr(args, name) is not None for name in ARCHITECTURE_FLAGS):
@@ -264,6 +284,127 @@ class Legacy:
         return self.run.losses.legacy_step(model, batch, predict=self.stage == 2)
 
 
+# What it will take
+
+
+def make_config(args, meta: dict):
+    """The network that the flags and the dataset ask for. Raises UsageError for one that cannot be."""
+    from model import with_overrides
+
+    overrides = {name: getattr(args, name) for name in ARCHITECTURE_FLAGS}
+    overrides |= {name: tuple(value) for name, value in overrides.items() if isinstance(value, list)}
+    shape = {name: meta[name] for name in ("sample_rate", "channels", "chunk_samples")}
+    try:
+        return with_overrides(args.preset, objective=args.objective, **overrides, **shape)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def crop_samples(config) -> int:
+    """Of an item of stage 1."""
+    return min(CROP_SECONDS * config.sample_rate, config.chunk_samples)
+
+
+def make_plan(args, meta: dict, device):
+    """What the memory of this training depends on; --batch_size auto is the preset's batch until it is settled."""
+    import checkpoint
+    import memory
+
+    config = make_config(args, meta)
+    parts = ["stage1"] * (args.stage1_from is None)
+    if config.is_legacy:
+        parts += ["stage2"]
+    else:
+        parts += ["latents", "stage2"] * (args.joint_share < 1) + ["joint"] * (args.joint_share > 0)
+    return memory.Plan(
+        config=config,
+        parts=tuple(parts),
+        batch_size=SCHEDULES[args.preset].batch_size if args.batch_size == "auto" else args.batch_size,
+        accumulate=args.accumulate,
+        joint_divisor=JOINT_BATCH_DIVISOR,
+        crop_samples=crop_samples(config),
+        cache_batch=CACHE_BATCH,
+        device=device.type,
+        precision=checkpoint.choose_precision(args.precision, device),
+    )
+
+
+def fit_batch(args) -> None:
+    """Settle batch_size and accumulate before anything is trained: what auto is, by the estimate, and on CUDA what
+    the worst step of every part really takes; where memory runs out there, the batch is lowered."""
+    import torch
+
+    import checkpoint
+    import data
+    import memory
+    import ranks
+
+    meta, _ = data.open_dataset(args.dataset_folder)
+    plan = make_plan(args, meta, checkpoint.choose_device(args.device))
+    if args.batch_size == "auto":
+        plan = memory.largest_batch(plan, args.memory_limit)
+        if plan is None:
+            raise UsageError(f"not even one item at a time fits into {args.memory_limit:g} GB: --dry_run says why")
+        print(f"batch size auto: --batch_size {plan.batch_size} --accumulate {plan.accumulate}")
+    if plan.device == "cuda":
+        asked = plan.batch_size
+        try:
+            plan, measured = memory.measured_gigabytes(plan)
+        except torch.cuda.OutOfMemoryError as error:
+            raise TrainingError("not even one item at a time fits on this GPU: try a smaller --preset") from error
+        plan = plan.cut(ranks.least(plan.batch_size, checkpoint.choose_device(args.device)))
+        if plan.batch_size < asked:
+            print(f"out of memory at --batch_size {asked}: going on with --batch_size {plan.batch_size} "
+                  f"--accumulate {plan.accumulate}")  # fmt: skip
+        print(memory.table(plan, args.memory_limit, measured))
+    args.batch_size, args.accumulate = plan.batch_size, plan.accumulate
+
+
+def dry_run(args) -> None:
+    """Print what the training would take, its memory on a GPU even where there is none; write nothing."""
+    import torch
+
+    import data
+    import memory
+
+    meta, sides = data.open_dataset(args.dataset_folder)
+    plan = make_plan(args, meta, torch.device("cpu" if args.device == "cpu" else "cuda"))
+    largest = memory.largest_batch(plan, args.memory_limit)
+    if args.batch_size == "auto":
+        plan = largest or plan
+    args.batch_size, args.accumulate = plan.batch_size, plan.accumulate
+    for name, side in sides.items():
+        hours = len(side.rows) * meta["chunk_samples"] / meta["sample_rate"] / 3600
+        print(f"{name}: {len(side.songs)} songs, {len(side.pairs)} pairs, {hours:.2f} hours")
+    pairs = len(sides["train"].pairs)
+    print_stages(args, pairs, first=2 if args.stage1_from else 1)
+    cache, one = memory.cache_gigabytes(plan, args.latent_variants * pairs), memory.checkpoint_gigabytes(plan.config)
+    print(f"latent cache: {cache:.3f} GB")
+    print(f"disk: {cache + CHECKPOINTS_AT_ONCE * one:.3f} GB, the cache and {CHECKPOINTS_AT_ONCE} checkpoints "
+          f"of up to {one:.3f} GB; a sample an evaluation comes on top")  # fmt: skip
+    print(memory.table(plan, args.memory_limit))
+    peaks = memory.peak_gigabytes(plan)
+    found = {f"{part}_gb": round(peaks.get(part, 0.0), 3) for part in memory.PARTS}
+    found |= {"limit_gb": args.memory_limit}
+    found |= {name: getattr(largest, name, None) for name in ("batch_size", "accumulate")}
+    print(json.dumps(found))
+
+
+def items_a_step(args) -> int:
+    """Items of an optimiser step, over all processes."""
+    import ranks
+
+    return args.batch_size * args.accumulate * ranks.count()
+
+
+def print_stages(args, pairs: int, first: int) -> None:
+    """Steps and epochs of the stages from `first` on."""
+    batch = items_a_step(args)
+    for stage, steps in ((1, args.stage1_steps), (2, args.stage2_steps)):
+        if stage >= first:
+            print(f"stage {stage}: {steps} steps of {batch} items, {steps * batch / pairs:.1f} epochs")
+
+
 # The run
 
 
@@ -278,7 +419,7 @@ class Run:
         import losses
         import muon
         import ranks
-        from model import ContinuationModel, with_overrides
+        from model import ContinuationModel
 
         self.args, self.torch, self.data, self.losses, self.muon = args, torch, data, losses, muon
         self.ranks = ranks
@@ -289,14 +430,8 @@ class Run:
         self.device = checkpoint.choose_device(args.device)
         warn_without_cuda(args, self.device)
         self.precision = checkpoint.choose_precision(args.precision, self.device)
-        overrides = {name: getattr(args, name) for name in ARCHITECTURE_FLAGS}
-        overrides |= {name: tuple(value) for name, value in overrides.items() if isinstance(value, list)}
-        shape = {name: self.meta[name] for name in ("sample_rate", "channels", "chunk_samples")}
-        try:
-            self.config = with_overrides(args.preset, objective=args.objective, **overrides, **shape)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        self.crop_samples = min(CROP_SECONDS * self.config.sample_rate, self.config.chunk_samples)
+        self.config = make_config(args, self.meta)
+        self.crop_samples = crop_samples(self.config)
         self.crop_shape = (self.config.latent_channels, self.crop_samples // self.config.latent_samples)
         self.latent_shape = (self.config.latent_channels, self.config.chunk_latents)
         torch.manual_seed(args.seed)
@@ -353,10 +488,6 @@ class Run:
             return math.inf
         total = self.args.stage2_steps + (0 if self.args.stage1_from else self.args.stage1_steps)
         return 60 * self.args.max_minutes * self.stage_steps() / total
-
-    def step_items(self) -> int:
-        """Items of an optimiser step, over all processes."""
-        return self.args.batch_size * self.args.accumulate * self.ranks.count()
 
     def progress(self) -> float:
         """How much of the stage is done, 0..1, by steps or by time, whichever is further."""
@@ -889,7 +1020,7 @@ class Run:
             drop_later_records(self.folder / "metrics.jsonl", self.stage, self.step)
         if state["processes"] != self.ranks.count():
             print(f"{self.ranks.count()} processes now, {state['processes']} before: "
-                  f"{self.step_items()} items a step")  # fmt: skip
+                  f"{items_a_step(self.args)} items a step")  # fmt: skip
         print(f"continuing {self.folder} at stage {self.stage}, step {self.step}")
 
     def announce(self) -> None:
@@ -900,10 +1031,7 @@ class Run:
               f"{str(self.precision or 'fp32').removeprefix('torch.')}")  # fmt: skip
         pairs = {name: len(windows) for name, windows in self.windows.items()}
         print("pairs: " + ", ".join(f"{name} {n}" for name, n in pairs.items()))
-        batch = self.step_items()
-        for stage, steps in ((1, self.args.stage1_steps), (2, self.args.stage2_steps)):
-            if stage >= self.stage:
-                print(f"stage {stage}: {steps} steps of {batch} items, {steps * batch / pairs['train']:.1f} epochs")
+        print_stages(self.args, pairs["train"], first=self.stage)
         if self.args.max_minutes:
             print(f"at most {self.args.max_minutes:g} minutes in all, {sum(self.seconds.values()) / 60:.1f} spent")
 
@@ -969,9 +1097,13 @@ def main(args: argparse.Namespace) -> int:
 
     folder = Path(args.checkpoint_folder)
     try:
+        if args.dry_run:
+            dry_run(args)
+            return 0
         folder.mkdir(parents=True, exist_ok=True)
         device = checkpoint.choose_device(args.device)
         with checkpoint.StopSignals() as stop, ranks.joined(device), ranks.first_alone(checkpoint.FolderLock(folder)):
+            fit_batch(args)  # before the run takes memory of its own
             run = prepare(args, checkpoint, ranks)
             run.train(stop)
             run.summarise()

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
     "preprocess": {"audio", "plots"},
     "create_dataset": {"audio", "data", "plots"},
-    "train": {"model", "losses", "muon", "data", "checkpoint", "metrics", "ranks", "audio", "plots"},
+    "train": {"model", "losses", "muon", "data", "memory", "checkpoint", "metrics", "ranks", "audio", "plots"},
     "generate": {"model", "checkpoint", "audio", "plots"},
     "evaluate": {
         "embedding",
@@ -38,6 +38,7 @@ MODULES = {
     "ranks": set(),
     "muon": set(),
     "data": set(),
+    "memory": {"model", "losses", "muon", "data"},
     "checkpoint": {"model"},
     "audio": set(),
     "listen": set(),
