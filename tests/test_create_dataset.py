@@ -520,7 +520,8 @@ def test_interrupted_run_exits_with_75_and_leaves_the_old_dataset(chunks, number
     folder = chunks.folder.parent / "ds"
     files = leftovers(folder)
     code = (
-        "import sys, time, audio, create_dataset\n"
+        "import signal, sys, time, audio, create_dataset\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs start ignoring it
         "append = audio.ArrayWriter.append\n"
         "audio.ArrayWriter.append = lambda *a: (append(*a), print('row', flush=True), time.sleep(0.5))\n"
         "sys.exit(create_dataset.main(create_dataset.parse_args()))"
