@@ -25,12 +25,12 @@ import listen
 import metrics
 import plots
 import scorecard
+from gates import CEILING, ONE_STEP
 
 INTERRUPTED = 75
 SHOWN_SONGS = 3  # songs whose first pair is drawn and written as sound
 PEAK_LIMIT = 0.98
 KEPT_OF_A_CHECKPOINT = ("config", "ema", "stage", "step", "data_meta")  # the rest is large
-CEILING = ", ceiling"
 REPETITION = ", long-term prediction"
 WITHOUT_NETWORK = ("silence", "input repeated", "tempo-locked loop", "another song", "same song elsewhere")
 REAL_AUDIO = ("another song", "same song elsewhere")  # judged through each codec too
@@ -274,7 +274,7 @@ def samplings(config, args: argparse.Namespace) -> dict[str, dict]:
     if config.objective == "flow":
         if args.guidance != 1:
             ways[", guidance 1"] = {"steps": args.steps, "guidance": 1.0}
-        ways[", one step"] = {"steps": 1, "guidance": 1.0}
+        ways[ONE_STEP] = {"steps": 1, "guidance": 1.0}
     return ways
 
 

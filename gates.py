@@ -1,7 +1,8 @@
 """What a scorecard has to show before its network may be called good: every gate, met or not met.
 
-The thresholds are the project's own, set before its networks were trained. A comparison of two systems is met when
-the 95 % interval of their paired difference over songs lies on the right side of 0.
+The thresholds are the project's own. "Better than" another system is met when the 95 % interval of the paired
+difference over songs lies on the right side of 0, a context gain when its lower end is above 0; all else goes by the
+means over songs, and the kernel audio distance by its one value.
 """
 
 import math
@@ -14,7 +15,7 @@ import metrics
 
 LOW_BANDS, HIGH_BANDS = ("0_300", "300_1000"), ("1000_2500", "2500_6000")  # of reconstruction, in Hz
 ONE_STEP = ", one step"
-CEILING = ", ceiling"
+CEILING = ", ceiling"  # what evaluate.py adds to a network's name
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ def within(network: str, demand: str, values: list[float], low: float, high: flo
     return Gate(network, demand, found, all(low <= value <= high for value in values))
 
 
-def difference(card: dict, better: str, other: str, measure: str) -> tuple[float, float, float]:
+def difference(card: dict, system: str, other: str, measure: str) -> tuple[float, float, float]:
     """Paired difference of two systems' continuations over songs, and its interval."""
-    own, others = (figure(card, "continuation", name, measure).get("songs", {}) for name in (better, other))
+    own, others = (figure(card, "continuation", name, measure).get("songs", {}) for name in (system, other))
     shared = [song for song in own if song in others]
     return metrics.paired_interval([own[s] for s in shared], [others[s] for s in shared], card["settings"]["seed"])
 
@@ -155,7 +156,7 @@ def better(card: dict, name: str, other: str, measures: list[str]) -> Gate:
 
 
 def originality(card: dict, name: str) -> Iterator[Gate]:
-    of_truth = [v for v in figure(card, "continuation", "truth", "copy_index").get("songs", {}).values()]
+    of_truth = list(figure(card, "continuation", "truth", "copy_index").get("songs", {}).values())
     low, high = np.nanpercentile(of_truth, (5, 95)) if of_truth else (math.nan, math.nan)
     demand = f"copy index within the central 90 % of the truth's songs ({low:.3g} to {high:.3g})"
     yield within(name, demand, [mean(card, "continuation", name, "copy_index")], low, high)

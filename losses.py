@@ -11,7 +11,7 @@ import ranks
 SPECTRAL_SECONDS = 2048 / 12000  # the longest window, which sees the partials of a hum; each next is half as long
 SPECTRAL_SIZES = 5
 BANDS = 32
-QUIET_MAGNITUDE = 1e-2  # softer bins are inaudible beside a context at full level: their logarithms count no more
+QUIET_MAGNITUDE = 1e-2  # added to a bin before its logarithm, so that much softer ones do not count
 PHASE_WEIGHT = 0.75  # of the phase distance and the waveform's error, beside the spectral distance
 PHASE_CORNER_HZ = 750  # up to here phases are asked for; above, a compact code can hold energy and texture alone
 FULL_LEVEL_POWER = 0.01  # of a signal at -20 dBFS RMS, the level of every context

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import shlex
+import signal
 import sys
 import time
 from contextlib import nullcontext, suppress
@@ -329,18 +330,19 @@ def make_plan(args, meta: dict, device):
     )
 
 
-def fit_batch(args) -> None:
+def fit_batch(args, device) -> None:
     """Settle batch_size and accumulate before anything is trained: what auto is, by the estimate, and on CUDA what
     the worst step of every part really takes; where memory runs out there, the batch is lowered."""
+    if args.batch_size != "auto" and device.type == "cpu":
+        return
     import torch
 
-    import checkpoint
     import data
     import memory
     import ranks
 
     meta, _ = data.open_dataset(args.dataset_folder)
-    plan = make_plan(args, meta, checkpoint.choose_device(args.device))
+    plan = make_plan(args, meta, device)
     if args.batch_size == "auto":
         plan = memory.largest_batch(plan, args.memory_limit)
         if plan is None:
@@ -352,7 +354,7 @@ def fit_batch(args) -> None:
             plan, measured = memory.measured_gigabytes(plan)
         except torch.cuda.OutOfMemoryError as error:
             raise TrainingError("not even one item at a time fits on this GPU: try a smaller --preset") from error
-        plan = plan.cut(ranks.least(plan.batch_size, checkpoint.choose_device(args.device)))
+        plan = plan.cut(ranks.least(plan.batch_size, device))
         if plan.batch_size < asked:
             print(f"out of memory at --batch_size {asked}: going on with --batch_size {plan.batch_size} "
                   f"--accumulate {plan.accumulate}")  # fmt: skip
@@ -548,11 +550,17 @@ class Run:
                 self.evaluate(sum(losses) / len(losses), phase.name)
                 losses = []
             if stop_requested:
-                self.save()
-                raise Stopped
+                self.save_and_stop()
             if time.monotonic() - saved > 60 * self.args.checkpoint_minutes:
                 self.save()
                 saved = time.monotonic()
+
+    def save_and_stop(self) -> None:
+        """Raise Stopped in all processes together: launchers end the others as soon as one has left, and process 0
+        may still be writing."""
+        self.save()
+        self.ranks.wait_for_all()
+        raise Stopped
 
     def exhausted(self) -> bool:
         """Whether the validation loss has not improved for so long that the stage should end."""
@@ -578,6 +586,7 @@ class Run:
             sampler=self.data.own_items(self.item, phase.batch_size, self.ranks.rank(), self.ranks.count()),
             num_workers=(4 if self.device.type == "cuda" else 0) if workers is None else workers,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=ignore_sigterm,
             generator=self.torch.Generator(),  # or else every restart would draw a number from the global one
         )
 
@@ -721,8 +730,7 @@ class Run:
             parts = self.encode_pair(self.torch.from_numpy(x))
             yield tuple(self.ranks.gather(part)[: len(windows) - first] for part in parts)
             if self.agree(0.0, 0.0, stop)[2]:
-                self.save()
-                raise Stopped
+                self.save_and_stop()
 
     def encode_pair(self, x):
         """Latents of context and target of x (batch, channels, 2 * chunk), as stage 2 reads them: fp16-exact.
@@ -1017,7 +1025,8 @@ class Run:
         self.evaluated_at = state["evaluated_at"]
         self.checkpoint.set_rng_state(state["rng"])
         if self.ranks.is_first():
-            drop_later_records(self.folder / "metrics.jsonl", self.stage, self.step)
+            evaluated = self.step if self.evaluated_at == self.step else self.step - 1
+            drop_later_records(self.folder / "metrics.jsonl", self.stage, evaluated)
         if state["processes"] != self.ranks.count():
             print(f"{self.ranks.count()} processes now, {state['processes']} before: "
                   f"{items_a_step(self.args)} items a step")  # fmt: skip
@@ -1048,6 +1057,12 @@ class Run:
 def codec_fields(config: dict) -> dict:
     """What of a config decides the shape of encoder and decoder."""
     return {name: value for name, value in config.items() if name not in CORE_FIELDS}
+
+
+def ignore_sigterm(_worker: int) -> None:
+    """For a process that reads data: who stops a whole job signals all of it, and a run needs its readers until it
+    has saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def freeze_all_but(model, parts: list) -> None:
@@ -1103,7 +1118,7 @@ def main(args: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         device = checkpoint.choose_device(args.device)
         with checkpoint.StopSignals() as stop, ranks.joined(device), ranks.first_alone(checkpoint.FolderLock(folder)):
-            fit_batch(args)  # before the run takes memory of its own
+            fit_batch(args, device)  # before the run takes memory of its own
             run = prepare(args, checkpoint, ranks)
             run.train(stop)
             run.summarise()

@@ -36,7 +36,6 @@ CONTINUATION = {
     "memorisation": ["memorisation"],
     "latent std ratio, median / worst decile": ["latent_std_ratio_median", "latent_std_ratio_worst_decile"],
 }
-IN_DB = 1  # digits behind the point
 
 
 def main() -> None:
@@ -59,11 +58,11 @@ def trial_table() -> list[str]:
 
 
 def card_tables(card: dict) -> list[str]:
-    figures = card["figures"]
+    figures = with_nan(card["figures"])
     lines = section_table(figures["reconstruction"], RECONSTRUCTION)
+    measures, songs = ("loss", "gain_another_song", "gain_same_song"), len(card["songs"])
     rows = [
-        [system, interval(found.get("loss"))]
-        + [interval(found.get(f"gain_{other}")) for other in ("another_song", "same_song")]
+        [system, *(scorecard.cell(found.get(measure), songs) for measure in measures)]
         for system, found in figures["context"].items()
     ]
     header = ["", "validation loss", "gain against another song", "gain against the same song elsewhere"]
@@ -85,23 +84,21 @@ def section_table(systems: dict, columns: dict[str, list[str]]) -> list[str]:
 
 
 def numbers(means: dict, measures: list[str]) -> str:
-    return " / ".join(number(means.get(measure), measure) for measure in measures)
+    return " / ".join(number(means.get(measure, math.nan), measure) for measure in measures)
 
 
-def number(value: float | None, measure: str) -> str:
-    """None and nan are undefined."""
-    if value is None or math.isnan(value):
+def number(value: float, measure: str) -> str:
+    if math.isnan(value):
         return scorecard.UNDEFINED
-    digits = 0 if measure.endswith("percentile") else IN_DB if measure.endswith("_db") else 2
+    digits = 0 if measure.endswith("percentile") else 1 if measure.endswith("_db") else 2
     return f"{value:.{digits}f}"
 
 
-def interval(figure: dict | None) -> str:
-    if figure is None or figure["mean"] is None:
-        return scorecard.UNDEFINED
-    ends = [figure[end] for end in ("low", "high")]
-    text = f"{figure['mean']:.4f}"
-    return text if None in ends else f"{text} [{ends[0]:.4f}, {ends[1]:.4f}]"
+def with_nan(value):
+    """A scorecard as it was before json, which has no nan."""
+    if isinstance(value, dict):
+        return {key: with_nan(item) for key, item in value.items()}
+    return math.nan if value is None else value
 
 
 if __name__ == "__main__":

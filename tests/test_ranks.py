@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,20 @@ from test_train import NETWORK, write_dataset
 
 import data
 import ranks
+import train
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "tests" / "run_quietly.py"
 NO_DROPOUT = f"--preset tiny {NETWORK} --core_dropout 0 --latent_variants 1 --device cpu --patience 0"
+ENDLESS = f"{NO_DROPOUT} --batch_size 2 --stage1_steps 100000 --eval_steps 100000"
+SLOW_TO_SAVE = """
+import runpy, sys, time
+import checkpoint
+save = checkpoint.save_last
+checkpoint.save_last = lambda *given: (time.sleep(3), save(*given))
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -70,35 +81,46 @@ def test_run_goes_on_with_another_number_of_processes_and_says_so(dataset, tmp_p
     assert "continuing" in run(2, dataset, tmp_path, f"{flags} 7")
 
 
-def test_process_whose_peer_was_killed_ends_with_a_clear_error_within_a_minute(dataset, tmp_path):
+@contextmanager
+def two_processes(*words: str):
+    """The same Python command twice, as the two processes of a run without a launcher."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    flags = f"{NO_DROPOUT} --batch_size 2 --stage1_steps 100000 --eval_steps 100000"
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [
-        subprocess.Popen(
-            [sys.executable, *command(dataset, tmp_path / "ck", flags)],
-            env=environment(
-                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
-            ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
+        subprocess.Popen([sys.executable, *words], env=environment(RANK=rank, LOCAL_RANK=rank, **shared), **pipes)
+        for rank in "01"
     ]
     try:
-        first, second = processes
-        assert any("step 0/100000" in line for line in first.stdout)
-        time.sleep(2)  # in the midst of training
-        second.send_signal(signal.SIGKILL)
-        _, errors = first.communicate(timeout=60)
-        assert first.returncode == 1
-        assert re.search(r"^error: process 0 of 2 has lost the others: ", errors, re.MULTILINE), errors
+        yield processes
     finally:
         for process in processes:
             process.kill()
             process.communicate()
+
+
+def test_process_whose_peer_was_killed_ends_with_a_clear_error_within_a_minute(dataset, tmp_path):
+    with two_processes(*command(dataset, tmp_path, ENDLESS)) as (first, second):
+        assert any("step 0/100000" in line for line in first.stdout)
+        time.sleep(2)  # in the midst of training
+        second.send_signal(signal.SIGKILL)
+        _, errors = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert re.search(r"^error: process 0 of 2 has lost the others: ", errors, re.MULTILINE), errors
+
+
+def test_signal_to_one_process_stops_both_and_none_leaves_before_the_run_is_saved(dataset, tmp_path):
+    """Launchers end the others as soon as one has left."""
+    with two_processes("-c", SLOW_TO_SAVE, *command(dataset, tmp_path, ENDLESS)) as (first, second):
+        assert any("step 0/100000" in line for line in first.stdout)
+        time.sleep(1)
+        second.send_signal(signal.SIGUSR1)
+        second.communicate(timeout=60)
+        assert (tmp_path / "last.pt").exists()
+        first.communicate(timeout=60)
+    assert [first.returncode, second.returncode] == [train.INTERRUPTED] * 2
 
 
 def test_every_item_is_read_by_one_process_and_in_the_order_of_the_batches():

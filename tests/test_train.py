@@ -249,6 +249,38 @@ def test_run_killed_at_random_moments_equals_the_uninterrupted_one(undisturbed, 
     assert_same_network(undisturbed / "last.pt", tmp_path / "last.pt")
 
 
+def test_sigterm_to_all_processes_of_a_run_leaves_its_data_workers_alive_until_it_has_saved(dataset, tmp_path):
+    """As Slurm and service managers send it."""
+    words = [sys.executable, str(Path(__file__).with_name("run_quietly.py")), *TINY.split(), "--num_workers", "1"]
+    words += ["--dataset_folder", str(dataset), "--checkpoint_folder", str(tmp_path), "--stage1_steps", "100000"]
+    environment = os.environ | {"PYTHONPATH": str(Path(train.__file__).parent), "OMP_NUM_THREADS": "1"}
+    words += ["--eval_steps", "5"]
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert any("step 5/100000" in line for line in process.stdout)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == train.INTERRUPTED
+    assert checkpoint.load(tmp_path / "last.pt")["step"] >= 5
+
+
+def test_run_killed_before_the_first_step_of_stage_2_lists_no_evaluation_twice(
+    undisturbed, command, tmp_path, monkeypatch
+):
+    train_step = train.Run.train_step
+
+    def step_or_die(self, *given):
+        if self.stage == 2:
+            raise KeyboardInterrupt
+        return train_step(self, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.Run, "train_step", step_or_die)
+        command(tmp_path / "ck")
+    assert command(tmp_path / "ck") == 0
+    places = [[(line["stage"], line["step"]) for line in records(f)] for f in (tmp_path / "ck", undisturbed)]
+    assert places[0] == places[1]
+
+
 def test_stop_while_latents_are_cached_loses_nothing(undisturbed, command, tmp_path, monkeypatch):
     encode_pair, calls = train.Run.encode_pair, iter(range(1000))
 
@@ -502,7 +534,7 @@ def test_one_batch_can_be_overfit_in_stage_2(new_run):
 
 
 def test_checkpoint_of_an_earlier_day_generates_and_trains_on(tmp_path, monkeypatch):
-    """tests/files holds a small one of every format that is still read, made by the command below."""
+    """tests/files holds a small one of every format that is still read, made by the command below in 4 steps."""
     monkeypatch.setattr("test_train.RATE", 1600)
     monkeypatch.setattr("test_train.CHUNK", 4800)
     monkeypatch.chdir(tmp_path)
