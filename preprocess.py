@@ -372,7 +372,9 @@ class _Worker:
 
 def _work(pipe, settings: Settings) -> None:
     """The life of a worker process: songs in, lines out, until the parent hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    for name in ("SIGINT", "SIGUSR1"):  # Ctrl-C and Slurm's warning reach every process; the parent decides
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exception, so that temporaries are removed
     # mpg123 prints its opinion of every bad mp3 there, across the progress bar.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -387,13 +389,15 @@ def _work(pipe, settings: Settings) -> None:
 
 
 class StopSignals:
-    """Remembers that SIGINT or SIGTERM came, while it is in use as a context manager."""
+    """Remembers that SIGINT, SIGTERM or SIGUSR1 came, while it is in use as a context manager."""
+
+    SIGNALS = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n))
 
     def __init__(self):
         self.received = False
 
     def __enter__(self) -> StopSignals:
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:

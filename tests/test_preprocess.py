@@ -368,7 +368,7 @@ def uninterrupted(tmp_path_factory):
     return folder, contents(base / "out")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, uninterrupted, number, no_workers):
     folder, expected = uninterrupted
     out = tmp_path / "out"
@@ -376,8 +376,8 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, uninterrupted, number
         command(folder, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     wait_for(lambda: (out / "manifest.jsonl").exists() and manifest(out))
-    if number == signal.SIGINT:
-        os.killpg(running.pid, number)  # as Ctrl-C does
+    if number in (signal.SIGINT, signal.SIGUSR1):
+        os.killpg(running.pid, number)  # as Ctrl-C and Slurm do
     else:
         running.send_signal(number)
     assert running.wait(timeout=120) == (-number if number == signal.SIGKILL else preprocess.INTERRUPTED)
