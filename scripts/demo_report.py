@@ -1,4 +1,4 @@
-"""What scripts/demo.sh reads out of the files that the project's scripts leave behind.
+"""What scripts/demo.sh and slurm/submit_all.sh read out of the files that the project's scripts leave behind.
 
     python scripts/demo_report.py song demo/synthetic/dataset
     python scripts/demo_report.py figures demo/synthetic/checkpoints

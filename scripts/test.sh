@@ -3,10 +3,12 @@
 #
 #   bash scripts/test.sh                      everything
 #   bash scripts/test.sh -k audio -x          further arguments go to pytest
+#
+# What is skipped is named at the end, with its reason: no ffmpeg, no Slurm, no CUDA device.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash scripts/setup.sh --dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/python -m pytest -q "$@"
+.venv/bin/python -m pytest -q -rs "$@"

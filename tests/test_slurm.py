@@ -1,0 +1,162 @@
+"""The batch scripts on a real Slurm: whatever it does to a run, the run ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import soundfile
+import synth
+import torch
+from private_slurm import wait_for
+from tiny import NETWORK, RATE, assert_same_network, write_dataset
+
+import checkpoint
+import plots
+import train
+
+torch.set_num_threads(1)
+TINY = f"--preset tiny {NETWORK} --batch_size 2 --latent_variants 2 --joint_share 0.34 --device cpu"
+SCHEDULE = f"{TINY} --stage1_steps 20 --stage2_steps 20 --eval_steps 10".split()
+ENDLESS = f"{TINY} --stage1_steps 1000000 --eval_steps 1000000 --checkpoint_minutes 0.01".split()
+CHUNK_SECONDS = 3
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "dataset")
+
+
+@pytest.fixture
+def submit(slurm, tmp_path) -> Callable[..., str]:
+    """Give sbatch words and variables of the environment, in the project's folder; the job's number."""
+
+    def sbatch(*words, **environment) -> str:
+        return slurm.run("sbatch", "--parsable", f"--output={tmp_path}/%x.out", *words, **environment)
+
+    yield sbatch
+    for log in tmp_path.glob("*.out"):
+        print(log.name, log.read_text(), sep="\n")  # shown where a test fails
+
+
+def evaluations(folder: Path) -> list[tuple[int, int]]:
+    """Stage and step of the evaluations that a run has got through."""
+    path = folder / "metrics.jsonl"
+    return [(line["stage"], line["step"]) for line in train.read_records(path)] if path.exists() else []
+
+
+def saved_step(folder: Path) -> int:
+    return checkpoint.load_last(folder)["step"]
+
+
+# ---- the chain ----
+
+
+def test_chain_leads_from_songs_to_a_continuation_though_a_task_of_the_array_is_interrupted(slurm, submit, tmp_path):
+    folders = [tmp_path / name for name in ("the songs", "chunks", "dataset", "checkpoints")]
+    folders[0].mkdir()
+    for number in range(6):
+        synth.write(folders[0] / f"song {number}.wav", 0.5 * synth.song(number, 10, RATE), RATE)
+    flags = {
+        "PREPROCESS_FLAGS": f"--sample_rate {RATE} --chunk_seconds {CHUNK_SECONDS} --workers 1",
+        "DATASET_FLAGS": "--val_fraction 0.2 --test_fraction 0.2",
+        "TRAIN_FLAGS": f"{TINY} --stage1_steps 2 --stage2_steps 3",
+        "GENERATE_FLAGS": f"--device cpu --steps 2 --seconds {CHUNK_SECONDS}",
+    }
+    output = f"--output={tmp_path}/%x-%a.out"
+    lines = slurm.run("bash", "slurm/submit_all.sh", *folders, output, **flags).splitlines()
+    jobs = dict(line.split(": job ") for line in lines)
+    assert list(jobs) == ["preprocess", "create_dataset", "train", "generate"]
+    tasks = [f"{jobs['preprocess']}_{number}" for number in range(4)]
+    wait_for((folders[1] / ".manifest.3-of-4.jsonl.lock").exists)
+    slurm.run("scancel", "--batch", "--signal=USR1", tasks[3])
+    assert [slurm.end_of(job) for job in (*tasks, *list(jobs.values())[1:])] == ["COMPLETED"] * 7
+    assert [slurm.restarts(task) for task in tasks] == [0, 0, 0, 1]
+    sound, rate = soundfile.read(folders[3] / "continuation.wav")
+    assert (len(sound), rate) == (2 * CHUNK_SECONDS * RATE, RATE)
+
+
+def test_failure_stays_failed_and_cancels_the_rest_of_the_chain(slurm, submit, tmp_path):
+    folders = [tmp_path / name for name in ("songs", "chunks", "dataset", "checkpoints")]
+    folders[0].mkdir()
+    output = f"--output={tmp_path}/%x-%a.out"
+    lines = slurm.run("bash", "slurm/submit_all.sh", *folders, output).splitlines()
+    jobs = [line.split(": job ")[1] for line in lines]
+    assert [slurm.end_of(job) for job in (f"{jobs[0]}_0", *jobs[1:])] == ["FAILED", *["CANCELLED"] * 3]
+    assert slurm.show(f"{jobs[0]}_0")["ExitCode"] == "1:0"
+    assert slurm.restarts(f"{jobs[0]}_0") == 0
+
+
+# ---- interruptions ----
+
+
+def test_run_that_was_stopped_preempted_and_lost_its_node_equals_the_undisturbed_one(
+    slurm, submit, dataset, tmp_path, monkeypatch
+):
+    folder, undisturbed = tmp_path / "ck", tmp_path / "undisturbed"
+    job = submit("slurm/train.sbatch", dataset, folder, *SCHEDULE, "--num_workers", 1)
+    wait_for(lambda: (1, 10) in evaluations(folder))
+    slurm.run("scancel", "--batch", "--signal=USR1", job)
+    wait_for(lambda: slurm.restarts(job) == 1)
+    wait_for(lambda: (2, 0) in evaluations(folder))
+    submit("--partition=urgent", "--exclusive", "--wrap=true")
+    wait_for(lambda: slurm.restarts(job) == 2)
+    wait_for(lambda: (2, 10) in evaluations(folder))
+    slurm.kill_node()
+    wait_for(lambda: slurm.restarts(job) == 3)
+    assert slurm.end_of(job) == "COMPLETED"
+    monkeypatch.setattr(plots, "plot_curves", lambda path, records: None)  # for speed
+    argv = ["--dataset_folder", str(dataset), "--checkpoint_folder", str(undisturbed), *SCHEDULE]
+    assert train.main(train.parse_args(argv)) == 0
+    for name in ("last.pt", "best.pt", "stage1.pt"):
+        assert_same_network(folder / name, undisturbed / name)
+    assert evaluations(folder) == evaluations(undisturbed)
+
+
+def test_run_near_its_time_limit_is_requeued_and_goes_on(slurm, submit, dataset, tmp_path):
+    """The limit is lowered while it runs, because Slurm counts in minutes and looks every 30 s."""
+    folder = tmp_path / "ck"
+    job = submit("slurm/train.sbatch", dataset, folder, *ENDLESS)
+    wait_for(lambda: (1, 0) in evaluations(folder))
+    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=2")
+    wait_for(lambda: slurm.restarts(job) == 1)
+    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    done = saved_step(folder)
+    wait_for(lambda: saved_step(folder) > done > 0)
+    slurm.run("scancel", job)
+
+
+def test_cancelled_run_is_saved_stays_cancelled_and_leaves_no_copy_on_the_node(slurm, submit, dataset, tmp_path):
+    folder, node = tmp_path / "ck", tmp_path / "node"
+    node.mkdir()
+    job = submit("slurm/train.sbatch", dataset, folder, *ENDLESS, COPY_DATASET="1", TMPDIR=str(node))
+    wait_for((folder / "last.pt").exists)
+    (copy,) = node.glob("dataset-*")
+    assert {path.name for path in copy.iterdir()} == {path.name for path in dataset.iterdir()}
+    slurm.run("scancel", job)
+    assert slurm.end_of(job) == "CANCELLED"
+    assert slurm.restarts(job) == 0
+    assert "interrupted by SIGTERM, everything is saved" in (tmp_path / "train.out").read_text()
+    assert str(copy) in checkpoint.load(folder / "last.pt")["command"]
+    assert not copy.exists()
+
+
+# ---- several GPUs ----
+
+
+def test_every_gpu_gets_a_process_and_all_know_where_to_meet(slurm, submit, tmp_path):
+    """With a python that says what it was given instead of training."""
+    python, told = (
+        tmp_path / "python",
+        "$SLURM_PROCID $SLURM_NTASKS $SLURM_LOCALID $CUDA_VISIBLE_DEVICES $MASTER_ADDR",
+    )
+    python.write_text(f'#!/bin/sh\n[ "$1" = train.py ] || exec {sys.executable} "$@"\necho {told} $MASTER_PORT\n')
+    python.chmod(0o755)
+    job = submit("--gpus=2", "slurm/train.sbatch", "ds", "ck", PYTHON=str(python))
+    assert slurm.end_of(job) == "COMPLETED"
+    first, second = sorted(line.split() for line in (tmp_path / "train.out").read_text().splitlines())
+    assert [first[:4], second[:4]] == [["0", "2", "0", "0,1"], ["1", "2", "1", "0,1"]]
+    assert first[4:] == second[4:]
+    assert len(first[4:]) == 2
