@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import synth
 import torch
-from test_train import NETWORK, write_dataset
+from tiny import NETWORK, write_dataset
 
 import checkpoint
 import losses

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import NETWORK, write_dataset
+from tiny import NETWORK, write_dataset
 
 import data
 import ranks

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import synth
 import torch
-from private_slurm import wait_for
+from private_slurm import free_ports, wait_for
 from tiny import NETWORK, RATE, assert_same_network, write_dataset
 
 import checkpoint
@@ -18,9 +18,10 @@ import plots
 import train
 
 torch.set_num_threads(1)
-TINY = f"--preset tiny {NETWORK} --batch_size 2 --latent_variants 2 --joint_share 0.34 --device cpu"
-SCHEDULE = f"{TINY} --stage1_steps 20 --stage2_steps 20 --eval_steps 10".split()
-ENDLESS = f"{TINY} --stage1_steps 1000000 --eval_steps 1000000 --checkpoint_minutes 0.01".split()
+TINY = f"--preset tiny {NETWORK} --joint_share 0.34 --device cpu"
+SCHEDULE = f"{TINY} --batch_size 2 --latent_variants 2 --stage1_steps 20 --stage2_steps 20 --eval_steps 10".split()
+ENDLESS = f"{TINY} --batch_size 2 --stage1_steps 1000000 --eval_steps 1000000 --checkpoint_minutes 0.01".split()
+TOGETHER = f"{TINY} --core_dropout 0 --latent_variants 1 --stage1_steps 20 --stage2_steps 20 --eval_steps 5".split()
 CHUNK_SECONDS = 3
 
 
@@ -47,6 +48,11 @@ def evaluations(folder: Path) -> list[tuple[int, int]]:
     return [(line["stage"], line["step"]) for line in train.read_records(path)] if path.exists() else []
 
 
+def train_losses(folder: Path) -> list[float]:
+    found = (line["train_loss"] for line in train.read_records(folder / "metrics.jsonl"))
+    return [loss for loss in found if loss is not None]
+
+
 def saved_step(folder: Path) -> int:
     return checkpoint.load_last(folder)["step"]
 
@@ -62,7 +68,7 @@ def test_chain_leads_from_songs_to_a_continuation_though_a_task_of_the_array_is_
     flags = {
         "PREPROCESS_FLAGS": f"--sample_rate {RATE} --chunk_seconds {CHUNK_SECONDS} --workers 1",
         "DATASET_FLAGS": "--val_fraction 0.2 --test_fraction 0.2",
-        "TRAIN_FLAGS": f"{TINY} --stage1_steps 2 --stage2_steps 3",
+        "TRAIN_FLAGS": f"{TINY} --batch_size 2 --stage1_steps 2 --stage2_steps 3",
         "GENERATE_FLAGS": f"--device cpu --steps 2 --seconds {CHUNK_SECONDS}",
     }
     output = f"--output={tmp_path}/%x-%a.out"
@@ -131,7 +137,8 @@ def test_run_near_its_time_limit_is_requeued_and_goes_on(slurm, submit, dataset,
 def test_cancelled_run_is_saved_stays_cancelled_and_leaves_no_copy_on_the_node(slurm, submit, dataset, tmp_path):
     folder, node = tmp_path / "ck", tmp_path / "node"
     node.mkdir()
-    job = submit("slurm/train.sbatch", dataset, folder, *ENDLESS, COPY_DATASET="1", TMPDIR=str(node))
+    flags = [*ENDLESS, "--num_workers", 1]
+    job = submit("slurm/train.sbatch", dataset, folder, *flags, COPY_DATASET="1", TMPDIR=str(node))
     wait_for((folder / "last.pt").exists)
     (copy,) = node.glob("dataset-*")
     assert {path.name for path in copy.iterdir()} == {path.name for path in dataset.iterdir()}
@@ -143,7 +150,42 @@ def test_cancelled_run_is_saved_stays_cancelled_and_leaves_no_copy_on_the_node(s
     assert not copy.exists()
 
 
-# ---- several GPUs ----
+# ---- several processes ----
+
+
+@pytest.fixture(scope="module")
+def two_nodes(slurm, dataset, tmp_path_factory) -> Path:
+    """The checkpoint folder of a run over two nodes that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("two_nodes") / "ck"
+    (port,) = free_ports(1)
+    words = ["train.py", "--dataset_folder", dataset, "--checkpoint_folder", folder, *TOGETHER, "--batch_size", 8]
+    slurm.run(
+        "srun", "--partition=both", "--nodes=2", "--ntasks=2", "--kill-on-bad-exit=1", sys.executable, *words,
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo",
+    )  # fmt: skip
+    return folder
+
+
+def test_losses_of_two_nodes_are_those_of_one_process_with_twice_the_batch(two_nodes, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "plot_curves", lambda path, records: None)  # for speed
+    argv = ["--dataset_folder", str(dataset), "--checkpoint_folder", str(tmp_path), *TOGETHER, "--batch_size", "16"]
+    assert train.main(train.parse_args(argv)) == 0
+    two, one = (train_losses(folder) for folder in (two_nodes, tmp_path))
+    assert len(two) == len(one) == 8  # means over 5 steps
+    assert two == pytest.approx(one, rel=1e-3)
+
+
+def test_run_of_two_processes_that_was_interrupted_equals_the_undisturbed_one(
+    slurm, submit, two_nodes, dataset, tmp_path
+):
+    flags = [*TOGETHER, "--batch_size", 8]
+    job = submit("--gpus=2", "slurm/train.sbatch", dataset, tmp_path / "ck", *flags, GLOO_SOCKET_IFNAME="lo")
+    wait_for(lambda: (2, 5) in evaluations(tmp_path / "ck"))
+    slurm.run("scancel", "--batch", "--signal=USR1", job)
+    assert slurm.end_of(job) == "COMPLETED"
+    assert slurm.restarts(job) == 1
+    for name in ("last.pt", "best.pt", "stage1.pt"):
+        assert_same_network(tmp_path / "ck" / name, two_nodes / name)
 
 
 def test_every_gpu_gets_a_process_and_all_know_where_to_meet(slurm, submit, tmp_path):

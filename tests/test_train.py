@@ -487,8 +487,8 @@ def test_one_batch_can_be_overfit_in_stage_2(new_run):
 
 def test_checkpoint_of_an_earlier_day_generates_and_trains_on(tmp_path, monkeypatch):
     """tests/files holds a small one of every format that is still read, made by the command below in 4 steps."""
-    monkeypatch.setattr("test_train.RATE", 1600)
-    monkeypatch.setattr("test_train.CHUNK", 4800)
+    monkeypatch.setattr("tiny.RATE", 1600)
+    monkeypatch.setattr("tiny.CHUNK", 4800)
     monkeypatch.chdir(tmp_path)
     write_dataset(Path("dataset"))
     Path("checkpoints").mkdir()

@@ -1,4 +1,4 @@
-"""A private Slurm for tests: slurmctld and one slurmd, with two GPUs that are not there.
+"""A private Slurm for tests: slurmctld and two nodes on this machine, the first with two GPUs that are not there.
 
     python tests/slurm/private_slurm.py     runs one until Ctrl-C
 
@@ -26,7 +26,7 @@ DAEMON_FOLDERS = "/usr/sbin:/sbin"  # of Debian; not on everybody's PATH
 SOCKET_FOLDER_LENGTH = 70  # above it a Unix socket's path gets too long
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 # A requeued job waits a second longer than cred_expire; for less than 5, Slurm takes 120. The files of the GPUs must
-# be character devices. A job of the partition urgent takes the node from those of main, after 30 s of grace.
+# be character devices. A job of the partition urgent takes the first node from those of main, after 30 s of grace.
 SLURM_CONF = """\
 ClusterName=private
 SlurmctldHost={host}(127.0.0.1)
@@ -38,11 +38,11 @@ AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -61,11 +61,14 @@ JobRequeue=1
 ReturnToService=2
 SlurmdParameters=config_overrides
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 Port={slurmd_port} CPUs=64 RealMemory=256000 Gres=gpu:2
-PartitionName=main Nodes={host} Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
-PartitionName=urgent Nodes={host} PriorityTier=10 PreemptMode=OFF
+NodeName=first NodeHostname={host} NodeAddr=127.0.0.1 Port={first_port} CPUs=64 RealMemory=256000 Gres=gpu:2
+NodeName=second NodeHostname={host} NodeAddr=127.0.0.1 Port={second_port} CPUs=64 RealMemory=256000
+PartitionName=main Nodes=first Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
+PartitionName=urgent Nodes=first PriorityTier=10 PreemptMode=OFF
+PartitionName=both Nodes=first,second
 """
-GRES_CONF = "AutoDetect=off\nName=gpu File={folder}/gpu[0-1]\n"
+GRES_CONF = "AutoDetect=off\nNodeName=first Name=gpu File={folder}/gpu[0-1]\n"
+NODES = ("first", "second")
 
 
 class PrivateSlurm:
@@ -90,7 +93,8 @@ class PrivateSlurm:
         self.start_daemon("munged", "--foreground", "--force", "--origin=127.0.0.1", *self.munge_files())
         wait_for((self.folder / "munge.socket").exists)
         self.start_daemon("slurmctld", "-D")
-        self.start_daemon("slurmd", "-D", "-N", self.host)
+        for node in NODES:
+            self.start_node(node)
         wait_for(self.is_idle)
 
     def stop(self) -> None:
@@ -103,13 +107,13 @@ class PrivateSlurm:
         assert len(str(self.folder)) <= SOCKET_FOLDER_LENGTH, f"{self.folder} is too long for sockets: set TMPDIR"
         (self.folder / "munge.key").write_bytes(os.urandom(128))
         (self.folder / "munge.key").chmod(0o600)
-        for name in ("state", "spool"):
-            (self.folder / name).mkdir()
+        for name in ("state", *(f"spool/{node}" for node in NODES)):
+            (self.folder / name).mkdir(parents=True)
         for number in range(2):
             (self.folder / f"gpu{number}").symlink_to(os.devnull)
-        slurmctld_port, slurmd_port = free_ports(2)
+        slurmctld_port, first_port, second_port = free_ports(3)
         values = {"folder": self.folder, "host": self.host, "user": self.run("id", "-un")}
-        values |= {"slurmctld_port": slurmctld_port, "slurmd_port": slurmd_port}
+        values |= {"slurmctld_port": slurmctld_port, "first_port": first_port, "second_port": second_port}
         (self.folder / "slurm.conf").write_text(SLURM_CONF.format(**values))
         (self.folder / "gres.conf").write_text(GRES_CONF.format(**values))
         self.environment["SLURM_CONF"] = str(self.folder / "slurm.conf")
@@ -120,11 +124,14 @@ class PrivateSlurm:
 
     # daemons: children in sessions of their own, or else Ctrl-C would end them before their jobs
 
-    def start_daemon(self, name: str, *flags: str) -> None:
+    def start_node(self, node: str) -> None:
+        self.start_daemon(node, "-D", "-N", node, program="slurmd")
+
+    def start_daemon(self, name: str, *flags: str, program: str | None = None) -> None:
         with open(self.folder / f"{name}.out", "ab") as output:
             self.daemons[name] = subprocess.Popen(
-                [name, *flags], env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                start_new_session=True,
+                [program or name, *flags], env=self.environment, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
 
     def stop_daemon(self, name: str) -> None:
@@ -154,7 +161,7 @@ class PrivateSlurm:
         if dead:
             raise RuntimeError(f"{dead[0]} ended: {(self.folder / f'{dead[0]}.out').read_text()[-2000:]}")
         with suppress(subprocess.CalledProcessError):  # slurmctld does not answer yet
-            return self.run("sinfo", "--noheader", "--partition=main", "--format=%t") == "idle"
+            return self.run("sinfo", "--noheader", "--partition=both", "--format=%t") == "idle"
         return False
 
     # jobs
@@ -180,13 +187,14 @@ class PrivateSlurm:
         return self.show(job)["JobState"]
 
     def kill_node(self) -> None:
-        """What a power cut does. slurmctld is told what it would notice after SlurmdTimeout; the node comes back."""
-        slurmd = self.daemons.pop("slurmd")
+        """What a power cut does to the first node and all jobs. slurmctld is told what it would notice after
+        SlurmdTimeout; the node comes back."""
+        slurmd = self.daemons.pop("first")
         slurmd.kill()
         slurmd.wait()
         self.kill_jobs()
-        self.run("scontrol", "update", f"NodeName={self.host}", "State=DOWN", "Reason=dead")
-        self.start_daemon("slurmd", "-D", "-N", self.host)
+        self.run("scontrol", "update", "NodeName=first", "State=DOWN", "Reason=dead")
+        self.start_node("first")
 
 
 def free_ports(count: int) -> list[int]:
