@@ -603,6 +603,28 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_stage(command,
     assert "stage 1" in error
 
 
+def test_overflow_in_fp16_is_skipped_with_a_lower_scale_until_it_happens_too_often(new_run, monkeypatch):
+    """On the CPU, whose gradients overflow only where they are made to."""
+    monkeypatch.setattr(train, "SKIPPED_STEPS_LIMIT", 2)
+    run = new_run()
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    (phase,) = run.phases()
+    given = phase, run.ranks.loss_module(phase, run.model), iter(run.loader(phase))
+    before = snapshot(run.model.decoder)
+    overflow = next(run.model.decoder.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    run.train_step(*given)
+    assert run.scaler.get_scale() == 512
+    assert not moved(run.model.decoder, before)
+    overflow.remove()
+    run.train_step(*given)
+    assert moved(run.model.decoder, before)
+    next(run.model.decoder.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    run.train_step(*given)
+    run.train_step(*given)
+    with pytest.raises(train.TrainingError, match="last good weights"):
+        run.train_step(*given)
+
+
 @pytest.mark.parametrize(
     ("objective", "ratio", "words"),
     [("flow", 0.5, "larger core"), ("flow", 2.0, "--learning_rate"), ("flow", 1.0, None), ("mse", 0.5, None)],
