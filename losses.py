@@ -48,23 +48,30 @@ def stft(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 def spectral_distance(reference: Tensor, estimate: Tensor) -> Tensor:
     """Mean |ln ratio| of two magnitudes (batch, channels, frames, bins), plus twice that of their levels in bands,
-    plus spectral convergence: (batch,).
+    plus half that of these bands' levels over all frames, plus spectral convergence: (batch,).
 
-    A bin of noise is as often too loud as too soft, whatever its level; a band's level says how loud it should be.
+    A bin of noise is as often too loud as too soft, whatever its level; a band's level says how loud it should be. In
+    the median over frames: most of the energy is in the few loud ones, which the level over all frames speaks for.
     """
     log_ratio = (estimate + QUIET_MAGNITUDE).log() - (reference + QUIET_MAGNITUDE).log()
-    band_distance = (band_level(estimate) - band_level(reference)).abs().mean((1, 2, 3))
+    powers = band_power(reference), band_power(estimate)
+    in_frames = level_distance(*powers).mean((1, 2, 3))
+    over_frames = level_distance(*(power.mean(2) for power in powers)).mean((1, 2))
     error = estimate - reference
     convergence = ((error * error).sum((2, 3)) + 1e-8).sqrt() / ((reference * reference).sum((2, 3)).sqrt() + 1)
-    return log_ratio.abs().mean((1, 2, 3)) + 2 * band_distance + convergence.mean(1)
+    return log_ratio.abs().mean((1, 2, 3)) + 2 * in_frames + 0.5 * over_frames + convergence.mean(1)
 
 
-def band_level(magnitude: Tensor) -> Tensor:
-    """Natural logarithm of the root mean square magnitude in equal bands of at least 2 bins, all but that of 0 Hz:
-    (batch, channels, frames, bands)."""
+def band_power(magnitude: Tensor) -> Tensor:
+    """Mean square magnitude in equal bands of at least 2 bins, all but that of 0 Hz: (batch, channels, frames,
+    bands)."""
     bins = magnitude.shape[-1] - 1
-    power = magnitude[..., 1:].square().unflatten(-1, (min(BANDS, bins // 2), -1)).mean(-1)
-    return (power + 1e-6).log() / 2
+    return magnitude[..., 1:].square().unflatten(-1, (min(BANDS, bins // 2), -1)).mean(-1)
+
+
+def level_distance(reference: Tensor, estimate: Tensor) -> Tensor:
+    """|ln ratio| of two powers as magnitudes, element by element."""
+    return ((estimate + 1e-6).log() - (reference + 1e-6).log()).abs() / 2
 
 
 def phase_distance(reference: tuple, estimate: tuple, sample_rate: int) -> Tensor:
