@@ -166,6 +166,7 @@ QUIETEST_RMS = 1e-3  # softer passages are not lifted further
 GAIN_RANGE_DB = (-6, 3)
 SPEED_RANGE = 0.06  # about a semitone
 MARGIN_SECONDS = 0.05  # cut off after a change of speed, where the circular resampling wraps around
+TIME_SHIFT = 3  # early times, where only the context can tell what comes, count more than the unshifted flow's
 ELSEWHERE_CHUNKS = 2  # at least so many lie between a pair and its 'same song elsewhere'
 
 
@@ -375,10 +376,10 @@ def window_variant(seed: int, variant: int, pair: int) -> Augmentation:
 
 
 def flow_draws(rng: np.random.Generator, shape: tuple[int, int]) -> dict:
-    """t: logit-normal, 0 in 15 % of the draws. Context: all of it in 70 %, its near end in 20 %, none in 10 %;
-    noise on it in half of the draws, so that long rollouts do not drift."""
+    """t: logit-normal, shifted to the noise (Esser et al. 2024), 0 in 15 % of the draws. Context: all of it in 70 %,
+    its near end in 20 %, none in 10 %; noise on it in half of the draws, so that long rollouts do not drift."""
     flow_noise, context_noise = rng.standard_normal((2, *shape), dtype=np.float32)
-    time = 0.0 if rng.random() < 0.15 else 1 / (1 + np.exp(-rng.standard_normal()))
+    time = 0.0 if rng.random() < 0.15 else 1 / (1 + TIME_SHIFT * np.exp(-rng.standard_normal()))
     heard = rng.choice((1.0, rng.uniform(0.1, 1.0), 0.0), p=(0.7, 0.2, 0.1))
     strength = rng.uniform(0, 0.3) if rng.random() < 0.5 else 0.0
     return {
