@@ -422,8 +422,9 @@ class AttentionCore(nn.Module):
     def forward(self, noisy: Tensor, context: Tensor, time: Tensor, heard: Tensor | None = None) -> Tensor:
         """Velocity at `time` (batch,), 0 noise .. 1 music, as (batch, latent_channels, latents).
 
-        The blocks see inputs of unit variance and say only what the best linear guess of the velocity lacks, with
-        unit variance too (preconditioning after Karras et al. 2022): they need not carry the noise to the output.
+        The blocks see inputs of unit variance and say only what a linear guess of the velocity lacks, with unit
+        variance too (preconditioning after Karras et al. 2022): the guess for music of unit variance around the
+        long-term prediction. They need not carry noise and repetition to the output.
         `heard` (batch,), 0..1, default 1: the share of the context, counted back from the cut, that is not replaced
         by the null vector; 0 is 'no context'.
         """
@@ -443,7 +444,8 @@ class AttentionCore(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, modulation, angles)
         rest = self.unstack(self.to_velocity(CoreBlock.norm(tokens[:, -tokens.shape[1] // 2 :])))
-        return (2 * t - 1) / spread.square() * noisy + rest / spread
+        linear = ((2 * t - 1) * noisy + (1 - t) * self.unstack(repetition)) / spread.square()
+        return linear + rest / spread
 
     def stack(self, z: Tensor) -> Tensor:
         """(batch, latent_channels, latents) -> (batch, tokens, latents_per_token x latent_channels)."""

@@ -379,15 +379,25 @@ def test_long_term_prediction_of_silence_is_silence():
 
 
 @pytest.mark.parametrize("time", [0.0, 0.3, 0.5, 0.9])
-def test_untrained_core_says_the_best_linear_guess_of_the_velocity(time):
+def test_untrained_core_says_the_best_linear_guess_of_the_velocity(time, monkeypatch):
+    """Of music that varies by 1 around its long-term prediction."""
     core = ContinuationModel(with_overrides("tiny", **SMALL)).core
-    music, start, context = (noise(8, 4, 1000, seed=i) for i in range(3))
-    noisy, t = (1 - time) * start + time * music, torch.full((8,), time)
-    velocity = core(noisy, context, t)
-    error = (velocity - (music - start)).square().mean()
+    around, start, predicted = (noise(8, 4, 1000, seed=i) for i in range(3))
+    monkeypatch.setattr(network, "long_term_prediction", lambda context: predicted)
+    noisy, t = (1 - time) * start + time * (predicted + around), torch.full((8,), time)
+    velocity = core(noisy, torch.zeros_like(noisy), t) - predicted
+    error = (velocity - (around - start)).square().mean()
     assert error.item() == pytest.approx(1 / (time**2 + (1 - time) ** 2), rel=0.02)
     for scale in (0.9, 1.1):
-        assert (scale * velocity - (music - start)).square().mean() >= error
+        assert (scale * velocity - (around - start)).square().mean() >= error
+
+
+def test_untrained_core_continues_with_the_long_term_prediction():
+    core = ContinuationModel(with_overrides("tiny", **SMALL)).core
+    context = noise(1, 4, 50).repeat(1, 1, 4)
+    velocity = core(torch.zeros_like(context), context, torch.zeros(1))
+    assert torch.allclose(velocity, network.long_term_prediction(context), atol=1e-5)
+    assert not core(torch.zeros_like(context), context, torch.zeros(1), torch.zeros(1)).any()
 
 
 # ---- prediction ----
