@@ -206,11 +206,3 @@ def test_song_with_a_wrong_value_is_refused(folder, changes):
 def test_folder_without_meta_is_refused_by_saying_who_writes_it(tmp_path):
     with pytest.raises(data.DataError, match=r"create_dataset\.py has not finished"):
         data.open_dataset(tmp_path)
-
-
-def test_flow_is_trained_mostly_at_early_times_and_at_0_in_its_share():
-    times = [data.flow_draws(np.random.default_rng(number), (1, 1))["time"] for number in range(4000)]
-    late = [time for time in times if time > 0]
-    assert len(late) == pytest.approx(0.85 * 4000, rel=0.03)
-    assert np.median(late) == pytest.approx(1 / 4, abs=0.02)
-    assert max(late) < 1

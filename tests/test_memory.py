@@ -315,13 +315,13 @@ def test_training_takes_the_batch_that_the_dry_run_names(arguments, one_gigabyte
     assert train.main(arguments(f"{flags} --dry_run")) == 0
     named = json.loads(capsys.readouterr().out.splitlines()[-1])
     args = arguments(flags)
-    train.fit_batch(args)
+    train.fit_batch(args, torch.device("cpu"))
     assert (args.batch_size, args.accumulate) == (named["batch_size"], named["accumulate"]) == (6, 4)
 
 
 def test_batch_that_is_given_is_not_changed_on_the_cpu(arguments):
     args = arguments(f"{test_train.TINY} --batch_size 5 --accumulate 3 --memory_limit 0.001")
-    train.fit_batch(args)
+    train.fit_batch(args, torch.device("cpu"))
     assert (args.batch_size, args.accumulate) == (5, 3)
 
 

@@ -77,7 +77,7 @@ def test_flow_draws_have_the_documented_shares():
     heard = np.array([d["heard"] for d in drawn])
     context_noise = np.array([np.abs(d["context_noise"]).sum() for d in drawn])
     assert (time == 0).mean() == pytest.approx(0.15, abs=0.02)
-    assert np.median(time[time > 0]) == pytest.approx(0.5, abs=0.02)
+    assert np.median(time[time > 0]) == pytest.approx(0.25, abs=0.02)
     assert time.max() < 1
     assert (heard == 1).mean() == pytest.approx(0.7, abs=0.03)
     assert (heard == 0).mean() == pytest.approx(0.1, abs=0.02)
