@@ -27,7 +27,8 @@ class Figure:
 
 FIGURES = (
     Figure("val_mr_stft", "multi-resolution STFT distance", "lower is better", lambda distance: distance),
-    Figure("val_context_gain", "context gain", "higher is better", lambda gain: -gain),
+    # an untrained core repeats its context and has a large gain; what is learned needs the context less, but still
+    Figure("val_context_gain", "context gain", "above 0 is right", lambda gain: -min(gain, 0.0)),
     Figure("val_loudness_ratio_db", "loudness ratio in dB", "0 is best", abs),
 )
 
