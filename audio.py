@@ -226,13 +226,6 @@ class Decoder:
             self.notes.append(f"{self._nonfinite} non-finite samples set to 0")
 
 
-def decode_blocks(
-    path: str | os.PathLike, sample_rate: int, channels: int, clip_seconds: float | None = None
-) -> Iterator[np.ndarray]:
-    """The blocks of `Decoder`, for callers who need no notes."""
-    return iter(Decoder(path, sample_rate, channels, clip_seconds))
-
-
 def load_audio(
     path: str | os.PathLike,
     sample_rate: int,

@@ -5,12 +5,14 @@
 
 A checkpoint is one file of plain types and CPU tensors that `torch.load(path, weights_only=True)` reads. Its
 keys: format, config, weights, ema, optimiser, scheduler, scaler, stage (1 or 2), step, rng, sampler,
-early_stop, data_meta, settings, command, versions, checksum.
+early_stop, evaluated_at, data_meta, settings, processes, command, versions, checksum.
 """
 
 import errno
+import functools
 import hashlib
 import io
+import json
 import os
 import platform
 import random
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +36,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-FORMAT_VERSION = 2  # 1: the network before its long stem and long-term prediction
+FORMAT_VERSION = 3  # 2: tones up to 1500 Hz; 1: the network before its long stem and long-term prediction
 LAST_NAME = "last.pt"
 BEST_NAME = "best.pt"
 RETRY_WAITS_SECONDS = (2, 10)  # a full disk or a network file system often recovers within seconds
@@ -150,6 +153,7 @@ def load_model(path, device="cpu") -> ContinuationModel:
     return build_model(load(path), device)
 
 
+@functools.cache  # the commit that was loaded, whatever is checked out while a training runs
 def versions() -> dict:
     """What a result depends on beside the settings: library versions and the project's git commit."""
     git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
@@ -272,6 +276,15 @@ def _sync_folder(folder: Path) -> None:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def read_records(path: Path) -> list[dict]:
+    """Lines of metrics.jsonl; one that was torn by a crash is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):
+            records.append(json.loads(line))
+    return records
 
 
 # ---- random states ----

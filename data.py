@@ -160,8 +160,18 @@ def read_window(side: Side, song: dict, start: int, length: int) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------
 # Windows of audio for training
 
-STREAMS = {"order": 0, "crop": 1, "pair": 2, "window": 3, "spectral": 4, "validation": 5, "dropout": 6}
-CONTEXT_LEVEL = 0.1  # -20 dBFS RMS, as generation scales every context
+STREAMS = {
+    "order": 0,
+    "crop": 1,
+    "pair": 2,
+    "window": 3,
+    "spectral": 4,
+    "validation": 5,
+    "dropout": 6,
+    "elsewhere": 7,
+}
+# model.py brings a context to these levels too: it stands alone, and this file works without torch.
+CONTEXT_LEVEL = 0.1  # -20 dBFS RMS
 QUIETEST_RMS = 1e-3  # softer passages are not lifted further
 GAIN_RANGE_DB = (-6, 3)
 SPEED_RANGE = 0.06  # about a semitone
@@ -237,14 +247,15 @@ class Windows:
         return self._own_start(pair) / self.sample_rate
 
     def elsewhere(self, pair: int) -> np.ndarray | None:
-        """The chunk of the same song that is farthest from the pair, at the context's level (channels, chunk);
-        None where none has ELSEWHERE_CHUNKS between the pair and itself."""
-        song = self.song(pair)
-        own = int(self.side.pairs[pair, 0]) - song["first_row"]
-        before, after = own, song["rows"] - own - 2
-        if max(before, after) <= ELSEWHERE_CHUNKS:
+        """A chunk of the same song at the context's level (channels, chunk), the same at every call: drawn from those
+        in pairs, so no silent one, with at least ELSEWHERE_CHUNKS between the pair and them. None without one."""
+        song, own = self.song(pair), int(self.side.pairs[pair, 0])
+        rows = np.unique(self.side.pairs[self.song_of_pair == self.song_of_pair[pair]])
+        far = rows[(rows < own - ELSEWHERE_CHUNKS) | (rows > own + 1 + ELSEWHERE_CHUNKS)]
+        if not len(far):
             return None
-        x = self._float(song, 0 if before >= after else (song["rows"] - 1) * self.chunk, self.chunk)
+        row = int(draws(0, "elsewhere", pair).choice(far))
+        x = self._float(song, (row - song["first_row"]) * self.chunk, self.chunk)
         return x * np.float32(level_gain(x))
 
     def window(self, pair: int, chunks: int, change: Augmentation) -> np.ndarray:
@@ -261,8 +272,9 @@ class Windows:
     def crop(self, pair: int, length: int, change: Augmentation, place: float) -> np.ndarray:
         """`length` samples at `place` (0..1) of a window of one chunk: float32 (channels, length)."""
         window = self._near(pair, self.chunk, change.place)
-        margin = 0 if change.speed == 1 else self.margin
-        needed = round((length + 2 * margin) * change.speed)
+        speed = change.speed if round((length + 2 * self.margin) * change.speed) <= self.chunk else 1.0
+        margin = 0 if speed == 1 else self.margin
+        needed = round((length + 2 * margin) * speed)
         offset = round(place * (self.chunk - needed))
         x = change_speed(window[:, offset : offset + needed], length + 2 * margin)
         return self._finish(x[:, margin : margin + length], level_gain(window), change)

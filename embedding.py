@@ -12,7 +12,7 @@ What is undefined (the distance to a single patch) is nan.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,7 +27,9 @@ MELS = 96
 PATCH_FRAMES = 187  # 3 s
 PATCHES_AT_ONCE = 8
 BATCH_NORM_EPSILON = 1e-3  # the default of tf.layers
+DIMENSIONS = 200  # of an embedding
 KAD_SCALE = 1000.0
+BANDWIDTH_ROWS = 2000
 
 TABLE_MAGIC = 0xDB4775248B80FB57
 TABLE_FOOTER_BYTES = 48
@@ -143,9 +145,9 @@ def _name(kind: str, number: int) -> str:
 
 
 def variable_names() -> set[str]:
-    """The tensors that the network uses; the rest of the checkpoint belongs to the optimiser (Adam)."""
+    """The tensors that the network uses; the rest of the checkpoint is the layer of the tags, and the optimiser's."""
     names = {f"{_name('conv2d', i)}/{part}" for i in range(8) for part in ("kernel", "bias")}
-    names |= {f"{_name('dense', i)}/{part}" for i in range(2) for part in ("kernel", "bias")}
+    names |= {"dense/kernel", "dense/bias"}
     parts = ("beta", "gamma", "moving_mean", "moving_variance")
     return names | {f"{_name('batch_normalization', i)}/{part}" for i in range(11) for part in parts}
 
@@ -186,7 +188,7 @@ def _mid_end(x, weights: dict, number: int):
 
 
 def network(patches, weights: dict):
-    """Log-mel patches (batch, frames, mels) -> penultimate layer (batch, 200) and logits of the tags (batch, 50).
+    """Log-mel patches (batch, frames, mels) -> penultimate layer (batch, 200).
 
     Tensors in and out; `weights` by their names in the checkpoint, which give all sizes.
     """
@@ -200,8 +202,7 @@ def network(patches, weights: dict):
     x = torch.cat([front, first, second, third], dim=1)  # (batch, 753, frames)
     x = torch.stack([x.amax(dim=2), x.mean(dim=2)], dim=2).flatten(1)  # (batch, 1506), largest and mean in turn
     x = _batch_norm(x, weights, 9) @ weights["dense/kernel"] + weights["dense/bias"]
-    penultimate = _batch_norm(x.relu(), weights, 10)
-    return penultimate, penultimate @ weights["dense_1/kernel"] + weights["dense_1/bias"]
+    return _batch_norm(x.relu(), weights, 10)
 
 
 # Embeddings of sounds
@@ -237,68 +238,83 @@ class Embedder:
     Embeddings depend on the bandwidth of a sound: compare only sounds that had the same sample rate.
     """
 
-    def __init__(self, folder: Path | None = None, device: str = "cpu"):
+    def __init__(self):
         import torch
 
-        folder = folder or find_weights()
+        folder = find_weights()
         if folder is None:
             raise FileNotFoundError("musicnn is not installed: pip install --no-deps musicnn==0.1.0")
         tensors = read_checkpoint(f"{folder}/")
-        self.device = device
-        self.weights = {name: torch.from_numpy(tensors[name].copy()).to(device) for name in variable_names()}
+        self.weights = {name: torch.from_numpy(tensors[name].copy()) for name in variable_names()}
 
     def __call__(self, x: np.ndarray, sample_rate: int) -> np.ndarray:
         """(channels, samples) -> float32 (patches, 200), one patch per 3 s."""
-        return self._run(x, sample_rate)[0]
-
-    def tags(self, x: np.ndarray, sample_rate: int) -> np.ndarray:
-        """(channels, samples) -> probabilities (patches, 50) of the tags MTT_LABELS of musicnn/configuration.py."""
-        return 1 / (1 + np.exp(-self._run(x, sample_rate)[1]))
-
-    def _run(self, x: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
         import torch
 
         patches = torch.from_numpy(log_mel_patches(x, sample_rate))
-        sizes = len(self.weights["dense/bias"]), len(self.weights["dense_1/bias"])
-        outputs = [tuple(torch.zeros(0, size) for size in sizes)]
+        embeddings = [torch.zeros(0, len(self.weights["dense/bias"]))]
         with torch.inference_mode():
             for batch in patches.split(PATCHES_AT_ONCE) if len(patches) else ():
-                outputs.append(tuple(y.cpu() for y in network(batch.to(self.device), self.weights)))
-        penultimate, logits = (torch.cat(parts).numpy() for parts in zip(*outputs, strict=True))
-        return penultimate, logits
+                embeddings.append(network(batch, self.weights))
+        return torch.cat(embeddings).numpy()
 
 
 # Distances of embeddings
 
 
-def kernel_distance(reference: np.ndarray, estimate: np.ndarray) -> float:
-    """Kernel Audio Distance of two sets of embeddings (n, dims) and (m, dims), times 1000; lower is closer.
+def kernel_distance(references: Sequence[np.ndarray], estimates: Sequence[np.ndarray]) -> tuple[float, np.ndarray]:
+    """Kernel Audio Distance of two sets of embeddings, times 1000 (lower is closer), and that without each song.
 
-    Source: Chung et al., "KAD: No More FAD!", 2025. The unbiased squared maximum mean discrepancy
+    One array of embeddings a song, (n, dims) and (m, dims), which may have no rows. Source: Chung et al., "KAD: No
+    More FAD!", 2025. The unbiased squared maximum mean discrepancy
 
         mean of k(r, r') + mean of k(e, e') - 2 mean of k(r, e),    k(a, b) = exp(-|a - b|^2 / (2 s^2)),
 
-    where r != r' and e != e', and s is the median distance of two reference embeddings. Its expectation is 0 for
-    sets of one distribution, so single values may be negative. nan for fewer than two rows in either set, and
-    where at least half of the references are equal (s = 0).
+    where r != r' and e != e', and s is the median distance of two reference embeddings (of BANDWIDTH_ROWS evenly
+    spread ones where there are more). Its expectation is 0 for sets of one distribution, so single values may be
+    negative. nan for fewer than two rows in either set, and where at least half of the references are equal (s = 0).
     """
-    from scipy.spatial.distance import cdist, pdist
+    bandwidth = _median_distance(np.concatenate(references))
+    within_r, within_e = (_kernel_sums(x, x, bandwidth) for x in (references, estimates))
+    between = _kernel_sums(references, estimates, bandwidth)
+    rows_r, rows_e = (np.array([len(x) for x in sets]) for sets in (references, estimates))
+    for within, rows in ((within_r, rows_r), (within_e, rows_e)):
+        within[np.diag_indices_from(within)] -= rows  # k(r, r) = 1
+    songs = np.arange(len(references))
+    kept = np.concatenate([np.ones((1, len(songs))), songs != songs[:, None]])  # all songs, then all but each
 
-    if reference.ndim != 2 or estimate.ndim != 2 or reference.shape[1] != estimate.shape[1]:
-        raise ValueError(f"expected (n, dims) and (m, dims), got {reference.shape} and {estimate.shape}")
-    if min(len(reference), len(estimate)) < 2:
-        return float("nan")
-    reference, estimate = reference.astype(np.float64), estimate.astype(np.float64)
-    among_references = pdist(reference)
-    bandwidth = np.median(among_references)
-    if not bandwidth > 0:
-        return float("nan")
+    def mean_kernel(sums: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+        total = ((kept @ sums) * kept).sum(axis=1)
+        return np.divide(total, pairs, out=np.full(len(kept), np.nan), where=pairs > 0)
 
-    def mean_kernel(distances: np.ndarray) -> float:
-        return float(np.mean(np.exp(-0.5 * np.square(distances / bandwidth))))
+    n, m = kept @ rows_r, kept @ rows_e
+    same = mean_kernel(within_r, n * (n - 1)) + mean_kernel(within_e, m * (m - 1))
+    distances = KAD_SCALE * (same - 2 * mean_kernel(between, n * m))
+    return float(distances[0]), distances[1:]
 
-    same = mean_kernel(among_references) + mean_kernel(pdist(estimate))
-    return KAD_SCALE * (same - 2 * mean_kernel(cdist(reference, estimate)))
+
+def _median_distance(x: np.ndarray) -> float:
+    """nan where it is 0 or there are no two rows."""
+    from scipy.spatial.distance import pdist
+
+    if len(x) > BANDWIDTH_ROWS:
+        x = x[np.linspace(0, len(x) - 1, BANDWIDTH_ROWS).round().astype(int)]
+    median = np.median(pdist(x)) if len(x) > 1 else 0.0
+    return float(median) if median > 0 else float("nan")
+
+
+def _kernel_sums(a: Sequence[np.ndarray], b: Sequence[np.ndarray], bandwidth: float) -> np.ndarray:
+    """Sum of k(x, y) over the rows x of each song of a and y of each song of b: (songs, songs). One song's rows at a
+    time stand against all of b."""
+    from scipy.spatial.distance import cdist
+
+    ends = np.cumsum([len(rows) for rows in b])[:-1]
+    others = np.concatenate(b)
+    sums = np.zeros((len(a), len(b)))
+    for i, rows in enumerate(a):
+        kernel = np.exp(-0.5 * np.square(cdist(rows, others) / bandwidth)).sum(axis=0)
+        sums[i] = [part.sum() for part in np.split(kernel, ends)]
+    return sums
 
 
 def paired_similarity(a: np.ndarray, b: np.ndarray) -> float:

@@ -31,10 +31,12 @@ INTERRUPTED = 75
 SHOWN_SONGS = 3  # songs whose first pair is drawn and written as sound
 PEAK_LIMIT = 0.98
 KEPT_OF_A_CHECKPOINT = ("config", "ema", "stage", "step", "data_meta")  # the rest is large
+GAINS = {"gain_another_song": "val_context_gain", "gain_same_song": "val_context_gain_same_song"}  # as train.py logs
 REPETITION = ", long-term prediction"
 WITHOUT_NETWORK = ("silence", "input repeated", "tempo-locked loop", "another song", "same song elsewhere")
-REAL_AUDIO = ("another song", "same song elsewhere")  # judged through each codec too
-EXPECTED = ("tiny-flow", "tiny-mse", "legacy-mse")  # named as missing where no checkpoint of them is judged
+NO_EMBEDDING = [np.zeros((0, embedding.DIMENSIONS), np.float32)]  # of a song in which a system is silent
+REAL_AUDIO = WITHOUT_NETWORK[1:]  # judged through each codec too
+PASSAGES_AT_ONCE = 2**30  # bytes of continuations that are looked for in the training songs together
 
 
 class UsageError(Exception):
@@ -59,17 +61,17 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     folders.add_argument("--output_folder", required=True, type=Path, help="where the scorecard is written")
     folders.add_argument(
-        "--predictions", type=named_folder, nargs="+", default=[], metavar="NAME=DIR",
+        "--predictions", type=named_folder, nargs="+", action="extend", default=[], metavar="NAME=DIR",
         help="continuations by anybody else: sounds named by the pair ids that scorecard.json lists",
     )  # fmt: skip
     songs = parser.add_argument_group("songs")
     songs.add_argument("--split", choices=data.SPLITS, default="test", help="side of the dataset")
     songs.add_argument("--pairs_per_song", type=positive_int, default=4, help="pairs, spread over each song")
-    songs.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    songs.add_argument("--seed", type=natural, default=0, help="of everything that is drawn")
     sampling = parser.add_argument_group("sampling and hardware")
     sampling.add_argument("--steps", type=positive_int, default=32, help="steps from noise to music")
     sampling.add_argument(
-        "--guidance", type=float, default=1.5, help="how strongly the input is followed; 1: as trained"
+        "--guidance", type=not_negative_float, default=1.5, help="how strongly the input is followed; 1: as trained"
     )
     sampling.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     return parser.parse_args(argv)
@@ -79,6 +81,20 @@ def positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return value
+
+
+def not_negative_float(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError("not a number from 0 up")
     return value
 
 
@@ -178,8 +194,10 @@ class Network:
         self.trained_on = {song["id"] for song in songs if song["split"] == "train"}
 
     def facts(self, songs: list[dict]) -> dict:
-        """What the scorecard says about the checkpoint itself."""
+        """What the scorecard says about the checkpoint itself. Under the names of the context gains: what train.py
+        measured on its validation songs at the first evaluation of stage 2 and at this checkpoint's."""
         stage, step = self.state_of_training
+        log = self.folder / "metrics.jsonl"
         return {
             "folder": str(self.folder),
             "stage": stage,
@@ -187,6 +205,7 @@ class Network:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "floats_per_second": self.floats_per_second(),
             "songs_trained_on": sorted({song["id"] for song in songs} & self.trained_on),
+            **(gains_in_training(log, step) if self.continues and log.exists() else {}),
         }
 
     def floats_per_second(self) -> float:
@@ -232,19 +251,14 @@ class Network:
         return self.model.destandardise(long_term_prediction(self.model.standardise(context)))
 
     def play(self, pair: Pair, context, latents) -> Continuation:
-        """Decode `latents` behind the end of the input's, and fade over, as `ContinuationModel.generate` does."""
+        """What is heard of the pair's input, whose end is faded over, and of `latents` decoded behind it."""
         import torch
 
-        from model import FADE_SECONDS, JOIN_SECONDS
+        from model import fade_over
 
-        config = self.config
-        join = min(round(JOIN_SECONDS * config.latent_rate), config.chunk_latents)
-        decoded = self.sound(self.model.decode(torch.cat([context[..., -join:], latents], dim=-1)))
-        cut, fade = join * config.latent_samples, round(FADE_SECONDS * config.sample_rate)
-        ramp = np.linspace(0, 1, fade, dtype=np.float32)
-        faded = pair.context[:, -fade:] * (1 - ramp) + decoded[:, cut - fade : cut] * ramp
-        heard = np.concatenate([pair.context[:, :-fade], faded], axis=1)
-        return Continuation(heard, decoded[:, cut : cut + config.chunk_samples], self.comb_rates())
+        before, after = map(self.sound, self.model.decode_behind(context, latents))
+        heard = fade_over(torch.from_numpy(pair.context), torch.from_numpy(before)).numpy()
+        return Continuation(heard, after[:, : self.config.chunk_samples], self.comb_rates())
 
     def loss(self, pair: Pair, context, target) -> float:
         """Validation loss of the prediction from this context."""
@@ -266,6 +280,20 @@ class Network:
         for name, x in others.items():
             measures[name] = math.nan if x is None else self.loss(pair, self.encode(x), target) - own
         return measures
+
+
+def gains_in_training(log: Path, step: int) -> dict[str, tuple[float, float]]:
+    """The context gains of metrics.jsonl at the first evaluation of stage 2 and at the one of `step`, where it has
+    both."""
+    import checkpoint
+
+    found = {}
+    records = {record["step"]: record for record in checkpoint.read_records(log) if record["stage"] == 2}
+    for name, logged in GAINS.items():
+        gains = [records.get(at, {}).get(logged) for at in (0, step)]
+        if None not in gains:
+            found[name] = tuple(gains)
+    return found
 
 
 def samplings(config, args: argparse.Namespace) -> dict[str, dict]:
@@ -311,11 +339,21 @@ def names_of(folders: list[Path], configs: list[dict]) -> list[str]:
     return names
 
 
+def check_predictions(predictions: list[tuple[str, Path]], networks: list[Network], ids: list[str]) -> None:
+    """Refuse, before hours of work, names that other systems have or might have, and missing sounds."""
+    taken = {*WITHOUT_NETWORK, "truth", *(network.name for network in networks)}
+    for name, folder in predictions:
+        if name in taken or "," in name or " through " in name:
+            raise UsageError(f"--predictions {name}={folder}: the name is taken by another system")
+        taken.add(name)
+        for path in (folder / f"{id}.wav" for id in ids):
+            if not path.is_file():
+                raise UsageError(f"{path} is missing: there must be a continuation of every pair")
+
+
 def read_prediction(folder: Path, pair: Pair, sample_rate: int) -> np.ndarray:
     """Somebody's continuation of the pair, given at the song's own level, at the pair's."""
     path = folder / f"{pair.id}.wav"
-    if not path.is_file():
-        raise UsageError(f"{path} is missing: there must be a continuation of every pair")
     channels, samples = pair.target.shape
     x = audio.load_audio(path, sample_rate, channels)
     if x.shape[1] < samples:
@@ -342,13 +380,28 @@ class Judge:
         self.rows = {section: {} for section in scorecard.SECTIONS}
         self.listening = []  # what listen.html plays
         self.embedder = embedding.Embedder() if embedding.find_weights() else None
-        self.embeddings = {}  # system -> embeddings of its continuations
+        self.embeddings = {}  # system -> song -> embeddings of its continuations
+        self.hums = {"reconstruction": {}, "continuation": {}}  # section -> system -> song -> `metrics.hum` of pairs
         self.passages = []  # (system, song, pair, passages of the continuation), to be looked for in training songs
         if self.continuing:  # shown even where no pair has one
             self.rows["continuation"] = {name: [] for name in WITHOUT_NETWORK}
 
     def add(self, section: str, system: str, song: str, measures: dict[str, float]) -> None:
         self.rows[section].setdefault(system, []).append((song, measures))
+
+    def add_hum(self, section: str, system: str, pair: Pair, sound: np.ndarray, rates: tuple[float, float]) -> None:
+        frequencies, heights = metrics.hum(pair.target, sound, self.rate, *rates)
+        if len(heights):
+            _, songs = self.hums[section].setdefault(system, (frequencies, {}))
+            songs.setdefault(pair.song, []).append(heights)
+
+    def worst_hums(self) -> dict[str, dict[str, dict]]:
+        """section -> system -> the multiple that stands highest above the truth's in the mean over songs, and by how
+        many dB."""
+        return {
+            section: {name: worst_hum(frequencies, songs) for name, (frequencies, songs) in systems.items()}
+            for section, systems in self.hums.items()
+        }
 
     def judge_pair(self, pair: Pair, shown: bool) -> dict[str, tuple]:
         """Measure all systems on a pair; returns the true and the predicted latents of those that predict."""
@@ -357,9 +410,10 @@ class Judge:
             self.draw(pair, "reconstruction", {"truth": pair.target, **reconstructions})
         if not self.continuing:
             return {}
-        continuations, latents = self.baselines(pair), {}
+        baselines, latents = self.baselines(pair), {}
+        continuations = dict(baselines)
         for network in self.continuing:
-            played, predicted = self.judge_network(network, pair)
+            played, predicted = self.judge_network(network, pair, baselines)
             continuations |= played
             latents |= predicted
         continuations["truth"] = Continuation(pair.context, pair.target, self.comb_rates)
@@ -381,6 +435,7 @@ class Judge:
         for name, sound in sounds.items():
             measures = metrics.reconstruction_measures(pair.target, sound, self.rate, *rates[name])
             self.add("reconstruction", name, pair.song, measures | floats.get(name, {}))
+            self.add_hum("reconstruction", name, pair, sound, rates[name])
         return sounds
 
     def baselines(self, pair: Pair) -> dict[str, Continuation]:
@@ -391,8 +446,9 @@ class Judge:
         named |= {name: read_prediction(folder, pair, self.rate) for name, folder in self.predictions.items()}
         return {name: Continuation(pair.context, x, self.comb_rates) for name, x in named.items() if x is not None}
 
-    def judge_network(self, network: Network, pair: Pair) -> tuple[dict[str, Continuation], dict[str, tuple]]:
-        """Continuations of a network, its ceiling among them, and by name its true and predicted latents."""
+    def judge_network(self, network: Network, pair: Pair, baselines: dict) -> tuple[dict, dict]:
+        """By name the continuations of a network, its ceiling and real audio through it among them, and its true and
+        predicted latents."""
         context, target = network.latents(pair)
         self.add("context", network.name, pair.song, network.context_gain(pair, context, target))
         played, latents = {}, {}
@@ -407,10 +463,9 @@ class Judge:
         if not network.config.is_legacy:
             played[network.name + REPETITION] = network.play(pair, context, network.repetition(context))
         played[network.name + CEILING] = network.play(pair, context, target)
-        for name, x in zip(REAL_AUDIO, (pair.another, pair.elsewhere), strict=True):
-            if x is not None:
-                coded = Continuation(pair.context, network.reconstruct(x), network.comb_rates())
-                played[f"{name} through {network.name}"] = coded
+        for name in (name for name in REAL_AUDIO if name in baselines):
+            coded = network.reconstruct(baselines[name].sound)
+            played[f"{name} through {network.name}"] = Continuation(pair.context, coded, network.comb_rates())
         return played, latents
 
     def judge_continuations(self, pair: Pair, continuations: dict[str, Continuation]) -> None:
@@ -420,30 +475,43 @@ class Judge:
             del measures["join_click_percentile_truth"]  # stands in the truth's own row
             measures |= metrics.combs_above_truth(pair.target, played.sound, self.rate, *played.comb_rates)
             self.add("continuation", name, pair.song, measures)
+            self.add_hum("continuation", name, pair, played.sound, played.comb_rates)
             passages = metrics.passages(played.sound, self.rate, 1.0).astype(np.float32)
             self.passages.append((name, pair.song, pair.number, passages))
             if self.embedder and played.sound.any():  # silence is like nothing
                 found = self.embedder(played.sound, self.rate)
-                self.embeddings.setdefault(name, []).append(found)
+                self.embeddings.setdefault(name, {}).setdefault(pair.song, []).append(found)
                 likeness = embedding.paired_similarity(heard, found)
                 self.add("continuation", name, pair.song, {"embedding_similarity": likeness})
 
-    def kernel_distances(self) -> dict[str, float]:
-        """Kernel audio distance of each system's continuations from the true ones."""
-        sets = {name: np.concatenate(parts) for name, parts in self.embeddings.items()}
-        return {name: embedding.kernel_distance(sets["truth"], found) for name, found in sets.items()}
+    def kernel_distances(self) -> dict[str, dict]:
+        """Kernel audio distance of each system's continuations from the true ones, its interval over songs, and what
+        it is without each song."""
+        truth, distances = self.embeddings.get("truth", {}), {}
+        for name, found in self.embeddings.items():
+            sets = ([np.concatenate(parts.get(song, NO_EMBEDDING)) for song in truth] for parts in (truth, found))
+            whole, without = embedding.kernel_distance(*sets)
+            value, low, high = metrics.jackknife_interval(whole, without)
+            without = dict(zip(truth, without.tolist(), strict=True))
+            distances[name] = {"mean": value, "low": low, "high": high, "without_song": without}
+        return distances
 
-    def judge_memory(self, rows: Iterable[np.ndarray]) -> None:
-        """Likeness to the nearest passages of the training songs (`rows`), minus the true continuation's own."""
+    def passage_bytes(self) -> int:
+        return sum(found.nbytes for *_, found in self.passages)
+
+    def judge_memory(self, sounds: Iterable[np.ndarray]) -> None:
+        """Likeness of the continuations since the last call to the nearest passages of the training songs (`sounds`),
+        minus the true continuation's own."""
         if not self.passages:
             return
         systems, songs, numbers, passages = zip(*self.passages, strict=True)
-        nearest = metrics.nearest_likeness(np.concatenate(passages), rows, self.rate)
+        nearest = metrics.nearest_likeness(np.concatenate(passages), sounds, self.rate)
         ends = np.cumsum([len(found) for found in passages])
         likeness = [float(part.mean()) if len(part) else math.nan for part in np.split(nearest, ends[:-1])]
         of_truth = {n: value for name, n, value in zip(systems, numbers, likeness, strict=True) if name == "truth"}
         for name, song, number, value in zip(systems, songs, numbers, likeness, strict=True):
             self.add("continuation", name, song, {"memorisation": value - of_truth[number]})
+        self.passages.clear()
 
     def judge_song(self, song: str, latents: list[dict[str, tuple]]) -> None:
         """What needs all pairs of a song: `latents` as `judge_pair` returned them."""
@@ -479,6 +547,12 @@ class Judge:
             plots.plot_join(self.output / shown["picture"], whole, self.rate, pair.context.shape[-1] / self.rate)
             systems.append({"name": name, **shown})
         self.listening.append({"title": pair.song, "systems": systems})
+
+
+def worst_hum(frequencies: np.ndarray, songs: dict[str, list[np.ndarray]]) -> dict[str, float]:
+    heights = np.mean([np.mean(pairs, axis=0) for pairs in songs.values()], axis=0)
+    worst = int(np.argmax(heights))
+    return {"hz": float(frequencies[worst]), "db": float(heights[worst])}
 
 
 def file_name(system: str) -> str:
@@ -538,7 +612,9 @@ def notes_on(networks: list[Network], pairs: Pairs, split: str) -> list[str]:
         seen = len(network.facts(pairs.songs)["songs_trained_on"])
         if seen:
             notes.append(f"{network.name} was trained on {seen} of these {len(pairs.songs)} songs: not held out")
-    missing = [name for name in EXPECTED if not any(network.name.startswith(name) for network in networks)]
+    presets = dict.fromkeys(n.config.preset for n in networks if not n.config.is_legacy) or {"tiny": None}
+    expected = [f"{preset}-{objective}" for preset in presets for objective in ("flow", "mse")] + ["legacy-mse"]
+    missing = [name for name in expected if not any(network.name.startswith(name) for network in networks)]
     if missing:
         notes.append(f"missing, for want of a checkpoint: {', '.join(missing)}")
     if embedding.find_weights() is None:
@@ -565,6 +641,7 @@ def make_card(args: argparse.Namespace, judge: Judge, pairs: Pairs, notes: list[
         "pair_ids": pairs.ids(),
         "notes": notes,
         "figures": figures,
+        "hum": judge.worst_hums(),
         "kernel_audio_distance": judge.kernel_distances(),
         "ranks": ranks(figures["continuation"], args.seed),
     }
@@ -580,6 +657,22 @@ def write_card(folder: Path, card: dict) -> None:
 # Main
 
 
+def training_sounds(side: data.Side, meta: dict) -> Iterator[np.ndarray]:
+    """Every chunk of a side with the seconds behind it that a passage which begins in it still needs."""
+    chunk, more = meta["chunk_samples"], round(metrics.COPY_SECONDS * meta["sample_rate"])
+    for song in side.songs:
+        for start in range(0, song["rows"] * chunk, chunk):
+            length = min(chunk + more, song["rows"] * chunk - start)
+            yield audio.from_int16(data.read_window(side, song, start, length))
+
+
+def until_stopped(items: Iterable, stop) -> Iterator:
+    for item in items:
+        if stop.requested:
+            raise Stopped
+        yield item
+
+
 def run(args: argparse.Namespace, stop) -> None:
     import torch
     from tqdm import tqdm
@@ -587,21 +680,27 @@ def run(args: argparse.Namespace, stop) -> None:
     meta, sides = data.open_dataset(args.dataset_folder)
     pairs = Pairs(data.Windows(sides[args.split], meta), args.pairs_per_song)
     networks = load_networks(args, meta)
+    check_predictions(args.predictions, networks, pairs.ids())
     notes = notes_on(networks, pairs, args.split)
     for note in notes:
         print(f"note: {note}")
     args.output_folder.mkdir(parents=True, exist_ok=True)
     judge = Judge(networks, dict(args.predictions), meta["sample_rate"], args)
+
+    def look_for_copies() -> None:
+        sounds = tqdm(training_sounds(sides["train"], meta), desc="memorisation", total=len(sides["train"].rows))
+        judge.judge_memory(until_stopped(sounds, stop))
+
     with torch.inference_mode(), tqdm(total=len(pairs), unit="pair") as bar:
         for position, song in enumerate(pairs.songs):
             latents = []
-            for pair in pairs.of_song(position):
-                if stop.requested:
-                    raise Stopped
+            for pair in until_stopped(pairs.of_song(position), stop):
                 latents.append(judge.judge_pair(pair, shown=position < SHOWN_SONGS and not latents))
                 bar.update()
             judge.judge_song(song["id"], latents)
-        judge.judge_memory(audio.from_int16(row) for row in sides["train"].rows)
+            if judge.passage_bytes() > PASSAGES_AT_ONCE:
+                look_for_copies()
+    look_for_copies()
     card = make_card(args, judge, pairs, notes)
     write_card(args.output_folder, card)
     if judge.listening:

@@ -3,7 +3,7 @@
     python generate.py --checkpoint_folder checkpoints --input song.mp3 --output next.mp3
 
 The network hears 10 seconds of the song, by default the first ones, and writes what it thinks comes next.
-Exit codes: 0 done, 1 failed, 2 wrong usage or refused input.
+Exit codes: 0 done, 1 failed, 2 wrong usage or refused input, 75 interrupted: run the same command again.
 """
 
 import argparse
@@ -16,9 +16,11 @@ import numpy as np
 
 import audio
 
+INTERRUPTED = 75
 OUTPUT_SUFFIXES = (".mp3", ".wav", ".flac", ".ogg", ".m4a")
 PEAK_LIMIT = 0.98
 SHORTEST_SECONDS = 0.1
+SEEDS = 2**32  # torch's generator on the CPU drops the higher bits
 
 
 class UsageError(Exception):
@@ -44,10 +46,14 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     music.add_argument("--seconds", type=length_seconds, default=10.0, help="length of the continuation, s")
     music.add_argument("--num_samples", type=positive_int, default=1, help="how many; above 1: NAME-1, NAME-2 ...")
-    music.add_argument("--seed", type=int, default=0, help="of the first continuation, the next one's is 1 higher")
+    music.add_argument(
+        "--seed", type=seed_number, default=0, help="of the first continuation, the next one's is 1 higher"
+    )
     sampling = parser.add_argument_group("sampling (None: the network's own value)")
     sampling.add_argument("--steps", type=positive_int, help="steps from noise to music: more is finer and slower")
-    sampling.add_argument("--guidance", type=float, help="how strongly the song is followed; 1: as trained")
+    sampling.add_argument(
+        "--guidance", type=not_negative_float, help="how strongly the song is followed; 1: as trained"
+    )
     sampling.add_argument("--temperature", type=not_negative_float, help="level of the noise that it starts from")
     hardware = parser.add_argument_group("hardware")
     hardware.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
@@ -79,6 +85,13 @@ def positive_int(text: str) -> int:
     return value
 
 
+def seed_number(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < SEEDS:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {SEEDS - 1}")
+    return value
+
+
 def start_seconds(text: str) -> float | None:
     """Seconds, or None for the song's end."""
     return None if text == "end" else not_negative_float(text)
@@ -98,8 +111,10 @@ def check_files(args: argparse.Namespace) -> None:
         raise UsageError(f"--plot {args.plot}: pictures are .png files")
     if not args.input.is_file():
         raise UsageError(f"{args.input}: there is no such file")
-    if args.output.exists() and args.output.samefile(args.input):
-        raise UsageError(f"--output {args.output} would overwrite the input")
+    for number in range(1, args.num_samples + 1):
+        path = numbered(args.output, number, args.num_samples)
+        if path.exists() and path.samefile(args.input):
+            raise UsageError(f"--output {path} would overwrite the input")
     if not args.checkpoint_folder.is_dir():
         raise UsageError(f"there is no checkpoint folder {args.checkpoint_folder}")
 
@@ -218,11 +233,21 @@ def main(args: argparse.Namespace) -> int:
         stream.reconfigure(errors="backslashreplace")  # names need not be valid UTF-8
     try:
         run(args)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again", file=sys.stderr)
+        return INTERRUPTED
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (audio.AudioError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        import torch  # not earlier: what is refused should be refused at once
+
+        if not isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        print("error: the GPU has not enough free memory: try --device cpu", file=sys.stderr)
         return 1
     return 0
 

@@ -48,7 +48,27 @@ gain.</p>
 "use strict";
 const songs = JSON.parse(document.getElementById("songs").textContent);
 const main = document.querySelector("main");
+const key = ["ratings", location.pathname, document.lastModified].join(" ");  // a page written anew has none
+const ratings = stored();  // by the song's number and the system's name
 let blind = false;
+
+function stored() {
+  try { return JSON.parse(localStorage.getItem(key)) || {}; } catch { return {}; }  // a browser may forbid storage
+}
+
+function rate(what, rating) {
+  ratings[what] = rating;
+  try { localStorage.setItem(key, JSON.stringify(ratings)); } catch { /* then they last until the page is left */ }
+}
+
+function rated(what) {
+  return ratings[what] ? ", rated " + ratings[what] : "";
+}
+
+function letters(position) {  // A to Z, AA, AB ...
+  const last = String.fromCharCode(65 + position % 26);
+  return position < 26 ? last : letters(Math.floor(position / 26) - 1) + last;
+}
 
 function element(parent, tag, properties) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -75,16 +95,17 @@ function show() {
     const grid = element(main, "div", { className: "systems" });
     const systems = blind ? shuffled(song.systems) : song.systems;
     systems.forEach((system, position) => {
-      const letter = String.fromCharCode(65 + position);
+      const letter = letters(position), what = number + " " + system.name;
       const card = element(grid, "article", {});
       Object.assign(card.dataset, { song: song.title, letter, system: system.name });
-      element(card, "h3", { textContent: blind ? letter : system.name });
+      element(card, "h3", { textContent: blind ? letter : system.name + rated(what) });
       element(card, "img", { src: blind ? "" : system.picture, alt: blind ? "" : "spectrogram of " + system.name });
       element(card, "audio", { src: system.sound, controls: true, preload: "none" });
-      const ratings = element(card, "fieldset", {});
+      const choices = element(card, "fieldset", {});
       for (let rating = 1; rating <= 5; rating++) {
-        const label = element(ratings, "label", {});
-        element(label, "input", { type: "radio", name: number + letter, value: rating });
+        const label = element(choices, "label", {});
+        element(label, "input", { type: "radio", name: number + letter, value: rating,
+          checked: ratings[what] === rating, onchange: () => rate(what, rating) });
         label.append(" " + rating);
       }
     });

@@ -13,7 +13,7 @@ SPECTRAL_SIZES = 5
 BANDS = 32
 QUIET_MAGNITUDE = 1e-2  # added to a bin before its logarithm, so that much softer ones do not count
 PHASE_WEIGHT = 0.75  # of the phase distance and the waveform's error, beside the spectral distance
-PHASE_CORNER_HZ = 750  # up to here phases are asked for; above, a compact code can hold energy and texture alone
+PHASES_HZ = (600, 900)  # asked for up to the first, not from the second on: a compact code cannot hold more
 FULL_LEVEL_POWER = 0.01  # of a signal at -20 dBFS RMS, the level of every context
 KL_WEIGHT = 1e-4
 ROBUST_NOISE = 0.15  # of each latent's standard deviation, at most
@@ -77,13 +77,14 @@ def level_distance(reference: Tensor, estimate: Tensor) -> Tensor:
 def phase_distance(reference: tuple, estimate: tuple, sample_rate: int) -> Tensor:
     """Mean |difference| of two `stft` outputs with magnitudes compressed to |X|^0.5, over the reference's: (batch,).
 
-    Bins count fully below PHASE_CORNER_HZ and fade out over the octave above it: where phases cannot be known, the
+    Bins count fully up to the first of PHASES_HZ and fade out up to the second: where phases cannot be known, the
     best guess of a complex value is zero, and asking for it would only make the sound dull.
     """
     bins = reference[1].shape[-1]
-    octaves = torch.linspace(0, sample_rate / 2, bins, device=reference[1].device) / PHASE_CORNER_HZ
-    weight = (1 - octaves.clamp(min=1).log2()).clamp(min=0)
-    used = min(bins, math.ceil(4 * PHASE_CORNER_HZ * (bins - 1) / sample_rate))  # bins with octaves < 2
+    whole, gone = PHASES_HZ
+    frequencies = torch.linspace(0, sample_rate / 2, bins, device=reference[1].device)
+    weight = ((gone - frequencies) / (gone - whole)).clamp(0, 1)
+    used = min(bins, math.ceil(2 * gone * (bins - 1) / sample_rate))
     (a, size_a), (b, size_b) = ((s[..., :used, :], m[..., :used]) for s, m in (reference, estimate))
     error = a * torch.rsqrt(size_a + 1e-2)[..., None] - b * torch.rsqrt(size_b + 1e-2)[..., None]
     error = ((error * error).sum(-1) + 1e-8).sqrt()
@@ -141,15 +142,16 @@ def weighted_sum(parts: dict[str, Tensor]) -> Tensor:
     return parts["spectral"] + PHASE_WEIGHT * (parts["phase"] + waveform) + KL_WEIGHT * parts["kl"]
 
 
-def reconstruct_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor]]:
+def reconstruct_step(model, batch: dict, draw: dict, average=ranks.mean) -> tuple[Tensor, dict[str, Tensor]]:
     """Stage 1: loss (batch,) of the reconstruction of batch["x"], and its parts.
 
-    draw: sample_rate, size and in_mid_side of `reconstruction_losses`. The latents' running statistics are updated.
+    draw: sample_rate, size and in_mid_side of `reconstruction_losses`. The latents' running statistics are updated,
+    by what `average` makes of this process's: the mean over all.
     """
     x = batch["x"]
     mean, log_variance = model.posterior(x)
     latents = mean.detach().float()
-    model.track_latents(*ranks.mean(torch.stack([latents.mean((0, 2)), latents.square().mean((0, 2))])))
+    model.track_latents(*average(torch.stack([latents.mean((0, 2)), latents.square().mean((0, 2))])))
     y = model.decode(latent_noise(model, mean, log_variance, batch), x.shape[-1])
     parts = reconstruction_parts(x, mean, log_variance, y, draw)
     return weighted_sum(parts), parts

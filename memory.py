@@ -32,6 +32,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 import data
 import losses
 import muon
+import ranks
 from model import ContinuationModel, ModelConfig, on_meta
 
 PARTS = ("stage1", "latents", "stage2", "joint")  # of a training, in their order
@@ -46,7 +47,7 @@ class Plan:
     parts: tuple[str, ...]  # of PARTS, those that the training has
     batch_size: int  # items a micro-step
     accumulate: int  # micro-steps an optimiser step
-    joint_divisor: int  # of the batch, in the joint part
+    joint_divisor: int  # of the items of a step, in the joint part
     crop_samples: int  # of an item of stage 1
     cache_batch: int  # pairs that are encoded together for the latent cache
     device: str  # cuda or cpu
@@ -55,6 +56,14 @@ class Plan:
     def cut(self, batch_size: int) -> "Plan":
         """The same items a step, in micro-batches of so many."""
         return replace(self, batch_size=batch_size, accumulate=self.batch_size * self.accumulate // batch_size)
+
+
+def joint_batches(batch_size: int, accumulate: int, divisor: int) -> tuple[int, int]:
+    """Micro-batch and micro-steps of the joint part: a `divisor`-th of the items of a step, however they are cut."""
+    items = max(1, batch_size * accumulate // divisor)
+    most = max(1, batch_size // divisor)
+    size = max(size for size in range(1, most + 1) if items % size == 0)
+    return size, items // size
 
 
 # Estimated, and measured
@@ -81,16 +90,25 @@ def largest_batch(plan: Plan, limit: float) -> Plan | None:
 
 
 def measured_gigabytes(plan: Plan) -> tuple[Plan, dict[str, float]]:
-    """The true peak of each part on CUDA, and the plan that it holds for: where memory runs out, the one with the
-    next smaller micro-batch. Raises torch.cuda.OutOfMemoryError when not even single items fit."""
+    """The true peak of each part on CUDA, and the plan that it holds for: where memory runs out, in this process or
+    in another, the one with the next smaller micro-batch. Raises torch.cuda.OutOfMemoryError, in all processes, when
+    not even single items fit."""
     for cut in divisions(plan):
         if cut.batch_size > plan.batch_size:
             continue
-        try:
-            return cut, {part: measure(cut, part) for part in cut.parts}
-        except torch.cuda.OutOfMemoryError:
-            if cut.batch_size == 1:
-                raise
+        peaks = fitting_peaks(cut)
+        torch.cuda.empty_cache()  # NCCL takes memory of its own
+        if ranks.least(int(peaks is not None), torch.device(plan.device)):
+            return cut, peaks
+    raise torch.cuda.OutOfMemoryError
+
+
+def fitting_peaks(plan: Plan) -> dict[str, float] | None:
+    """The true peak of each part in GB, None where memory runs out."""
+    try:
+        return {part: measure(plan, part) for part in plan.parts}
+    except torch.cuda.OutOfMemoryError:
+        return None
 
 
 def measure(plan: Plan, part: str) -> float:
@@ -185,6 +203,9 @@ class Rehearsal:
 
     def __init__(self, plan: Plan, part: str):
         self.plan, self.part, self.config = plan, part, plan.config
+        self.batch_size, self.accumulate = plan.batch_size, plan.accumulate
+        if part == "joint":
+            self.batch_size, self.accumulate = joint_batches(plan.batch_size, plan.accumulate, plan.joint_divisor)
         with torch.device(plan.device):
             self.model, self.ema = ContinuationModel(plan.config), ContinuationModel(plan.config)
         self.ema.eval().requires_grad_(False)
@@ -215,7 +236,7 @@ class Rehearsal:
 
     def compute_gradients(self) -> None:
         """Of all micro-steps; from the third on they take what the second does, beside the gradients of the first."""
-        for _ in range(min(self.plan.accumulate, 2)):
+        for _ in range(min(self.accumulate, 2)):
             batch = self.batch()
             with self.autocast():
                 loss = self.loss(batch).mean()
@@ -223,17 +244,16 @@ class Rehearsal:
 
     def batch(self) -> dict[str, Tensor]:
         """Zeros in the shapes that the part's items give."""
-        size = self.plan.batch_size
-        if self.part == "joint":
-            size = max(1, size // self.plan.joint_divisor)
-        return {name: self.zeros(size, *np.shape(value)) for name, value in silent_item(self.plan, self.part).items()}
+        item = silent_item(self.plan, self.part)
+        return {name: self.zeros(self.batch_size, *np.shape(value)) for name, value in item.items()}
 
     def loss(self, batch: dict) -> Tensor:
         """The part's loss (batch,), at the worst of the draws that a step makes."""
         if self.config.is_legacy:
             return losses.legacy_step(self.model, batch, predict=self.part == "stage2")[0]
         if self.part == "stage1":
-            return losses.reconstruct_step(self.model, batch, worst_draw(self.config))[0]
+            # without the other processes, which may have run out of memory before they came here
+            return losses.reconstruct_step(self.model, batch, worst_draw(self.config), average=lambda own: own)[0]
         if self.part == "stage2":
             return losses.predict_step(self.model, batch)[0]
         return losses.joint_step(self.model, batch, worst_draw(self.config))[0]

@@ -14,6 +14,7 @@ Two outputs: the reconstruction decode(encode(x)) and the decoded prediction of 
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +23,16 @@ from torch import Tensor, nn
 FRAME_RATE_HZ = 100
 WINDOW_HOPS = 4  # of the encoder's filters and of the decoder's inverse STFT
 LONG_WINDOW_HOPS = 16  # of the encoder's second look, that tells neighbouring partials apart
-KNOWN_PHASE_HZ = 750  # in the octave above it phases become too many for a compact code
+TONES_HZ = (600, 900)  # tones up to the first are whole, at the second they have faded out
+STEADY_HZ = 350  # tones above may not stay the same from frame to frame
+STEADY_FRAMES = 51  # half a second
 CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context is brought to this level before it is encoded
 QUIETEST_RMS = 1e-3  # softer contexts are not lifted further
 JOIN_SECONDS = 1.0  # of the context, decoded together with the prediction
 FADE_SECONDS = 0.02
+SEED_STRIDE = 0x9E3779B1  # between the noises of a long continuation; odd and far from small numbers
 LEGACY_HOP = 40
-LAGS = (0.1, 0.8)  # of a context's length: 1 s to 8 s
+LAG_OCTAVES = (0.1, 0.2, 0.4, 0.8)  # of a context's length: 1 s, 2 s, 4 s and 8 s
 SAMPLING_STEPS = 32
 GUIDANCE = 1.5
 
@@ -97,7 +101,7 @@ PRESETS = {
     "tiny": ModelConfig(
         preset="tiny", sample_rate=12000, chunk_samples=120000, encoder_widths=(128, 128), encoder_blocks=(1, 2),
         decoder_widths=(128, 128), decoder_blocks=(2, 2), core_layers=4, core_width=192, core_heads=3,
-        latents_per_token=10,
+        core_dropout=0.0, latents_per_token=10,
     ),
     "base": ModelConfig(),
     "large": ModelConfig(
@@ -241,16 +245,18 @@ class InverseSTFT(nn.Module):
     and side, or else noise would always be wide.
 
     Where a compact code cannot know the phases, a network that is the same at every frame could only repeat one
-    phase pattern, a buzz at the frame rate: there tones fade out and noise speaks alone, the same at every call.
+    phase pattern, a hum at multiples of the frame rate: there noise speaks alone, the same at every call. Lower down,
+    what stays the same over half a second is taken out of the tones: it would be that hum, whatever the music.
     """
 
     def __init__(self, width: int, channels: int, hop: int):
         super().__init__()
         size = WINDOW_HOPS * hop
         self.channels, self.hop, self.bins = channels, hop, size // 2 + 1
-        corner = KNOWN_PHASE_HZ * WINDOW_HOPS // FRAME_RATE_HZ  # in bins
-        self.tones = min(2 * corner, self.bins)
-        weight = 1 - (torch.arange(self.tones)[:, None] / corner).clamp(min=1).log2()
+        whole, gone = (hz * WINDOW_HOPS // FRAME_RATE_HZ for hz in TONES_HZ)  # in bins
+        self.tones = min(gone, self.bins)
+        self.steady = STEADY_HZ * WINDOW_HOPS // FRAME_RATE_HZ  # bins below it
+        weight = ((gone - torch.arange(self.tones)[:, None]) / (gone - whole)).clamp(max=1)
         scale = size / 4 * typical_magnitude(self.bins)
         self.register_buffer("tone_scale", scale[: self.tones] * weight, persistent=False)
         self.register_buffer("noise_scale", scale, persistent=False)
@@ -263,7 +269,7 @@ class InverseSTFT(nn.Module):
         batch, _, frames = x.shape
         x = self.project(x).float().view(batch, self.channels, -1, frames)
         real, imaginary, log_noise = x.split([self.tones, self.tones, self.bins], dim=2)
-        tones = torch.complex(real * self.tone_scale, imaginary * self.tone_scale)
+        tones = torch.complex(*(self.moving(part) * self.tone_scale for part in (real, imaginary)))
         noise = self.noise(frames, x.device) * (self.noise_level(log_noise) * self.noise_scale)
         spectrum = noise + F.pad(tones, (0, 0, 0, self.bins - self.tones))
         if self.channels == 2:
@@ -274,6 +280,12 @@ class InverseSTFT(nn.Module):
         x = self.overlap_add(pieces) / envelope.clamp(min=1e-4)
         cut = (WINDOW_HOPS - 1) * self.hop // 2
         return x[:, cut : cut + frames * self.hop].view(batch, self.channels, -1)
+
+    def moving(self, x: Tensor) -> Tensor:
+        """A part of the tones (batch, channels, tones, frames), in higher bins less its mean over half a second."""
+        low, high = x[:, :, : self.steady], x[:, :, self.steady :]
+        mean = F.avg_pool1d(high.flatten(1, 2), STEADY_FRAMES, 1, STEADY_FRAMES // 2, count_include_pad=False)
+        return torch.cat([low, high - mean.view_as(high)], dim=2)
 
     @staticmethod
     def noise_level(x: Tensor) -> Tensor:
@@ -368,33 +380,42 @@ class CoreBlock(nn.Module):
 
 
 @torch.no_grad()
-def repetition_lag(z: Tensor) -> tuple[Tensor, Tensor]:
-    """The lag, of LAGS of their length, at which latents without their mean (batch, latent_channels, latents)
-    resemble themselves the most, in latents, and the correlation coefficient there: (batch,) each."""
+def repetition_lags(z: Tensor) -> tuple[Tensor, Tensor]:
+    """In each octave of lags, LAG_OCTAVES of their length, the one at which latents without their mean (batch,
+    latent_channels, latents) resemble themselves the most, in latents, and the correlation coefficient there:
+    (batch, octaves) each."""
     length = z.shape[-1]
     z = z.float()
     spectrum = torch.fft.rfft(z, 2 * length)
     products = torch.fft.irfft((spectrum * spectrum.conj()).real.sum(1), 2 * length)  # by lag
     power = z.square().sum(1).cumsum(-1)
-    shortest, longest = (round(share * length) for share in LAGS)
-    lags = torch.arange(shortest, longest + 1, device=z.device)
-    energy = power[:, length - 1 - lags] * (power[:, -1:] - power[:, lags - 1])  # of both overlapping parts
-    correlation, best = (products[:, lags] / energy.clamp(min=1e-6).sqrt()).max(-1)
-    return lags[best], correlation.clamp(0, 1)
+    edges = [round(share * length) for share in LAG_OCTAVES]
+    found = []
+    for shortest, longest in pairwise(edges):
+        lags = torch.arange(shortest, longest + 1, device=z.device)
+        energy = power[:, length - 1 - lags] * (power[:, -1:] - power[:, lags - 1])  # of both overlapping parts
+        correlation, best = (products[:, lags] / energy.clamp(min=1e-6).sqrt()).max(-1)
+        found.append((lags[best], correlation.clamp(0, 1)))
+    lags, correlations = zip(*found, strict=True)
+    return torch.stack(lags, 1), torch.stack(correlations, 1)
 
 
 def long_term_prediction(z: Tensor) -> Tensor:
     """How latents (batch, latent_channels, latents) go on if they go on repeating themselves, of the same shape.
 
-    Their end over and over at their `repetition_lag`, scaled about their mean by the correlation there: the long-term
-    predictor of speech codecs (Atal and Schroeder 1970), for bars and phrases instead of pitch periods.
+    Their end over and over at each of their `repetition_lags`, scaled about their mean by the correlation there; of
+    these the mean weighted by squared correlation: the long-term predictor of speech codecs (Atal and Schroeder
+    1970), for beats, bars and phrases instead of pitch periods.
     """
     length = z.shape[-1]
     mean = z.mean(-1, keepdim=True)
-    lag, correlation = repetition_lag(z - mean)
-    source = length - lag[:, None] + torch.arange(length, device=z.device) % lag[:, None]
-    repeated = (z - mean).gather(2, source[:, None].expand_as(z))
-    return mean + correlation[:, None, None].to(z.dtype) * repeated
+    lags, correlations = repetition_lags(z - mean)
+    weights = correlations**3 / correlations.square().sum(1, keepdim=True).clamp(min=1e-6)
+    prediction = mean.expand_as(z)
+    for lag, weight in zip(lags.unbind(1), weights.to(z.dtype).unbind(1), strict=True):
+        source = length - lag[:, None] + torch.arange(length, device=z.device) % lag[:, None]
+        prediction = prediction + weight[:, None, None] * (z - mean).gather(2, source[:, None].expand_as(z))
+    return prediction
 
 
 class AttentionCore(nn.Module):
@@ -612,19 +633,29 @@ class ContinuationModel(nn.Module):
         length = round(seconds * config.sample_rate)
         latents = [context]
         for roll in range(-(-length // config.chunk_samples)):
-            own = seed + (roll << 32)  # of this roll; the next seed's rolls draw other noise
+            own = (seed + roll * SEED_STRIDE) % 2**32  # other noise in every roll; torch would drop higher bits
             latents.append(self.predict(latents[-1], steps, guidance, own, temperature))
-        join = min(round(JOIN_SECONDS * config.latent_rate), config.chunk_latents)
-        z = torch.cat([context[..., -join:], *latents[1:]], dim=-1)
-        decoded = self.decode(z)[0].float().cpu() / gain
-        before = join * config.latent_samples
-        continuation = decoded[:, before : before + length]
+        before, after = self.decode_behind(context, torch.cat(latents[1:], dim=-1))
+        continuation = (after[0] / gain).cpu()[:, :length]
         if not with_input:
             return continuation
-        fade = round(FADE_SECONDS * config.sample_rate)
-        ramp = torch.linspace(0, 1, fade)
-        tail = x[:, -fade:] * (1 - ramp) + decoded[:, before - fade : before] * ramp
-        return torch.cat([x[:, :-fade], tail, continuation], dim=1)
+        return torch.cat([fade_over(x, (before[0] / gain).cpu()), continuation], dim=1)
+
+    def decode_behind(self, context: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode predicted latents behind the end of the context's, so that they join: the FADE_SECONDS before the
+        cut, and all that the prediction stands for, (batch, channels, samples) each."""
+        config = self.config
+        join = min(round(JOIN_SECONDS * config.latent_rate), config.chunk_latents)
+        decoded = self.decode(torch.cat([context[..., -join:], predicted], dim=-1)).float()
+        cut, fade = join * config.latent_samples, round(FADE_SECONDS * config.sample_rate)
+        return decoded[..., cut - fade : cut], decoded[..., cut:]
+
+
+def fade_over(x: Tensor, into: Tensor) -> Tensor:
+    """x (channels, samples), crossfaded at its end into the shorter `into`."""
+    fade = into.shape[-1]
+    ramp = torch.linspace(0, 1, fade, device=x.device)
+    return torch.cat([x[..., :-fade], x[..., -fade:] * (1 - ramp) + into * ramp], dim=-1)
 
 
 def with_overrides(preset: str, **fields) -> ModelConfig:

@@ -1,7 +1,7 @@
 """The optimiser of both stages: Muon for matrices, AdamW for everything else, with one learning rate.
 
 Measured on stage 1 (tiny, 180 steps, 12 kHz): waveform error 0.0028 against AdamW's 0.0038, phase distance 0.79
-against 0.87, at 1.3 times AdamW's time a step on a CPU. torch.optim.Muon takes neither convolutions nor vectors.
+against 0.87. torch.optim.Muon takes neither convolutions nor vectors.
 """
 
 import torch
@@ -17,9 +17,14 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     a, b, c = NEWTON_SCHULZ
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)
+    # Every factor is a polynomial of x x^T, so that all but two products have that matrix's smaller size.
+    gram = x @ x.T
+    product = identity = torch.eye(len(x), dtype=x.dtype, device=x.device)
     for _ in range(NEWTON_SCHULZ_STEPS):
-        square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
+        factor = a * identity + b * gram + c * gram @ gram
+        product = factor @ product
+        gram = factor @ gram @ factor
+    x = product @ x
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 

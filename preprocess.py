@@ -389,7 +389,11 @@ def _work(pipe, settings: Settings) -> None:
 
 
 class StopSignals:
-    """Remembers that SIGINT, SIGTERM or SIGUSR1 came, while it is in use as a context manager."""
+    """Remembers that SIGINT, SIGTERM or SIGUSR1 came, while it is in use as a context manager.
+
+    That of checkpoint.py does more: it names the signal, and a second Ctrl-C breaks through a long step. Here a
+    stop is seen at once, and importing checkpoint.py would load torch.
+    """
 
     SIGNALS = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n))
 
@@ -604,6 +608,11 @@ def make_plan(args: argparse.Namespace, settings: Settings, shard: tuple[int, in
     wanted = set(sources[: args.max_files])
     todo = [song for song in mine if song.source in wanted and song.source not in lines]
     gone = own.keys() - set(sources)
+    if known and known.keys().isdisjoint(sources):
+        raise audio.AudioError(
+            f"none of the {len(known)} files that {folder} was made of is in {args.input_folder}: is it the right "
+            f"folder, and mounted? To start anew, delete {folder}"
+        )
     if is_complete:
         for source in gone:
             (folder / f"{song_id(source)}.npy").unlink(missing_ok=True)
@@ -684,6 +693,9 @@ def run(args: argparse.Namespace) -> int:
             print("this shard has no files")
             return 0
         if not any(line["status"] == "ok" for line in plan.lines.values()):
+            if shard and plan.lines:  # all damaged; create_dataset.py refuses where no other shard has one either
+                print("this shard has no usable audio file")
+                return 0
             print(f"error: no usable audio file in {args.input_folder}", file=sys.stderr)
             return 1
         if args.plot:

@@ -16,6 +16,10 @@ TIMEOUT = timedelta(minutes=30)  # the others wait so long while process 0 evalu
 LOST_PEER_WORDS = ("closed by peer", "reset by peer", "broken pipe", "timed out", "connection refused")
 
 
+class LaunchError(Exception):
+    """The processes were not started as they have to be; the message is one clear sentence."""
+
+
 class LostPeerError(Exception):
     """Another process of this run has ended; the message is one clear sentence."""
 
@@ -35,12 +39,19 @@ def environment() -> tuple[int, int, int]:
 def joined(device: torch.device):
     """This process together with the others of its run, on its own GPU; all but process 0 print nothing but errors.
 
-    MASTER_ADDR and MASTER_PORT say where they meet. Raises LostPeerError when one of them has gone.
+    MASTER_ADDR and MASTER_PORT say where they meet: LaunchError without. Raises LostPeerError when one of them has
+    gone.
     """
     rank, local_rank, count = environment()
     if count == 1:
         yield
         return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise LaunchError(
+            f"process {rank} of {count} is not told where they all meet: set {' and '.join(missing)}, the first "
+            f"node's name and a free port of it, as slurm/train.sbatch does"
+        )
     if device.type == "cuda":  # a task may see all GPUs of its node, or its own alone
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
     backend = "nccl" if device.type == "cuda" else "gloo"

@@ -19,6 +19,7 @@ HEADLINES = {
     },
     "continuation": {
         "loudness_db": ("loudness (dB)", "nearer to 0"),
+        "loudness_error_db": ("mean distance from the true loudness (dB)", "lower"),
         "chroma_cosine": ("chroma cosine", "higher"),
         "onset_correlation": ("onset correlation", "higher"),
         "join_click_percentile": ("join click (percentile)", "lower"),
@@ -44,18 +45,23 @@ EXPLANATIONS = {
     "times; of legacy the squared error of the decoded waveform. An interval above 0 says that the context is used; "
     "against the same song elsewhere it says that the very passage is continued, not only its timbre met.",
 }
+HUM_EXPLANATION = (
+    "Hum: of all multiples of the latent rate, the hop rate and 300 Hz the one that stands highest above the truth's "
+    "in the mean over songs. Music's own lines lie elsewhere in every song; a line in all of them is the network's."
+)
 RANKS_EXPLANATION = (
     "(another song - system) / (another song - ceiling), over songs; only measures in which the ceiling differs from "
     "another song's real audio, its interval excluding 0."
 )
 KAD_EXPLANATION = (
     "Kernel audio distance (x 1000) of the continuations from the true ones, in the embedding of musicnn; near 0, "
-    "and sometimes below it, for sets that are alike. Real audio is the floor here, not an opponent."
+    "and sometimes below it, for sets that are alike. Real audio is the floor here, not an opponent. Intervals: "
+    "jackknife over songs."
 )
 GATES_EXPLANATION = (
-    "What a flow has to show before it may be called good: gates.py. A dash: something is missing on this scorecard."
+    "What a flow has to show before it may be called good: gates.py. Open: something is missing on this scorecard."
 )
-VERDICTS = {True: "met", False: "**not met**", None: UNDEFINED}
+VERDICTS = {True: "met", False: "**not met**", None: "open"}
 SECTIONS = tuple(HEADLINES)
 
 
@@ -105,9 +111,11 @@ def as_markdown(card: dict) -> str:
         if systems:
             lines += ["", f"## {section.capitalize()}", "", EXPLANATIONS[section], ""]
             lines += headline_table(HEADLINES[section], systems, total)
+        if card["hum"].get(section):
+            lines += ["", HUM_EXPLANATION, "", *hum_table(card["hum"][section])]
     if card["kernel_audio_distance"]:
         lines += ["", "## Distribution", "", KAD_EXPLANATION, ""]
-        rows = [[name, number(value)] for name, value in card["kernel_audio_distance"].items()]
+        rows = [[name, interval(figure)] for name, figure in card["kernel_audio_distance"].items()]
         lines += table(["system", "KAD: lower"], rows)
     lines += ["", "## From another song (0) to the ceiling (1)", "", RANKS_EXPLANATION, ""]
     lines += rank_table(card["ranks"])
@@ -139,9 +147,17 @@ def full_table(systems: dict, total: int) -> list[str]:
     return table(["measure", *systems], rows)
 
 
+def hum_table(systems: dict[str, dict]) -> list[str]:
+    rows = [[name, number(worst["db"]), f"{worst['hz']:g}"] for name, worst in systems.items()]
+    return table(["system", "worst line, dB above the truth: near 0", "at Hz"], rows)
+
+
 def gate_table(gates: list[dict]) -> list[str]:
-    rows = [[gate["network"], gate["demand"], gate["found"], VERDICTS[gate["met"]]] for gate in gates]
-    return table(["network", "gate", "found", "verdict"], rows)
+    """A row a gate, a column a network."""
+    networks = list(dict.fromkeys(gate["network"] for gate in gates))
+    verdicts = {(gate["demand"], gate["network"]): f"{gate['found']}: {VERDICTS[gate['met']]}" for gate in gates}
+    demands = dict.fromkeys(demand for demand, _ in verdicts)
+    return table(["gate", *networks], [[d, *(verdicts.get((d, n), UNDEFINED) for n in networks)] for d in demands])
 
 
 def rank_table(ranks: dict[str, dict]) -> list[str]:
@@ -162,11 +178,15 @@ def cell(figure: dict | None, total: int) -> str:
     """mean [low, high]; the interval is left out where all songs agree."""
     if figure is None or math.isnan(figure["mean"]):
         return UNDEFINED
+    defined = defined_songs(figure)
+    return interval(figure) if defined == total else f"{interval(figure)}, n {defined}"
+
+
+def interval(figure: dict) -> str:
     text = number(figure["mean"])
     if not figure["low"] == figure["mean"] == figure["high"]:
         text += f" [{number(figure['low'])}, {number(figure['high'])}]"
-    defined = defined_songs(figure)
-    return text if defined == total else f"{text}, n {defined}"
+    return text
 
 
 def number(value: float) -> str:

@@ -2,8 +2,8 @@
 
     python train.py --dataset_folder dataset --checkpoint_folder checkpoints
 
-The same command continues a run that was stopped. Writes last.pt, best.pt, metrics.jsonl, curves.png, samples/,
-tb/ (TensorBoard) and latents/ (the cache of stage 2) into the checkpoint folder.
+The same command continues a run that was stopped. Writes last.pt, best.pt, stage1.pt, metrics.jsonl, curves.png,
+samples/, tb/ (TensorBoard) and latents/ (the cache of stage 2) into the checkpoint folder.
 Exit codes: 0 done, 1 failed, 2 wrong usage or refused input, 75 interrupted: run the same command again.
 """
 
@@ -16,7 +16,7 @@ import shlex
 import signal
 import sys
 import time
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,13 +29,12 @@ WEIGHT_DECAY = 0.01
 HEALTHY_STD_RATIO = (0.7, 1.4)  # of sampled latents over true ones
 COLLAPSE_GRACE = 0.1  # of stage 2, before its samples are judged
 SKIPPED_STEPS_LIMIT = 50  # steps in a row that fp16 may skip for overflow
-JOINT_BATCH_DIVISOR = 8  # the joint part trains on 20 s of audio instead of two short rows of latents
+JOINT_BATCH_DIVISOR = 8  # of a step's items: the joint part has 20 s of audio instead of two short rows of latents
 JOINT_CODEC_RATE = 0.1  # of the learning rate, for encoder and decoder in the joint part
 VALIDATION_PAIRS = 24
 VALIDATION_DECODED = 4  # of them are turned into sound at an evaluation
 VALIDATION_SAMPLING_STEPS = 8
 CACHE_BATCH = 4
-CHECKPOINTS_AT_ONCE = 5  # last.pt, last.1.pt, best.pt, stage1.pt, and one that is being written
 FREE_ON_RESTART = {
     "dataset_folder", "checkpoint_folder", "stage1_from", "max_minutes", "stage1_steps", "stage2_steps", "device",
     "compile", "batch_size", "accumulate", "num_workers", "checkpoint_minutes", "keep", "dry_run", "memory_limit",
@@ -189,8 +188,15 @@ def check_ranges(parser, args) -> None:
             parser.error(f"--{name} must be above 0")
     if args.preset == "legacy" and any(getattr(args, name) is not None for name in ARCHITECTURE_FLAGS):
         parser.error("--preset legacy is the original, layer for layer: its sizes cannot be changed")
-    if not 0 <= args.joint_share <= 1:
-        parser.error("--joint_share must be from 0 to 1")
+    for name in ("core_layers", "core_width", "core_heads", "latents_per_token"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    for name in ("joint_share", "core_dropout"):
+        if getattr(args, name) is not None and not 0 <= getattr(args, name) <= 1:
+            parser.error(f"--{name} must be from 0 to 1")
+    for name in ("seed", "num_workers"):
+        if getattr(args, name) is not None and not 0 <= getattr(args, name) < 2**32:
+            parser.error(f"--{name} must be from 0 to {2**32 - 1}")
 
 
 def warn_without_cuda(args, device) -> None:
@@ -209,7 +215,7 @@ class Reconstruct:
 
     def __init__(self, run: "Run", end: float):
         self.run, self.end = run, end
-        self.batch_size = run.args.batch_size
+        self.batch_size, self.accumulate = run.args.batch_size, run.args.accumulate
 
     def trained(self, model) -> list:
         return [model.encoder, model.decoder]
@@ -229,7 +235,7 @@ class Predict:
 
     def __init__(self, run: "Run", end: float):
         self.run, self.end = run, end
-        self.batch_size = run.args.batch_size
+        self.batch_size, self.accumulate = run.args.batch_size, run.args.accumulate
 
     def trained(self, model) -> list:
         return [model.core]
@@ -251,7 +257,7 @@ class Joint(Predict):
 
     def __init__(self, run: "Run", end: float):
         super().__init__(run, end)
-        self.batch_size = max(1, run.args.batch_size // JOINT_BATCH_DIVISOR)
+        self.batch_size, self.accumulate = joint_batches(run.args)
 
     def trained(self, model) -> list:
         return [model.core, model.encoder, model.decoder]
@@ -266,6 +272,13 @@ class Joint(Predict):
         return self.run.losses.joint_step(model, batch, self.run.spectral_draw(step))
 
 
+def joint_batches(args) -> tuple[int, int]:
+    """Items a micro-step and micro-steps an optimiser step of the joint part."""
+    import memory
+
+    return memory.joint_batches(args.batch_size, args.accumulate, JOINT_BATCH_DIVISOR)
+
+
 class Legacy:
     """Either stage of the legacy network: fixed pairs, squared error of the waveform, nothing frozen, no cache."""
 
@@ -273,7 +286,7 @@ class Legacy:
 
     def __init__(self, run: "Run", end: float, stage: int):
         self.run, self.end, self.stage = run, end, stage
-        self.batch_size = run.args.batch_size
+        self.batch_size, self.accumulate = run.args.batch_size, run.args.accumulate
 
     def trained(self, model) -> list:
         return [model.encoder, model.decoder] + ([model.core] if self.stage == 2 else [])
@@ -339,7 +352,6 @@ def fit_batch(args, device) -> None:
 
     import data
     import memory
-    import ranks
 
     meta, _ = data.open_dataset(args.dataset_folder)
     plan = make_plan(args, meta, device)
@@ -354,7 +366,6 @@ def fit_batch(args, device) -> None:
             plan, measured = memory.measured_gigabytes(plan)
         except torch.cuda.OutOfMemoryError as error:
             raise TrainingError("not even one item at a time fits on this GPU: try a smaller --preset") from error
-        plan = plan.cut(ranks.least(plan.batch_size, device))
         if plan.batch_size < asked:
             print(f"out of memory at --batch_size {asked}: going on with --batch_size {plan.batch_size} "
                   f"--accumulate {plan.accumulate}")  # fmt: skip
@@ -378,11 +389,13 @@ def dry_run(args) -> None:
     for name, side in sides.items():
         hours = len(side.rows) * meta["chunk_samples"] / meta["sample_rate"] / 3600
         print(f"{name}: {len(side.songs)} songs, {len(side.pairs)} pairs, {hours:.2f} hours")
-    pairs = len(sides["train"].pairs)
-    print_stages(args, pairs, first=2 if args.stage1_from else 1)
-    cache, one = memory.cache_gigabytes(plan, args.latent_variants * pairs), memory.checkpoint_gigabytes(plan.config)
+    windows = data.Windows(sides["train"], meta)
+    print_stages(args, windows, first=2 if args.stage1_from else 1)
+    cache = memory.cache_gigabytes(plan, args.latent_variants * len(windows))
+    one = memory.checkpoint_gigabytes(plan.config)
     print(f"latent cache: {cache:.3f} GB")
-    print(f"disk: {cache + CHECKPOINTS_AT_ONCE * one:.3f} GB, the cache and {CHECKPOINTS_AT_ONCE} checkpoints "
+    checkpoints = args.keep + 3  # best.pt, stage1.pt, and one that is being written
+    print(f"disk: {cache + checkpoints * one:.3f} GB, the cache and {checkpoints} checkpoints "
           f"of up to {one:.3f} GB; a sample an evaluation comes on top")  # fmt: skip
     print(memory.table(plan, args.memory_limit))
     peaks = memory.peak_gigabytes(plan)
@@ -399,12 +412,28 @@ def items_a_step(args) -> int:
     return args.batch_size * args.accumulate * ranks.count()
 
 
-def print_stages(args, pairs: int, first: int) -> None:
-    """Steps and epochs of the stages from `first` on."""
-    batch = items_a_step(args)
-    for stage, steps in ((1, args.stage1_steps), (2, args.stage2_steps)):
-        if stage >= first:
-            print(f"stage {stage}: {steps} steps of {batch} items, {steps * batch / pairs:.1f} epochs")
+def pairs_an_epoch(args, windows) -> int:
+    """Of these training windows: legacy has fixed pairs, about half of them."""
+    import data
+
+    return len(data.FixedPairItems(windows, args.seed, 1).pairs) if args.preset == "legacy" else len(windows)
+
+
+def print_stages(args, windows, first: int) -> None:
+    """Steps and epochs on these windows of the stages from `first` on."""
+    import ranks
+
+    joint_share = 0 if args.preset == "legacy" else args.joint_share
+    before_joint = math.ceil(args.stage2_steps * (1 - joint_share))
+    joint_items = math.prod(joint_batches(args)) * ranks.count()
+    for stage, name, steps, items in (
+        (1, "stage 1", args.stage1_steps, items_a_step(args)),
+        (2, "stage 2", before_joint, items_a_step(args)),
+        (2, "stage 2, joint part", args.stage2_steps - before_joint, joint_items),
+    ):
+        if stage >= first and steps:
+            epochs = steps * items / pairs_an_epoch(args, windows)
+            print(f"{name}: {steps} steps of {items} items, {epochs:.1f} epochs")
 
 
 # The run
@@ -522,12 +551,7 @@ class Run:
                 self.evaluate()
             if self.stage == 2:
                 break
-            self.ranks.wait_for_all()
-            finished = self.checkpoint.load(self.folder / "best.pt")
-            if self.ranks.is_first():
-                self.checkpoint.save(self.folder / "stage1.pt", finished)
-            self.start_stage2(finished)
-            self.save()
+            self.finish_stage1()
         self.save()
 
     def train_phase(self, phase, stop) -> None:
@@ -580,29 +604,33 @@ class Run:
     def loader(self, phase):
         """Batches of the phase from the run's next item on, without end; of all processes' items this one's."""
         workers = self.args.num_workers
+        if workers is None:
+            workers = 4 if self.device.type == "cuda" else 0
         return self.torch.utils.data.DataLoader(
             phase.items(),
             batch_size=phase.batch_size,
             sampler=self.data.own_items(self.item, phase.batch_size, self.ranks.rank(), self.ranks.count()),
-            num_workers=(4 if self.device.type == "cuda" else 0) if workers is None else workers,
+            num_workers=workers,
+            # forked, also where that is not the default: anything else would copy the whole dataset into each
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=ignore_sigterm,
             generator=self.torch.Generator(),  # or else every restart would draw a number from the global one
         )
 
     def train_step(self, phase, loss_of, batches) -> float:
-        """One optimiser step over --accumulate micro-batches; returns this process's mean loss."""
+        """One optimiser step over the phase's micro-batches; returns this process's mean loss."""
         torch, total = self.torch, 0.0
         draws = self.data.draws(self.args.seed, "dropout", self.stage, self.step, self.ranks.rank())
         torch.manual_seed(int(draws.integers(2**62)))
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate() * group["scale"]
-        for micro_step in range(self.args.accumulate):
+        for micro_step in range(phase.accumulate):
             batch = {k: v.to(self.device, non_blocking=True) for k, v in next(batches).items()}
-            is_last = micro_step == self.args.accumulate - 1
+            is_last = micro_step == phase.accumulate - 1
             with nullcontext() if is_last or self.ranks.count() == 1 else loss_of.no_sync():
                 with self.autocast():
-                    loss = loss_of(batch, self.step) / self.args.accumulate
+                    loss = loss_of(batch, self.step) / phase.accumulate
                 self.scaler.scale(loss).backward()
             total += loss.item()
             self.item += phase.batch_size * self.ranks.count()
@@ -652,6 +680,15 @@ class Run:
 
     # from stage 1 to stage 2
 
+    def finish_stage1(self) -> None:
+        """Keep the best of stage 1 as stage1.pt, and start stage 2 from it."""
+        self.ranks.wait_for_all()
+        finished = self.checkpoint.load(self.folder / "best.pt")
+        if self.ranks.is_first():
+            self.checkpoint.save(self.folder / "stage1.pt", finished)
+        self.start_stage2(finished)
+        self.save()
+
     def start_stage2(self, finished: dict) -> None:
         """Start stage 2 from the EMA weights of a finished stage 1, this run's or another's, whatever its core is."""
         if finished["data_meta"] != self.meta:
@@ -679,11 +716,11 @@ class Run:
         import audio
 
         cache, key = self.open_cache(), self.cache_key()
-        with self.ranks.first_goes_ahead():
-            if not cache.has_key(key):
-                cache.clear()
-                cache.folder.mkdir(parents=True, exist_ok=True)
-                audio.write_atomic(cache.folder / "key.json", json.dumps({"key": key}))
+        if self.ranks.is_first() and not cache.has_key(key):
+            cache.clear()
+            cache.folder.mkdir(parents=True, exist_ok=True)
+            audio.write_atomic(cache.folder / "key.json", json.dumps({"key": key}))
+        self.ranks.wait_for_all()
         missing = cache.missing()
         self.ranks.wait_for_all()
         started = time.monotonic()
@@ -757,7 +794,7 @@ class Run:
     def evaluate_here(self, train_loss: float | None, phase: str) -> None:
         record = {
             "stage": self.stage, "step": self.step, "phase": phase,
-            "epoch": self.item / max(1, len(self.windows["train"])),
+            "epoch": self.item / pairs_an_epoch(self.args, self.windows["train"]),
             "seconds": sum(self.seconds.values()), "train_loss": train_loss,
         }  # fmt: skip
         with self.torch.no_grad():
@@ -936,7 +973,7 @@ class Run:
             if isinstance(value, float):
                 self.board.add_scalar(f"stage{self.stage}/{name}", value, self.step)
         self.board.flush()
-        plots.plot_curves(self.folder / "curves.png", read_records(self.folder / "metrics.jsonl"))
+        plots.plot_curves(self.folder / "curves.png", self.checkpoint.read_records(self.folder / "metrics.jsonl"))
         self.write_sample()
         print(self.line(record, is_best), flush=True)
 
@@ -1017,9 +1054,15 @@ class Run:
         self.ema.load_state_dict(state["ema"])
         self.begin_stage(state["stage"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty of a run that needed none, on another device
+            self.scaler.load_state_dict(state["scaler"])
         self.step, self.item = state["step"], state["sampler"]["item"]
         self.seconds = dict(state["scheduler"]["seconds"])
+        if self.joint_has_begun() and self.progress() < 1 - self.args.joint_share:
+            raise UsageError(
+                f"{self.folder} is in the joint part, and this --stage2_steps or --max_minutes would put it back "
+                f"before that: take less, or train stage 2 anew in another folder, with --stage1_from"
+            )
         early = state["early_stop"]
         self.best, self.evaluations_since_best, self.skipped = early["best"], early["since"], early["skipped"]
         self.evaluated_at = state["evaluated_at"]
@@ -1032,15 +1075,19 @@ class Run:
                   f"{items_a_step(self.args)} items a step")  # fmt: skip
         print(f"continuing {self.folder} at stage {self.stage}, step {self.step}")
 
+    def joint_has_begun(self) -> bool:
+        """Whether stage 2 has moved encoder and decoder: cached latents would no longer be theirs."""
+        codec = (*self.model.encoder.parameters(), *self.model.decoder.parameters())
+        return self.stage == 2 and not self.config.is_legacy and any(p in self.optimiser.state for p in codec)
+
     def announce(self) -> None:
         """What is about to be done."""
         count = {name: sum(p.numel() for p in part.parameters()) for name, part in self.model.named_children()}
         parts = ", ".join(f"{name} {n / 1e6:.2f}M" for name, n in count.items())
         print(f"{self.config.preset}, {self.config.objective}: {parts} parameters on {self.device.type}, "
               f"{str(self.precision or 'fp32').removeprefix('torch.')}")  # fmt: skip
-        pairs = {name: len(windows) for name, windows in self.windows.items()}
-        print("pairs: " + ", ".join(f"{name} {n}" for name, n in pairs.items()))
-        print_stages(self.args, pairs["train"], first=self.stage)
+        print("pairs: " + ", ".join(f"{name} {len(windows)}" for name, windows in self.windows.items()))
+        print_stages(self.args, self.windows["train"], first=self.stage)
         if self.args.max_minutes:
             print(f"at most {self.args.max_minutes:g} minutes in all, {sum(self.seconds.values()) / 60:.1f} spent")
 
@@ -1083,21 +1130,13 @@ def next_song(song_of_pair, pairs: list[int], i: int) -> int | None:
     return next((j for j in others if song_of_pair[pairs[j]] != song_of_pair[pairs[i]]), None)
 
 
-def read_records(path: Path) -> list[dict]:
-    """Lines of metrics.jsonl; one that was torn by a crash is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):
-            records.append(json.loads(line))
-    return records
-
-
 def drop_later_records(path: Path, stage: int, step: int) -> None:
     """Forget the evaluations that the resumed run will do again."""
     import audio
+    import checkpoint
 
     if path.exists():
-        kept = [r for r in read_records(path) if (r["stage"], r["step"]) <= (stage, step)]
+        kept = [r for r in checkpoint.read_records(path) if (r["stage"], r["step"]) <= (stage, step)]
         audio.write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
@@ -1105,6 +1144,8 @@ def drop_later_records(path: Path, stage: int, step: int) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    import torch
+
     import audio
     import checkpoint
     import data
@@ -1126,11 +1167,23 @@ def main(args: argparse.Namespace) -> int:
         by = stop.name or "a signal to another process"
         print(f"interrupted by {by}, everything is saved: run the same command again to continue")
         return INTERRUPTED
-    except (UsageError, data.DataError, checkpoint.CheckpointError, checkpoint.DeviceError) as error:
+    except KeyboardInterrupt:  # a second Ctrl-C, which does not wait for the end of the step
+        print("interrupted at once: run the same command again to continue from the last save", file=sys.stderr)
+        return INTERRUPTED
+    except (
+        UsageError,
+        data.DataError,
+        checkpoint.CheckpointError,
+        checkpoint.DeviceError,
+        ranks.LaunchError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (TrainingError, ranks.LostPeerError, OSError, audio.AudioError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except torch.cuda.OutOfMemoryError:
+        print("error: the GPU's memory ran out: run the same command with a smaller --batch_size", file=sys.stderr)
         return 1
     return 0
 
@@ -1140,8 +1193,8 @@ def prepare(args: argparse.Namespace, checkpoint, ranks) -> "Run":
     run = Run(args)
     with ranks.first_goes_ahead():
         last = checkpoint.load_last(run.folder)
-        if last is None:
-            (run.folder / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was killed before its first save
+    if last is None and ranks.is_first():
+        (run.folder / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was killed before its first save
     if last is not None:
         run.resume(last)
     elif args.stage1_from:
@@ -1151,4 +1204,7 @@ def prepare(args: argparse.Namespace, checkpoint, ranks) -> "Run":
 
 
 if __name__ == "__main__":
-    sys.exit(main(parse_args()))
+    code = main(parse_args())
+    # it stands: srun and torchrun send TERM to the processes that end a moment later than their first one
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(code)

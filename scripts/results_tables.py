@@ -59,27 +59,35 @@ def trial_table() -> list[str]:
 
 def card_tables(card: dict) -> list[str]:
     figures = with_nan(card["figures"])
-    lines = section_table(figures["reconstruction"], RECONSTRUCTION)
+    lines = section_table(figures["reconstruction"], RECONSTRUCTION, len(card["songs"]))
     measures, songs = ("loss", "gain_another_song", "gain_same_song"), len(card["songs"])
     rows = [
         [system, *(scorecard.cell(found.get(measure), songs) for measure in measures)]
         for system, found in figures["context"].items()
     ]
     header = ["", "validation loss", "gain against another song", "gain against the same song elsewhere"]
-    lines += ["", *scorecard.table(header, rows), "", *section_table(figures["continuation"], CONTINUATION)]
+    lines += ["", *scorecard.table(header, rows), "", *section_table(figures["continuation"], CONTINUATION, songs)]
+    for section, systems in card.get("hum", {}).items():
+        lines += ["", f"Hum, {section}:", "", *scorecard.hum_table(systems)]
     if card.get("kernel_audio_distance"):
-        rows = [[system, f"{value:.1f}"] for system, value in card["kernel_audio_distance"].items()]
+        rows = [
+            [system, scorecard.interval(found)] for system, found in with_nan(card["kernel_audio_distance"]).items()
+        ]
         lines += ["", *scorecard.table(["", "KAD"], rows)]
     if card.get("gates"):
         lines += ["", *scorecard.gate_table(card["gates"])]
     return lines
 
 
-def section_table(systems: dict, columns: dict[str, list[str]]) -> list[str]:
+def section_table(systems: dict, columns: dict[str, list[str]], songs: int) -> list[str]:
+    """Means over songs; n: over so many of them only."""
     rows = []
     for system, found in systems.items():
         means = {measure: figure["mean"] for measure, figure in found.items()}
-        rows.append([system] + [numbers(means, measures) for measures in columns.values()])
+        rows.append([system])
+        for measures in columns.values():
+            defined = min((scorecard.defined_songs(found[m]) for m in measures if m in found), default=0)
+            rows[-1].append(numbers(means, measures) + (f", n {defined}" if 0 < defined < songs else ""))
     return scorecard.table(["", *columns], rows)
 
 

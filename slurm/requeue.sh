@@ -8,6 +8,7 @@
 # 75. Then the job is requeued: it keeps its number, and the same command goes on. Any other code is the job's. Of
 # several processes srun tells the highest code, so that all must agree before one exits with 75.
 
+MAX_RESTARTS=100  # a command that always ends with 75, or takes its node down, must not come back for ever
 child=
 signalled=
 trap 'signalled=1; [ -z "$child" ] || kill -USR1 "$child" 2>/dev/null || true' USR1
@@ -15,6 +16,10 @@ trap : TERM  # srun and the command get it too, and the shell has to outlive the
 
 run_or_requeue() {
   local code=0
+  if [ "${SLURM_RESTART_COUNT:-0}" -gt "$MAX_RESTARTS" ]; then
+    echo "error: this job has been restarted more than $MAX_RESTARTS times; submitted again, it goes on" >&2
+    exit 1
+  fi
   "$@" &  # in the background, because a trap waits for a command in the foreground
   child=$!
   [ -z "$signalled" ] || kill -USR1 "$child"  # it came before there was a child

@@ -52,7 +52,7 @@ def test_ten_seconds_stay_exactly_ten_seconds(tmp_path, rate, new_rate):
 def test_the_stream_equals_one_shot_resampling_bit_for_bit(tmp_path):
     x = synth.song(3, 7, 44100)
     path = synth.write(tmp_path / "x.wav", x, 44100, subtype="FLOAT")
-    blocks = list(audio.decode_blocks(path, RATE, 2))
+    blocks = list(audio.Decoder(path, RATE, 2))
     assert len(blocks) > 3
     np.testing.assert_array_equal(np.concatenate(blocks, 1), soxr.resample(x.T, 44100, RATE, quality="HQ").T)
 

@@ -114,7 +114,7 @@ def small_weights(seed: int = 0, mels: int = 10) -> dict[str, np.ndarray]:
     kernels += [(7, 19, 1, 4), (7, 4, 1, 4), (7, 4, 1, 4)]  # mid-end: 31 channels in all
     assert mels >= kernels[1][1]
     shapes = {embedding._name("conv2d", i): shape for i, shape in enumerate(kernels)}
-    shapes |= {"dense": (62, 6), "dense_1": (6, 2)}
+    shapes |= {"dense": (62, 6)}
     weights = {f"{name}/kernel": rng.normal(0, 0.3, shape) for name, shape in shapes.items()}
     weights |= {f"{name}/bias": rng.normal(0, 0.3, shape[-1]) for name, shape in shapes.items()}
     for i, size in enumerate([1, *(shape[-1] for shape in kernels), 62, 6]):
@@ -124,7 +124,7 @@ def small_weights(seed: int = 0, mels: int = 10) -> dict[str, np.ndarray]:
     return weights
 
 
-def network_in_numpy(x: np.ndarray, weights: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def network_in_numpy(x: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndarray:
     """Channels last, as in TensorFlow; x is (frames, mels)."""
 
     def norm(x, number):
@@ -150,8 +150,7 @@ def network_in_numpy(x: np.ndarray, weights: dict[str, np.ndarray]) -> tuple[np.
     x = np.concatenate([front, first, second, third], axis=1)
     x = np.stack([x.max(axis=0), x.mean(axis=0)], axis=1).reshape(-1)
     x = norm(x, 9) @ weights["dense/kernel"] + weights["dense/bias"]
-    penultimate = norm(np.maximum(x, 0), 10)
-    return penultimate, penultimate @ weights["dense_1/kernel"] + weights["dense_1/bias"]
+    return norm(np.maximum(x, 0), 10)
 
 
 def test_the_network_equals_its_definition_in_numpy():
@@ -159,9 +158,8 @@ def test_the_network_equals_its_definition_in_numpy():
     assert set(weights) == embedding.variable_names()
     patches = np.random.default_rng(1).normal(1, 1, (2, 20, 10))
     outputs = embedding.network(torch.from_numpy(patches), {k: torch.from_numpy(v) for k, v in weights.items()})
-    for i, patch in enumerate(patches):
-        for output, expected in zip(outputs, network_in_numpy(patch, weights), strict=True):
-            np.testing.assert_allclose(output[i].numpy(), expected, rtol=1e-9, atol=1e-9)
+    for output, patch in zip(outputs, patches, strict=True):
+        np.testing.assert_allclose(output.numpy(), network_in_numpy(patch, weights), rtol=1e-9, atol=1e-9)
 
 
 # The input
@@ -202,25 +200,29 @@ def gaussian(seed: int, rows: int = 300, dims: int = 8, shift: float = 0.0) -> n
     return np.random.default_rng(seed).standard_normal((rows, dims)).astype(np.float32) + np.float32(shift)
 
 
+def distance(reference: np.ndarray, estimate: np.ndarray) -> float:
+    return embedding.kernel_distance([reference], [estimate])[0]
+
+
 def test_kernel_distance_of_two_points_each_is_what_paper_and_pencil_give():
     reference, estimate = np.array([[0.0], [1.0]]), np.array([[0.0], [2.0]])
     # s = 1; k(r, r') = e^-1/2, k(e, e') = e^-2, and |r - e| = 0, 2, 1, 1
     expected = math.exp(-0.5) + math.exp(-2) - 2 * (1 + math.exp(-2) + 2 * math.exp(-0.5)) / 4
-    assert embedding.kernel_distance(reference, estimate) == pytest.approx(1000 * expected)
+    assert distance(reference, estimate) == pytest.approx(1000 * expected)
     # s = 2 from the other side, so the distance is not symmetric
     expected = math.exp(-1 / 8) + math.exp(-1 / 2) - 2 * (1 + math.exp(-1 / 2) + 2 * math.exp(-1 / 8)) / 4
-    assert embedding.kernel_distance(estimate, reference) == pytest.approx(1000 * expected)
+    assert distance(estimate, reference) == pytest.approx(1000 * expected)
 
 
 def test_kernel_distance_within_one_distribution_is_zero_on_average():
-    distances = [embedding.kernel_distance(x[:100], x[100:]) for x in map(gaussian, range(40))]
+    distances = [distance(x[:100], x[100:]) for x in map(gaussian, range(40))]
     assert min(distances) < 0 < max(distances)
     assert abs(np.mean(distances)) < 3 * np.std(distances) / math.sqrt(len(distances))
 
 
 def test_kernel_distance_grows_with_the_shift_up_to_that_of_sets_apart():
     reference = gaussian(0)
-    distances = [embedding.kernel_distance(reference, gaussian(1, shift=shift)) for shift in (0, 0.3, 0.6, 1.2, 50)]
+    distances = [distance(reference, gaussian(1, shift=shift)) for shift in (0, 0.3, 0.6, 1.2, 50)]
     assert abs(distances[0]) < 5 < distances[1] < distances[2] < distances[3] < distances[4]
     apart = distances[4] / 1000  # nothing between the sets: what remains is the kernel within each of them
     assert apart == pytest.approx(2 * math.exp(-0.5), rel=0.1)
@@ -228,19 +230,36 @@ def test_kernel_distance_grows_with_the_shift_up_to_that_of_sets_apart():
 
 def test_kernel_distance_depends_neither_on_the_order_nor_on_the_scale():
     reference, estimate = gaussian(0), gaussian(1, rows=200, shift=0.5)
-    distance = embedding.kernel_distance(reference, estimate)
     shuffled = np.random.default_rng(2).permutation(reference), estimate[::-1]
-    assert embedding.kernel_distance(*shuffled) == pytest.approx(distance)
-    assert embedding.kernel_distance(8 * reference, 8 * estimate) == pytest.approx(distance)
+    assert distance(*shuffled) == pytest.approx(distance(reference, estimate))
+    assert distance(8 * reference, 8 * estimate) == pytest.approx(distance(reference, estimate))
+
+
+def test_kernel_distance_without_a_song_is_that_of_the_other_songs():
+    references = [gaussian(seed, rows=4 + seed) for seed in range(4)]
+    estimates = [gaussian(10 + seed, rows=3 * (seed != 2), shift=0.5) for seed in range(4)]  # one song has none
+    whole, without = embedding.kernel_distance(references, estimates)
+    assert whole == pytest.approx(distance(np.concatenate(references), np.concatenate(estimates)))
+    assert len(without) == 4
+    # The bandwidth stays that of all songs, so the others alone are near and not equal.
+    for song in range(4):
+        others = [np.concatenate([x for i, x in enumerate(sets) if i != song]) for sets in (references, estimates)]
+        assert without[song] == pytest.approx(distance(*others), rel=0.1)
+        assert without[song] != pytest.approx(whole)
+
+
+def test_bandwidth_of_many_rows_is_that_of_some_of_them(monkeypatch):
+    reference, estimate = gaussian(0), gaussian(1, shift=0.5)
+    of_all = distance(reference, estimate)
+    monkeypatch.setattr(embedding, "BANDWIDTH_ROWS", 50)
+    assert distance(reference, estimate) == pytest.approx(of_all, rel=0.1)
 
 
 def test_kernel_distance_is_undefined_for_single_rows_and_for_equal_references():
     several = gaussian(0, rows=5)
-    assert math.isnan(embedding.kernel_distance(several, several[:1]))
-    assert math.isnan(embedding.kernel_distance(several[:1], several))
-    assert math.isnan(embedding.kernel_distance(np.ones((4, 8)), several))
-    with pytest.raises(ValueError, match="dims"):
-        embedding.kernel_distance(several, several[:, 1:])
+    assert math.isnan(distance(several, several[:1]))
+    assert math.isnan(distance(several[:1], several))
+    assert math.isnan(distance(np.ones((4, 8)), several))
 
 
 def test_paired_similarity_is_the_cosine_of_the_means():
@@ -267,11 +286,12 @@ def piano(seconds: float = 9.0) -> np.ndarray:
 
 
 @needs_musicnn
-def test_what_the_network_leaves_in_the_checkpoint_is_the_optimiser():
+def test_what_the_network_leaves_in_the_checkpoint_is_the_layer_of_the_tags_and_the_optimiser():
     tensors = embedding.read_checkpoint(f"{MUSICNN}/")
     unused = set(tensors) - embedding.variable_names()
     assert embedding.variable_names() <= set(tensors)
-    assert all("/Adam" in name or name in ("beta1_power", "beta2_power") for name in unused)
+    rest = {"dense_1/kernel", "dense_1/bias", "beta1_power", "beta2_power"}
+    assert {name for name in unused if "/Adam" not in name} == rest
     assert all(np.isfinite(x).all() for x in tensors.values())
 
 
@@ -279,7 +299,9 @@ def test_what_the_network_leaves_in_the_checkpoint_is_the_optimiser():
 def test_an_arpeggio_is_tagged_as_piano():
     from musicnn.configuration import MTT_LABELS
 
-    tags = embedding.Embedder().tags(piano(), RATE).mean(axis=0)
+    tensors = embedding.read_checkpoint(f"{MUSICNN}/")
+    logits = embedding.Embedder()(piano(), RATE) @ tensors["dense_1/kernel"] + tensors["dense_1/bias"]
+    tags = (1 / (1 + np.exp(-logits))).mean(axis=0)
     assert MTT_LABELS[tags.argmax()] == "piano"
     assert tags.max() > 0.4
 

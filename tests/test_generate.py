@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -285,6 +286,14 @@ def test_output_over_the_input_is_refused(song, run, capsys):
     assert song.read_bytes() == before
 
 
+def test_a_numbered_output_over_the_input_is_refused(tmp_path, song, run, capsys):
+    numbered = Path(shutil.copy(song, tmp_path / "song-2.flac"))
+    before = numbered.read_bytes()
+    assert run(tmp_path / "song.flac", "--num_samples", 2, source=numbered) == 2
+    assert "song-2.flac would overwrite the input" in capsys.readouterr().err
+    assert numbered.read_bytes() == before
+
+
 def test_mp3_of_a_rate_that_mp3_does_not_know_is_refused_before_generation(tmp_path, refuses, monkeypatch):
     config = dataclasses.replace(SMALL, sample_rate=9600, chunk_samples=96000)
     folder = write_checkpoint(tmp_path / "checkpoints", config)
@@ -308,6 +317,14 @@ def test_output_that_is_not_finite_is_a_failure(refuses, monkeypatch):
     assert "not finite" in refuses(code=1)
 
 
+def test_gpu_whose_memory_runs_out_is_a_failure(refuses, monkeypatch):
+    def too_large(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(ContinuationModel, "generate", too_large)
+    assert "memory: try --device cpu" in refuses(code=1)
+
+
 def test_full_disk_is_a_failure(refuses, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -316,10 +333,21 @@ def test_full_disk_is_a_failure(refuses, monkeypatch):
     assert "No space left on device" in refuses(code=1)
 
 
+def test_ctrl_c_while_writing_ends_with_75_and_leaves_no_file(tmp_path, run, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(audio.os, "fsync", interrupt)  # when all is written, under a temporary name
+    assert run(tmp_path / "next.wav", "--seconds", 1) == 75
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().err == "interrupted: run the same command again\n"
+
+
 @pytest.mark.parametrize(
     "flags",
     [("--start", "-1"), ("--start", "nan"), ("--start", "middle"), ("--seconds", "0"), ("--num_samples", "0"),
-     ("--steps", "0"), ("--temperature", "-1"), ("--precision", "fp8")],
+     ("--steps", "0"), ("--temperature", "-1"), ("--precision", "fp8"), ("--guidance", "nan"), ("--guidance", "inf"),
+     ("--seed", "-1"), ("--seed", str(2**32))],
 )  # fmt: skip
 def test_impossible_values_are_wrong_usage(tmp_path, run, flags):
     with pytest.raises(SystemExit) as caught:

@@ -51,7 +51,9 @@ def train(dataset: Path, folder: Path, more: str = "", processes: int = 1) -> su
     return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
 
 
-def test_gpu_computes_what_the_cpu_computes(model, song):
+def test_gpu_computes_what_the_cpu_computes(model, song, monkeypatch):
+    """In fp32: by default cuDNN's convolutions round to 10 bits (TF32) on cards that can."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     cpu = model.reconstruct(song[None])
     model.cuda()
     try:

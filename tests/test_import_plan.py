@@ -38,7 +38,7 @@ MODULES = {
     "ranks": set(),
     "muon": set(),
     "data": set(),
-    "memory": {"model", "losses", "muon", "data"},
+    "memory": {"model", "losses", "muon", "data", "ranks"},
     "checkpoint": {"model"},
     "audio": set(),
     "listen": set(),

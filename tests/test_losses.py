@@ -11,7 +11,7 @@ import synth
 import torch
 
 import losses
-from model import ContinuationModel, with_overrides
+from model import TONES_HZ, ContinuationModel, with_overrides
 
 torch.set_num_threads(1)
 RATE = 2000
@@ -179,16 +179,21 @@ def phase_distance(x: torch.Tensor, y: torch.Tensor, rate: int = 12000, size: in
     return losses.phase_distance(losses.stft(x, size), losses.stft(y, size), rate).item()
 
 
-def test_phases_count_below_the_corner_and_not_an_octave_above_it():
-    low, high = tone(0.5 * losses.PHASE_CORNER_HZ), tone(2.5 * losses.PHASE_CORNER_HZ)
+def test_phases_are_asked_for_where_the_decoder_has_tones():
+    assert losses.PHASES_HZ == TONES_HZ
+
+
+def test_phases_count_where_they_are_asked_for_and_not_above():
+    low, high = tone(0.6 * losses.PHASES_HZ[0]), tone(1.2 * losses.PHASES_HZ[1])
     assert phase_distance(low, -low) > 1
     assert phase_distance(low + high, low - high) < 0.05
 
 
-def test_phase_distance_between_the_corner_and_an_octave_above_counts_in_part():
-    corner = losses.PHASE_CORNER_HZ
+def test_phases_that_fade_out_count_in_part():
+    whole, gone = losses.PHASES_HZ
     wrong = [
-        phase_distance(tone(300) + tone(f), tone(300) - tone(f)) for f in (0.8 * corner, 1.4 * corner, 2.2 * corner)
+        phase_distance(tone(300) + tone(f), tone(300) - tone(f))
+        for f in (0.9 * whole, (whole + gone) / 2, 1.2 * gone)
     ]
     assert wrong[0] > 1.3 * wrong[1]
     assert wrong[1] > 3 * wrong[2]

@@ -179,6 +179,14 @@ def test_no_draw_of_the_spectral_losses_takes_more_than_the_one_that_is_rehearse
     assert peaks[0] == max(peaks)
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "found"),
+    [(16, 1, (2, 1)), (8, 2, (1, 2)), (1, 16, (1, 2)), (40, 1, (5, 1)), (20, 2, (1, 5)), (4, 1, (1, 1))],
+)
+def test_joint_part_has_the_same_items_a_step_however_the_batch_is_cut(batch_size, accumulate, found):
+    assert memory.joint_batches(batch_size, accumulate, divisor=8) == found
+
+
 def test_accumulated_gradients_lie_beside_the_activations():
     def peak(accumulate: int) -> float:
         rehearsal_of = plan(batch_size=64, accumulate=accumulate)
@@ -273,6 +281,30 @@ def test_dry_run_ends_with_its_figures_and_writes_nothing(arguments, tmp_path, c
     assert "latent cache: " in text
     assert "peak memory on cuda in float16" in text
     assert not (tmp_path / "ck").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "epochs"),
+    [
+        (
+            f"{test_train.TINY} --batch_size 16 --stage2_steps 70 --joint_share 0.3",  # of 7 pairs
+            ["stage 2: 49 steps of 16 items, 112.0 epochs", "stage 2, joint part: 21 steps of 2 items, 6.0 epochs"],
+        ),
+        (f"{test_train.TINY} --joint_share 0", ["stage 2: 6 steps of 2 items, 1.7 epochs"]),
+        (f"{test_train.LEGACY} --stage2_steps 8", ["stage 2: 8 steps of 1 items, 2.0 epochs"]),  # of 4 fixed pairs
+    ],
+)
+def test_dry_run_counts_the_epochs_of_the_items_that_are_drawn(
+    arguments, one_gigabyte_an_item, capsys, flags, epochs
+):
+    assert train.main(arguments(f"{flags} --dry_run")) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("stage 2")] == epochs
+
+
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_dry_run_counts_the_saves_that_are_kept_and_three_more(arguments, one_gigabyte_an_item, capsys, keep):
+    assert train.main(arguments(f"{test_train.TINY} --dry_run --keep {keep}")) == 0
+    assert f"the cache and {keep + 3} checkpoints" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

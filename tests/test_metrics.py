@@ -206,6 +206,16 @@ def test_comb_of_added_50_hz_multiples_stands_above_the_truth_at_50_hz_alone():
     assert abs(metrics.comb(x + hum, RATE, 70) - own) < 6  # of its multiples only one in five is hit
 
 
+def test_hum_finds_the_one_line_that_the_mean_over_all_multiples_hides():
+    truth = noise(3, 10 * RATE, level=0.1)
+    hums = truth + sine(800, level=0.05, samples=10 * RATE)
+    frequencies, heights = metrics.hum(truth, hums, RATE, 100, 100)
+    assert frequencies[np.argmax(heights)] == 800
+    assert heights.max() > 20
+    assert metrics.combs_above_truth(truth, hums, RATE, 100, 100)["comb_latent_db"] < 1
+    assert len(metrics.hum(truth, np.zeros_like(truth), RATE, 100, 100)[1]) == 0
+
+
 def test_comb_of_silence_and_of_short_signals_is_undefined():
     assert math.isnan(metrics.comb(np.zeros((2, 10 * RATE)), RATE, 50))
     assert math.isnan(metrics.comb(noise(0, 30000), RATE, 50))
@@ -274,6 +284,16 @@ def test_bootstrap_interval_has_the_width_of_the_normal_one():
     assert metrics.bootstrap_interval(values) == (mean, low, high)
 
 
+def test_jackknife_interval_of_a_mean_is_the_normal_one():
+    values = np.random.default_rng(0).standard_normal(50)
+    without = [np.delete(values, i).mean() for i in range(50)]
+    value, low, high = metrics.jackknife_interval(values.mean(), without)
+    assert value == values.mean()
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std(ddof=1) / math.sqrt(50))
+    assert (high + low) / 2 == pytest.approx(value)
+    assert math.isnan(metrics.jackknife_interval(1.0, [1.0])[1])
+
+
 def test_bootstrap_interval_leaves_out_undefined_songs_and_needs_two():
     assert metrics.bootstrap_interval([1.0, float("nan"), 1.0]) == (1, 1, 1)
     mean, low, high = metrics.bootstrap_interval([2.0, float("nan")])
@@ -286,10 +306,8 @@ def test_paired_interval_is_narrow_where_songs_differ_more_than_systems():
     assert (mean, low, high) == pytest.approx((0.5, 0.5, 0.5))
 
 
-def test_context_gain_counts_songs_not_windows():
-    gain, low, high = metrics.context_gain([1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 2.0, 5.0], ["a", "a", "a", "b"])
-    assert gain == 2.5
-    assert (low, high) == (1, 4)
+def test_per_song_is_the_mean_of_what_is_defined():
+    assert metrics.per_song([1.0, 2.0, float("nan"), 3.0], ["a", "b", "b", "a"]) == {"a": 2.0, "b": 2.0}
 
 
 def test_loudness_ratio_of_half_the_amplitude_is_minus_6_db():
@@ -354,7 +372,7 @@ def test_continuation_measures_of_the_truth_are_neutral():
     assert measures["copy_index_above_truth"] == 0
     assert measures["join_click_percentile"] == measures["join_click_percentile_truth"]
     ratios = [value for name, value in measures.items() if name.endswith("_db")]
-    assert len(ratios) == 1 + 3 * (1 + 6)
+    assert len(ratios) == 2 + 3 * (1 + 6)
     assert all(value == 0 or math.isnan(value) for value in ratios)
 
 
@@ -416,6 +434,14 @@ def test_tempo_locked_loop_goes_on_in_time(bpm):
     assert np.allclose(np.diff(onsets), beat, atol=0.04)
 
 
+@pytest.mark.parametrize("bpm", [117, 119.3, 173])
+def test_tempo_between_two_frames_is_found(bpm):
+    """117 beats a minute are 51.3 frames of 10 ms: a whole number of them would be off by half a percent."""
+    x = clicks(list(np.arange(0.1, 9.9, 60 / bpm)), 10 * RATE)
+    octaves = np.log2(metrics.tempo(x, RATE) / bpm)
+    assert octaves == pytest.approx(round(octaves), abs=0.0015)  # a tenth of a percent
+
+
 def test_silence_has_no_tempo_to_loop_at():
     assert metrics.tempo_locked_loop(np.zeros((2, 4 * RATE), np.float32), RATE) is None
 
@@ -468,6 +494,11 @@ def test_beat_is_judged_only_where_the_truth_keeps_it():
     assert metrics.beat_measures(context, steady, steady, RATE)["beat_phase_error"] < 0.05
     for truth in (beats(130, seconds=7.8), beats(100, first=0.4, seconds=7.8), np.zeros_like(context)):
         assert math.isnan(metrics.beat_measures(context, truth, steady, RATE)["beat_phase_error"])
+
+
+def test_beat_that_goes_on_keeps_its_phase_though_it_falls_between_frames():
+    x = beats(117, seconds=20)
+    assert metrics.beat_phase_error(x[:, : 10 * RATE], x[:, 10 * RATE :], RATE) < 0.03
 
 
 def test_passage_that_was_learned_by_heart_is_found_at_any_lag():

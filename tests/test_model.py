@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import synth
 import torch
@@ -13,7 +14,17 @@ import torch.nn.functional as F
 from torch import nn
 
 import model as network
-from model import PRESETS, ContinuationModel, InverseSTFT, ModelConfig, Stem, typical_magnitude, with_overrides
+from model import (
+    PRESETS,
+    STEADY_HZ,
+    TONES_HZ,
+    ContinuationModel,
+    InverseSTFT,
+    ModelConfig,
+    Stem,
+    typical_magnitude,
+    with_overrides,
+)
 
 torch.set_num_threads(1)
 RATE = 2000
@@ -263,19 +274,44 @@ def test_overlap_add_is_perfect_up_to_both_edges(monkeypatch, hop, signal):
     assert torch.allclose(y[0], x, atol=1e-5)
 
 
+@torch.no_grad()
+def tone_power(frames: torch.Tensor, above_hz: float) -> float:
+    """Share of the power above a frequency in what the tones add to a head's noise, at 12 kHz."""
+    torch.manual_seed(0)
+    head = InverseSTFT(width=8, channels=1, hop=120)
+    whole = head(frames)
+    head.project.weight[: 2 * head.tones] = 0
+    head.project.bias[: 2 * head.tones] = 0
+    x = (whole - head(frames))[0, 0]
+    power = torch.fft.rfft(x * torch.hann_window(len(x))).abs().square()
+    return float(power[round(above_hz * len(x) / 12000) :].sum() / power.sum())
+
+
+def test_head_has_no_tones_where_phases_cannot_be_known():
+    frames = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 8, 200), dtype=np.float32))
+    assert tone_power(frames, 1.1 * TONES_HZ[1]) < 1e-6
+    assert tone_power(frames, TONES_HZ[0]) > 1e-3
+
+
+def test_head_cannot_hum():
+    """The same at every frame, it would sound at multiples of the frame rate, whatever the music."""
+    assert tone_power(torch.ones(1, 8, 200), STEADY_HZ + 50) < 1e-6
+    assert tone_power(torch.ones(1, 8, 200), STEADY_HZ - 100) > 1e-3
+
+
 def test_head_is_heard_where_its_frame_is():
-    """A frame unlike the others changes the four hops around its own and nothing else."""
+    """A frame unlike the others changes the four hops around its own, and others by its share in their mean only."""
     hop = 20
     head = InverseSTFT(width=8, channels=1, hop=hop)
     frames = torch.zeros(1, 8, 40)
     other = frames.clone()
     other[..., 20] = 1.0
     with torch.no_grad():
-        changed = (head(frames) - head(other)).abs()[0, 0] > 1e-7
-    positions = changed.nonzero()[:, 0]
-    assert positions.min() >= 20 * hop - 1.5 * hop
-    assert positions.max() < 21 * hop + 1.5 * hop
-    assert len(positions) > 3 * hop
+        change = (head(frames) - head(other)).abs()[0, 0]
+    own = slice(round((20 - 1.5) * hop), round((21 + 1.5) * hop))
+    elsewhere = torch.cat([change[: own.start], change[own.stop :]])
+    assert elsewhere.max() < 0.1 * change[own].max()
+    assert (change[own] > 1e-7).sum() > 3 * hop
 
 
 def test_sound_of_latents_does_not_depend_on_what_else_is_in_the_batch(model):
@@ -365,7 +401,8 @@ def test_flow_time_changes_the_velocity(model, core_inputs):
 def test_long_term_prediction_continues_what_repeats_itself_in_phase(period):
     song = 0.5 + noise(2, 4, period).repeat(1, 1, 2 + 2000 // period)[..., :2000]
     prediction = network.long_term_prediction(song[..., :1000])
-    assert torch.allclose(prediction, song[..., 1000:], atol=0.02)
+    assert torch.allclose(prediction, song[..., 1000:], atol=0.1)  # octaves without the period weigh next to nothing
+    assert torch.corrcoef(torch.stack([prediction.flatten(), song[..., 1000:].flatten()]))[0, 1] > 0.999
 
 
 def test_long_term_prediction_of_what_never_repeats_is_nearly_its_mean():
@@ -522,7 +559,8 @@ def test_longer_generation_rolls_on_from_its_own_prediction(model, song, monkeyp
     model.generate(song, seconds=5, seed=3, steps=1)
     assert len(heard) == 3
     assert torch.equal(heard[1], predict(heard[0], 1, 1.5, 3))
-    assert torch.equal(heard[2], predict(heard[1], 1, 1.5, 3 + (1 << 32)))  # not what seed 4 begins with
+    for other in (3, 4):  # every roll draws noise of its own, and not what the next seed begins with
+        assert not torch.equal(heard[2], predict(heard[1], 1, 1.5, other))
 
 
 @pytest.mark.parametrize("shape", [(2, CHUNK - 1), (1, CHUNK), (CHUNK,)])

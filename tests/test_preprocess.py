@@ -471,6 +471,26 @@ def test_a_shard_without_files_is_done_at_once(tmp_path, no_workers):
     assert manifest(out, "manifest.1-of-2.jsonl") == {}
 
 
+def test_a_shard_without_a_usable_file_is_done_too(tmp_path, no_workers, capsys):
+    folder, out = make_songs(tmp_path / "songs", 1), tmp_path / "out"
+    (folder / "torn.mp3").write_bytes(b"no music")
+    assert preprocess_here(folder, out, "--shard", "1/2") == 0
+    assert "no usable audio file" in capsys.readouterr().out
+    assert manifest(out, "manifest.1-of-2.jsonl")["torn.mp3"]["status"] != "ok"
+
+
+@pytest.mark.parametrize("shard", [(), ("--shard", "0/2")])
+def test_nothing_is_deleted_when_the_input_folder_is_empty_or_another(tmp_path, no_workers, capsys, shard):
+    folder, out = make_songs(tmp_path / "songs", 2), tmp_path / "out"
+    preprocess_here(folder, out, *shard)
+    before = {path: path.read_bytes() for path in out.iterdir() if path.suffix in (".npy", ".jsonl")}
+    assert len(before) > 1
+    (tmp_path / "unmounted").mkdir()
+    assert preprocess_here(tmp_path / "unmounted", out, *shard) == 2
+    assert "is it the right folder, and mounted?" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_a_slurm_array_task_finds_its_shard_and_says_so(tmp_path, no_workers, monkeypatch, capsys):
     folder, out = make_songs(tmp_path / "songs", 3), tmp_path / "out"
     for name, value in {"ID": 14, "MIN": 10, "STEP": 2, "COUNT": 3}.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 import soundfile
 import synth
 import torch
-from private_slurm import free_ports, wait_for
+from private_slurm import PROJECT, free_ports, wait_for
 from tiny import NETWORK, RATE, assert_same_network, write_dataset
 
 import checkpoint
@@ -45,11 +47,11 @@ def submit(slurm, tmp_path) -> Callable[..., str]:
 def evaluations(folder: Path) -> list[tuple[int, int]]:
     """Stage and step of the evaluations that a run has got through."""
     path = folder / "metrics.jsonl"
-    return [(line["stage"], line["step"]) for line in train.read_records(path)] if path.exists() else []
+    return [(line["stage"], line["step"]) for line in checkpoint.read_records(path)] if path.exists() else []
 
 
 def train_losses(folder: Path) -> list[float]:
-    found = (line["train_loss"] for line in train.read_records(folder / "metrics.jsonl"))
+    found = (line["train_loss"] for line in checkpoint.read_records(folder / "metrics.jsonl"))
     return [loss for loss in found if loss is not None]
 
 
@@ -148,6 +150,17 @@ def test_cancelled_run_is_saved_stays_cancelled_and_leaves_no_copy_on_the_node(s
     assert "interrupted by SIGTERM, everything is saved" in (tmp_path / "train.out").read_text()
     assert str(copy) in checkpoint.load(folder / "last.pt")["command"]
     assert not copy.exists()
+
+
+@pytest.mark.parametrize(
+    ("restarts", "code", "output"), [("", 0, "started\n"), ("100", 0, "started\n"), ("101", 1, "")]
+)
+def test_job_that_was_restarted_too_often_fails_instead_of_starting(restarts, code, output):
+    words = ["bash", "-c", "source slurm/requeue.sh; run_or_requeue echo started"]
+    environment = os.environ | {"SLURM_RESTART_COUNT": restarts}
+    done = subprocess.run(words, env=environment, cwd=PROJECT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, output)
+    assert ("restarted more than 100 times" in done.stderr) == (code != 0)
 
 
 # ---- several processes ----

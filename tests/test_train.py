@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -153,6 +156,13 @@ def test_number_of_data_workers_changes_nothing(undisturbed, command, tmp_path):
     assert_same_network(tmp_path / "ck" / "last.pt", undisturbed / "last.pt")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system's default is kept")
+def test_data_workers_are_forked_whatever_python_takes_by_default(new_run):
+    run = new_run()
+    for run.args.num_workers, context in ((0, None), (1, multiprocessing.get_context("fork"))):
+        assert run.loader(run.phases()[0]).multiprocessing_context is context
+
+
 # ---- stopping and going on ----
 
 
@@ -222,12 +232,12 @@ def test_run_killed_before_the_first_step_of_stage_2_lists_no_evaluation_twice(
 
     def step_or_die(self, *given):
         if self.stage == 2:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt  # nothing is saved for it
         return train_step(self, *given)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(train.Run, "train_step", step_or_die)
-        command(tmp_path / "ck")
+        assert command(tmp_path / "ck") == train.INTERRUPTED
     assert command(tmp_path / "ck") == 0
     places = [[(line["stage"], line["step"]) for line in records(f)] for f in (tmp_path / "ck", undisturbed)]
     assert places[0] == places[1]
@@ -294,6 +304,16 @@ def test_more_steps_and_another_batch_size_go_on(undisturbed, command, tmp_path)
     assert checkpoint.load(folder / "last.pt")["step"] == 8
 
 
+def test_run_in_its_joint_part_is_not_put_back_before_it(undisturbed, command, capsys, monkeypatch):
+    """The cached latents would no longer be those of its encoder. 6 steps of 10 are less than the first 66 %."""
+    monkeypatch.setattr(train.Run, "train", lambda run, stop: None)
+    before = (undisturbed / "last.pt").read_bytes()
+    assert command(undisturbed, more="--stage2_steps 9") == 0
+    assert command(undisturbed, more="--stage2_steps 10") == 2
+    assert "is in the joint part" in capsys.readouterr().err
+    assert (undisturbed / "last.pt").read_bytes() == before
+
+
 def test_missing_dataset_is_refused(tmp_path, capsys):
     argv = ["--dataset_folder", str(tmp_path / "none"), "--checkpoint_folder", str(tmp_path / "ck"), *TINY.split()]
     assert train.main(train.parse_args(argv)) == 2
@@ -309,6 +329,11 @@ def test_missing_dataset_is_refused(tmp_path, capsys):
         "--learning_rate -1",
         "--preset huge",
         "--batch_size 0",
+        "--core_heads 0",
+        "--core_dropout 2",
+        "--seed -1",
+        "--seed 4294967296",
+        "--num_workers -1",
     ],
 )
 def test_impossible_values_are_wrong_usage(flags):
@@ -336,6 +361,15 @@ def test_frozen_parameters_do_not_move_in_2a_and_do_move_in_2b(new_run):
     assert run.step == 6
 
 
+@pytest.mark.parametrize("more", ["--batch_size 16", "--batch_size 2 --accumulate 8"])
+def test_step_of_the_joint_part_takes_an_eighth_of_the_items_however_they_are_cut(new_run, more):
+    run = new_run(more=more)
+    run.begin_stage(2)
+    joint = run.phases()[1]
+    run.train_step(joint, ranks.loss_module(joint, run.model), iter(run.loader(joint)))
+    assert run.item == 2
+
+
 def test_stage_1_trains_encoder_and_decoder_and_leaves_the_core(new_run):
     run = new_run()
     parts = (run.model.encoder, run.model.core, run.model.decoder)
@@ -358,6 +392,31 @@ def test_stage_2_starts_from_the_averaged_weights_of_the_best_of_stage_1(undistu
     run.start_stage2(finished)
     for model in (run.model, run.ema):
         assert_same_tensors(dict(model.state_dict()), finished["ema"])
+
+
+def test_finished_stage_1_is_not_held_in_memory_during_stage_2(new_run, monkeypatch):
+    run, loaded = new_run(), []
+    load = checkpoint.load
+
+    def load_and_remember(path):
+        state = load(path)
+        loaded.extend(weakref.ref(tensor) for tensor in state["weights"].values())
+        return state
+
+    def look(self, stop):
+        gc.collect()
+        assert not any(tensor() is not None for tensor in loaded)
+        raise train.Stopped
+
+    monkeypatch.setattr(checkpoint, "load", load_and_remember)
+    monkeypatch.setattr(train.Run, "fill_cache", look)
+    run.step = run.evaluated_at = run.stage_steps()
+    run.best = 0.0
+    run.save("best.pt")
+    with pytest.raises(train.Stopped):
+        run.train(NotStopped)
+    assert loaded
+    assert run.stage == 2
 
 
 def test_learning_rate_warms_up_stays_and_cools_down_to_nearly_zero(new_run):
@@ -492,7 +551,7 @@ def test_checkpoint_of_an_earlier_day_generates_and_trains_on(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     write_dataset(Path("dataset"))
     Path("checkpoints").mkdir()
-    shutil.copy(Path(__file__).parent / "files" / "checkpoint-format-2.pt", "checkpoints/last.pt")
+    shutil.copy(Path(__file__).parent / "files" / "checkpoint-format-3.pt", "checkpoints/last.pt")
     model = checkpoint.load_model("checkpoints/last.pt")
     assert torch.isfinite(model.generate(synth.song(0, 3, 1600, CHANNELS), seconds=3)).all()
     flags = (
@@ -562,6 +621,7 @@ def test_legacy_trains_both_stages_without_a_cache(command, tmp_path):
     lines = records(tmp_path / "ck")
     assert [(line["stage"], line["step"]) for line in lines] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     assert all({"val_loss", "val_waveform_mse", "val_decoded_mse"} <= line.keys() for line in lines)
+    assert lines[1]["epoch"] == 1 / 4  # of 4 fixed pairs
     assert not (tmp_path / "ck" / "latents").exists()
     assert checkpoint.load(tmp_path / "ck" / "best.pt")["config"]["preset"] == "legacy"
 
@@ -601,6 +661,44 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_stage(command,
     error = capsys.readouterr().err
     assert "step 0" in error
     assert "stage 1" in error
+
+
+def test_sigterm_while_python_ends_does_not_change_the_exit_code(tmp_path):
+    """As a launcher sends it to those that end a moment later than the first."""
+    end_slowly = (
+        "import atexit, os, runpy, signal, sys; atexit.register(os.kill, os.getpid(), signal.SIGTERM); "
+        "sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    words = [train.__file__, "--dataset_folder", str(tmp_path / "none"), "--checkpoint_folder", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", end_slowly, *words], cwd=Path(train.__file__).parent)
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (torch.cuda.OutOfMemoryError, 1, "smaller --batch_size"),
+        (KeyboardInterrupt, 75, "run the same command again"),  # of a second Ctrl-C
+    ],
+)
+def test_sudden_end_is_said_in_one_sentence(command, tmp_path, monkeypatch, capsys, error, code, words):
+    def end(*_):
+        raise error
+
+    monkeypatch.setattr(train, "prepare", end)
+    assert command(tmp_path / "ck") == code
+    assert words in capsys.readouterr().err
+
+
+def test_a_run_without_a_scaler_goes_on_with_one(new_run, monkeypatch):
+    """As from bf16 on one card to fp16 on another."""
+    run = new_run()
+    run.begin_stage(1)
+    run.save()
+    enabled = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *_, **__: enabled)
+    run.resume(checkpoint.load(run.folder / "last.pt"))
+    assert run.scaler.get_scale() == 1024
 
 
 def test_overflow_in_fp16_is_skipped_with_a_lower_scale_until_it_happens_too_often(new_run, monkeypatch):

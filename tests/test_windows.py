@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import synth
 
 import audio
 import data
+import model
 
 RATE, CHUNK = 100, 1000
 SONG_ROWS = (3, 2, 5)
@@ -140,14 +143,29 @@ def test_crop_is_consecutive_samples_of_the_window_of_one_chunk(counting, place)
         assert np.array_equal(crop, whole[:, offset : offset + 200])
 
 
-def test_elsewhere_is_the_farthest_chunk_of_the_same_song_and_none_in_a_short_one(monkeypatch):
+def test_crop_of_a_whole_chunk_cannot_be_faster(counting):
+    change = data.Augmentation(0.5, **PLAIN | {"speed": 1.05})
+    crop = counting.crop(0, CHUNK, change, 0.7)
+    assert np.array_equal(crop, counting.window(0, 1, data.Augmentation(0.5, **PLAIN)))
+
+
+def test_elsewhere_is_a_chunk_of_a_pair_of_the_same_song_with_two_between(monkeypatch):
     monkeypatch.setattr(data, "level_gain", lambda context: 32768.0)
-    rows = np.arange(9 * 10, dtype=np.int16).reshape(9, 1, 10)
-    windows = windows_of(rows, song_rows=(6, 3))
-    found = [windows.elsewhere(pair) for pair in range(len(windows))]
-    rows_found = [None if x is None else int(x[0, 0]) // 10 for x in found]
-    assert rows_found == [5, 5, None, 0, 0, None, None]  # 3 or 4 chunks lie between, never fewer than 2
-    assert all(x is None or x.shape == (1, 10) for x in found)
+    rows = np.arange(19 * 10, dtype=np.int16).reshape(19, 1, 10)
+    side = side_of(rows, song_rows=(16, 3))
+    faded = (side.pairs[:, 1] >= 13) & (side.pairs[:, 1] < 16)  # the first song's last rows are in no pair
+    windows = data.Windows(replace(side, pairs=side.pairs[~faded]), {"chunk_samples": 10, "sample_rate": RATE})
+    chosen = set()
+    for pair, (context, target) in enumerate(windows.side.pairs):
+        x = windows.elsewhere(pair)
+        if context >= 16:
+            assert x is None  # three chunks have none far enough
+            continue
+        assert np.array_equal(x, windows.elsewhere(pair)) and x.shape == (1, 10)
+        row = int(x[0, 0]) // 10
+        assert row <= context - 3 or row >= target + 3
+        chosen.add(row)
+    assert len(chosen) > 4 and max(chosen) <= 12
 
 
 # ---- level, swap, polarity ----
@@ -174,6 +192,10 @@ def test_level_of_a_crop_is_that_of_its_window_so_that_soft_places_stay_soft():
     windows = windows_of(rows.astype(np.int16), song_rows=(2,))
     soft = windows.crop(0, 200, data.Augmentation(0.0, **PLAIN), place=0.0)
     assert rms(soft) == pytest.approx(data.CONTEXT_LEVEL * 100 / np.sqrt((100**2 + 8000**2) / 2), rel=1e-4)
+
+
+def test_training_and_generation_bring_a_context_to_the_same_level():
+    assert (data.CONTEXT_LEVEL, data.QUIETEST_RMS) == (model.CONTEXT_LEVEL, model.QUIETEST_RMS)
 
 
 def test_silence_stays_silence_and_near_silence_is_lifted_by_no_more_than_the_limit():
