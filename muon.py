@@ -12,20 +12,22 @@ NEWTON_SCHULZ_STEPS = 5
 SMALLEST_MATRIX = 16  # in either direction; smaller ones are better off with AdamW
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrix, about: all singular values are brought near 1 (Jordan 2024)."""
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """The nearest semi-orthogonal matrices, about, of (matrices, rows, columns): all singular values are brought near
+    1 (Jordan 2024)."""
     a, b, c = NEWTON_SCHULZ
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / (x.norm() + 1e-7)
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if is_tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     # Every factor is a polynomial of x x^T, so that all but two products have that matrix's smaller size.
-    gram = x @ x.T
-    product = identity = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    gram = x @ x.mT
+    product = identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     for _ in range(NEWTON_SCHULZ_STEPS):
-        factor = a * identity + b * gram + c * gram @ gram
+        factor = a * identity + torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         product = factor @ product
         gram = factor @ gram @ factor
     x = product @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    return x.mT if is_tall else x
 
 
 def is_matrix(parameter: Tensor) -> bool:
@@ -38,7 +40,9 @@ class Muon(torch.optim.Optimizer):
     and weight decay serve both (Liu et al. 2025); weights of other shapes take AdamW steps (Loshchilov and Hutter
     2019).
 
-    Convolution weights (out, in, size) count as matrices (out, in x size).
+    Convolution weights (out, in, size) count as matrices (out, in x size). Everything is done to many parameters at
+    once, matrices of one shape together: on a GPU the time goes into launching small kernels (base, stage 1, on an
+    H200: 98 -> 69 ms a step).
     """
 
     def __init__(self, groups, lr: float, weight_decay: float, momentum: float = 0.95, betas=(0.9, 0.99)):
@@ -47,29 +51,57 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                update = self.muon_update if is_matrix(parameter) else self.adam_update
-                parameter.add_(update(parameter, self.state[parameter], group), alpha=-group["lr"])
+            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not trained:
+                continue
+            torch._foreach_mul_(trained, 1 - group["lr"] * group["weight_decay"])
+            matrices = [parameter for parameter in trained if is_matrix(parameter)]
+            others = [parameter for parameter in trained if not is_matrix(parameter)]
+            updates = self.muon_updates(matrices, group) + self.adam_updates(others, group)
+            torch._foreach_add_(matrices + others, updates, alpha=-group["lr"])
 
-    @staticmethod
-    def muon_update(parameter: Tensor, state: dict, group: dict) -> Tensor:
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].mul_(group["momentum"]).add_(parameter.grad)
-        direction = orthogonalise(parameter.grad.add(momentum, alpha=group["momentum"]).flatten(1))
-        return direction.view_as(parameter) * (0.2 * max(direction.shape) ** 0.5)
+    def muon_updates(self, parameters: list[Tensor], group: dict) -> list[Tensor]:
+        """What each matrix moves along; its momentum is moved on."""
+        if not parameters:
+            return []
+        gradients, momenta = [p.grad for p in parameters], self.states(parameters, "momentum")
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, gradients)
+        directions = [*torch._foreach_add(gradients, momenta, alpha=group["momentum"])]
+        by_shape: dict[torch.Size, list[int]] = {}
+        for i, direction in enumerate(directions):
+            by_shape.setdefault(direction.flatten(1).shape, []).append(i)
+        for shape, found in by_shape.items():
+            stacked = torch.stack([directions[i].flatten(1) for i in found])
+            for i, update in zip(found, orthogonalise(stacked) * (0.2 * max(shape) ** 0.5), strict=True):
+                directions[i] = update.view_as(parameters[i])
+        return directions
 
-    @staticmethod
-    def adam_update(parameter: Tensor, state: dict, group: dict) -> Tensor:
-        if not state:
-            state["step"] = 0
-            state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        state["step"] += 1
-        (first, second), step = group["betas"], state["step"]
-        state["mean"].lerp_(parameter.grad, 1 - first)
-        state["square"].lerp_(parameter.grad.square(), 1 - second)
-        size = (state["square"] / (1 - second**step)).sqrt() + 1e-8
-        return state["mean"] / (1 - first**step) / size
+    def adam_updates(self, parameters: list[Tensor], group: dict) -> list[Tensor]:
+        """What each other parameter moves along; its moments are moved on."""
+        if not parameters:
+            return []
+        gradients = [p.grad for p in parameters]
+        means, squares = self.states(parameters, "mean"), self.states(parameters, "square")
+        (first, second), steps = group["betas"], self.counted(parameters)
+        torch._foreach_lerp_(means, gradients, 1 - first)
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - second)
+        sizes = torch._foreach_div(squares, [1 - second**step for step in steps])
+        torch._foreach_sqrt_(sizes)
+        torch._foreach_add_(sizes, 1e-8)
+        updates = torch._foreach_div(means, [1 - first**step for step in steps])
+        torch._foreach_div_(updates, sizes)
+        return [*updates]
+
+    def states(self, parameters: list[Tensor], name: str) -> list[Tensor]:
+        """The running `name` of each parameter, zeros at first."""
+        for parameter in parameters:
+            if name not in self.state[parameter]:
+                self.state[parameter][name] = torch.zeros_like(parameter)
+        return [self.state[parameter][name] for parameter in parameters]
+
+    def counted(self, parameters: list[Tensor]) -> list[int]:
+        """The number of each parameter's steps, this one included."""
+        for parameter in parameters:
+            self.state[parameter]["step"] = self.state[parameter].get("step", 0) + 1
+        return [self.state[parameter]["step"] for parameter in parameters]

@@ -9,7 +9,7 @@ from muon import Muon, is_matrix, orthogonalise
 @pytest.mark.parametrize("shape", [(20, 60), (60, 20), (32, 32)])
 def test_orthogonalise_brings_all_singular_values_near_one(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonalise(matrix))
+    values = torch.linalg.svdvals(orthogonalise(matrix[None])[0])
     assert values.min() > 0.3
     assert values.max() < 1.5
 
@@ -17,8 +17,26 @@ def test_orthogonalise_brings_all_singular_values_near_one(shape):
 def test_orthogonalise_keeps_the_singular_directions():
     matrix = torch.randn(24, 40, generator=torch.Generator().manual_seed(1))
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    inner = u.T @ orthogonalise(matrix) @ v.T
+    inner = u.T @ orthogonalise(matrix[None])[0] @ v.T
     assert (inner - inner.diag().diag()).abs().max() < 1e-3
+
+
+def test_parameters_that_are_stepped_together_take_the_steps_that_each_takes_alone():
+    """Matrices of one shape, some of them convolutions, a tall one, vectors, and one that is frozen at first."""
+    shapes = [(16, 48), (16, 16, 3), (16, 48), (48, 16), (5,), (7,)]
+    generator = torch.Generator().manual_seed(2)
+    start = [torch.randn(shape, generator=generator) for shape in shapes]
+    together, alone = ([torch.nn.Parameter(x.clone()) for x in start] for _ in range(2))
+    settings = {"lr": 0.01, "weight_decay": 0.1}
+    optimisers = Muon(together, **settings), *(Muon([parameter], **settings) for parameter in alone)
+    for step in range(5):
+        for i, (mine, theirs) in enumerate(zip(together, alone, strict=True)):
+            gradient = torch.randn(shapes[i], generator=generator)
+            mine.grad, theirs.grad = (None, None) if i == 2 and step < 2 else (gradient, gradient)
+        for optimiser in optimisers:
+            optimiser.step()
+    for mine, theirs in zip(together, alone, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_vectors_take_exactly_the_steps_of_adamw():
