@@ -364,8 +364,19 @@ class PairItems:
         if self.cache is not None:
             context, target = self.cache.read(variant, pair)
             return {"context": context, "target": target, **drawn}
-        change = window_variant(self.seed, variant, pair)
-        return {"x": self.windows.window(pair, 2, change), **latent_noise(rng, self.crop), **drawn}
+        x = WindowItems(self.windows, variant, self.seed)[pair]
+        return {**x, **latent_noise(rng, self.crop), **drawn}
+
+
+class WindowItems:
+    """What one variant of the latent cache encodes, by pair: x (channels, 2 * chunk), as PairItems has it too."""
+
+    def __init__(self, windows: Windows, variant: int, seed: int):
+        self.windows, self.variant, self.seed = windows, variant, seed
+
+    def __getitem__(self, pair: int) -> dict:
+        change = Augmentation.draw(draws(self.seed, "window", self.variant, pair))
+        return {"x": self.windows.window(pair, 2, change)}
 
 
 class FixedPairItems:
@@ -380,11 +391,6 @@ class FixedPairItems:
 
     def __getitem__(self, item: int) -> dict:
         return {"x": self.windows.pair(int(self.pairs[self.order[item]]))}
-
-
-def window_variant(seed: int, variant: int, pair: int) -> Augmentation:
-    """How a pair's window is cut and changed in one of the latent cache's variants."""
-    return Augmentation.draw(draws(seed, "window", variant, pair))
 
 
 def flow_draws(rng: np.random.Generator, shape: tuple[int, int]) -> dict:

@@ -603,13 +603,18 @@ class Run:
 
     def loader(self, phase):
         """Batches of the phase from the run's next item on, without end; of all processes' items this one's."""
+        own = self.data.own_items(self.item, phase.batch_size, self.ranks.rank(), self.ranks.count())
+        return self.batches(phase.items(), phase.batch_size, own)
+
+    def batches(self, items, batch_size: int, numbers):
+        """Batches of the items of these numbers, made by --num_workers processes."""
         workers = self.args.num_workers
         if workers is None:
             workers = 4 if self.device.type == "cuda" else 0
         return self.torch.utils.data.DataLoader(
-            phase.items(),
-            batch_size=phase.batch_size,
-            sampler=self.data.own_items(self.item, phase.batch_size, self.ranks.rank(), self.ranks.count()),
+            items,
+            batch_size=batch_size,
+            sampler=numbers,
             num_workers=workers,
             # forked, also where that is not the default: anything else would copy the whole dataset into each
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
@@ -756,15 +761,13 @@ class Run:
     def encoded_blocks(self, variant: int, stop):
         """Latents of context and target of all training windows, in order; every process encodes its share of a
         block, and the last pair again where the last block is not full."""
-        import numpy as np
-
         windows, size = self.windows["train"], CACHE_BATCH * self.ranks.count()
-        for first in range(0, len(windows), size):
-            own = range(first + CACHE_BATCH * self.ranks.rank(), first + size)[:CACHE_BATCH]
-            pairs = [min(pair, len(windows) - 1) for pair in own]
-            changes = [self.data.window_variant(self.args.seed, variant, pair) for pair in pairs]
-            x = np.stack([windows.window(p, 2, c) for p, c in zip(pairs, changes, strict=True)])
-            parts = self.encode_pair(self.torch.from_numpy(x))
+        starts = range(0, len(windows), size)
+        mine = [first + CACHE_BATCH * self.ranks.rank() + i for first in starts for i in range(CACHE_BATCH)]
+        items = self.data.WindowItems(windows, variant, self.args.seed)
+        batches = self.batches(items, CACHE_BATCH, [min(pair, len(windows) - 1) for pair in mine])
+        for first, batch in zip(starts, batches, strict=True):
+            parts = self.encode_pair(batch["x"])
             yield tuple(self.ranks.gather(part)[: len(windows) - first] for part in parts)
             if self.agree(0.0, 0.0, stop)[2]:
                 self.save_and_stop()
