@@ -1208,6 +1208,6 @@ def prepare(args: argparse.Namespace, checkpoint, ranks) -> "Run":
 
 if __name__ == "__main__":
     code = main(parse_args())
-    # it stands: srun and torchrun send TERM to the processes that end a moment later than their first one
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(code)
+    import ranks
+
+    ranks.leave(code)
