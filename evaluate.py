@@ -341,11 +341,11 @@ def names_of(folders: list[Path], configs: list[dict]) -> list[str]:
 
 def check_predictions(predictions: list[tuple[str, Path]], networks: list[Network], ids: list[str]) -> None:
     """Refuse, before hours of work, names that other systems have or might have, and missing sounds."""
-    taken = {*WITHOUT_NETWORK, "truth", *(network.name for network in networks)}
+    taken = {file_name(name) for name in (*WITHOUT_NETWORK, "truth", *(network.name for network in networks))}
     for name, folder in predictions:
-        if name in taken or "," in name or " through " in name:
+        if file_name(name) in taken or "," in name or " through " in name:
             raise UsageError(f"--predictions {name}={folder}: the name is taken by another system")
-        taken.add(name)
+        taken.add(file_name(name))
         for path in (folder / f"{id}.wav" for id in ids):
             if not path.is_file():
                 raise UsageError(f"{path} is missing: there must be a continuation of every pair")
@@ -381,7 +381,7 @@ class Judge:
         self.listening = []  # what listen.html plays
         self.embedder = embedding.Embedder() if embedding.find_weights() else None
         self.embeddings = {}  # system -> song -> embeddings of its continuations
-        self.hums = {"reconstruction": {}, "continuation": {}}  # section -> system -> song -> `metrics.hum` of pairs
+        self.hums = {"reconstruction": {}, "continuation": {}}  # section -> system -> (Hz, song -> dB of its pairs)
         self.passages = []  # (system, song, pair, passages of the continuation), to be looked for in training songs
         if self.continuing:  # shown even where no pair has one
             self.rows["continuation"] = {name: [] for name in WITHOUT_NETWORK}
@@ -500,10 +500,8 @@ class Judge:
         return sum(found.nbytes for *_, found in self.passages)
 
     def judge_memory(self, sounds: Iterable[np.ndarray]) -> None:
-        """Likeness of the continuations since the last call to the nearest passages of the training songs (`sounds`),
-        minus the true continuation's own."""
-        if not self.passages:
-            return
+        """Likeness of the continuations since the last call, at least one, to the nearest passages of the training
+        songs (`sounds`), minus the true continuation's own."""
         systems, songs, numbers, passages = zip(*self.passages, strict=True)
         nearest = metrics.nearest_likeness(np.concatenate(passages), sounds, self.rate)
         ends = np.cumsum([len(found) for found in passages])
@@ -688,6 +686,8 @@ def run(args: argparse.Namespace, stop) -> None:
     judge = Judge(networks, dict(args.predictions), meta["sample_rate"], args)
 
     def look_for_copies() -> None:
+        if not judge.passages:
+            return
         sounds = tqdm(training_sounds(sides["train"], meta), desc="memorisation", total=len(sides["train"].rows))
         judge.judge_memory(until_stopped(sounds, stop))
 
@@ -709,8 +709,11 @@ def run(args: argparse.Namespace, stop) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    import torch
+
     import checkpoint
 
+    checkpoint.versions()  # of the code that runs, whatever is checked out before it ends
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # names need not be valid UTF-8
     try:
@@ -724,6 +727,9 @@ def main(args: argparse.Namespace) -> int:
         return 2
     except (audio.AudioError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except torch.cuda.OutOfMemoryError:
+        print("error: the GPU's memory ran out: free some of it, or use --device cpu", file=sys.stderr)
         return 1
     return 0
 

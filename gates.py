@@ -2,8 +2,9 @@
 
 The thresholds are the project's own. "Better than" another system is met when the 95 % interval of the difference
 over songs lies on the right side of 0, a context gain when its lower end is above 0; all else goes by the means over
-songs. A reconstruction is judged by the mean of each song's distance from the truth, in which opposite errors do not
-cancel; of a continuation, which may differ from the truth, the mean over songs itself has to be right.
+songs. Energy and flatness of a reconstruction are judged by the mean of each song's distance from the truth, in which
+opposite errors of two songs do not cancel; of a continuation, which may differ from the truth, the mean over songs
+itself has to be right.
 """
 
 import math

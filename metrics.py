@@ -394,10 +394,16 @@ def combs_above_truth(
 
 def _comb_levels(x: np.ndarray, sample_rate: int) -> np.ndarray:
     """Welch spectrum in dB of the channels that sound, (channels, bins); without channels where undefined."""
-    from scipy import signal
-
     if x.shape[-1] < COMB_SIZE or not np.any(x):
         return np.zeros((0, COMB_SIZE // 2 + 1))
+    return _levels_of(x.tobytes(), x.dtype.str, len(x), sample_rate)
+
+
+@lru_cache(maxsize=8)  # every system is compared with the same truth, for its combs and for its hum
+def _levels_of(samples: bytes, dtype: str, channels: int, sample_rate: int) -> np.ndarray:
+    from scipy import signal
+
+    x = np.frombuffer(samples, dtype).reshape(channels, -1)
     _, power = signal.welch(x[np.any(x, axis=-1)], sample_rate, nperseg=COMB_SIZE)
     return 10 * np.log10(np.maximum(power, power.max(axis=-1, keepdims=True) * 1e-12))
 

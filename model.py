@@ -245,8 +245,9 @@ class InverseSTFT(nn.Module):
     and side, or else noise would always be wide.
 
     Where a compact code cannot know the phases, a network that is the same at every frame could only repeat one
-    phase pattern, a hum at multiples of the frame rate: there noise speaks alone, the same at every call. Lower down,
-    what stays the same over half a second is taken out of the tones: it would be that hum, whatever the music.
+    phase pattern, a hum at multiples of the frame rate: there noise speaks alone, the same at every call. From
+    STEADY_HZ on, what stays the same over half a second is taken out of the tones: it would be that hum, whatever the
+    music.
     """
 
     def __init__(self, width: int, channels: int, hop: int):

@@ -479,14 +479,17 @@ def test_a_shard_without_a_usable_file_is_done_too(tmp_path, no_workers, capsys)
     assert manifest(out, "manifest.1-of-2.jsonl")["torn.mp3"]["status"] != "ok"
 
 
+@pytest.mark.parametrize("others", [(), ("other.mp3",)], ids=["empty", "another"])
 @pytest.mark.parametrize("shard", [(), ("--shard", "0/2")])
-def test_nothing_is_deleted_when_the_input_folder_is_empty_or_another(tmp_path, no_workers, capsys, shard):
+def test_nothing_is_deleted_when_the_input_folder_has_none_of_the_songs(tmp_path, no_workers, capsys, shard, others):
     folder, out = make_songs(tmp_path / "songs", 2), tmp_path / "out"
     preprocess_here(folder, out, *shard)
     before = {path: path.read_bytes() for path in out.iterdir() if path.suffix in (".npy", ".jsonl")}
     assert len(before) > 1
-    (tmp_path / "unmounted").mkdir()
-    assert preprocess_here(tmp_path / "unmounted", out, *shard) == 2
+    (tmp_path / "wrong").mkdir()
+    for name in others:
+        (tmp_path / "wrong" / name).write_bytes(b"another song")
+    assert preprocess_here(tmp_path / "wrong", out, *shard) == 2
     assert "is it the right folder, and mounted?" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
 
