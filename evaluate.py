@@ -447,8 +447,8 @@ class Judge:
         return {name: Continuation(pair.context, x, self.comb_rates) for name, x in named.items() if x is not None}
 
     def judge_network(self, network: Network, pair: Pair, baselines: dict) -> tuple[dict, dict]:
-        """By name the continuations of a network, its ceiling and real audio through it among them, and its true and
-        predicted latents."""
+        """By name the continuations of a network, its ceiling and real audio through it among them, and the latents
+        of the truth and of what was predicted, or of the real audio."""
         context, target = network.latents(pair)
         self.add("context", network.name, pair.song, network.context_gain(pair, context, target))
         played, latents = {}, {}
@@ -464,8 +464,10 @@ class Judge:
             played[network.name + REPETITION] = network.play(pair, context, network.repetition(context))
         played[network.name + CEILING] = network.play(pair, context, target)
         for name in (name for name in REAL_AUDIO if name in baselines):
-            coded = network.reconstruct(baselines[name].sound)
-            played[f"{name} through {network.name}"] = Continuation(pair.context, coded, network.comb_rates())
+            z, through = network.encode(baselines[name].sound), f"{name} through {network.name}"
+            coded = network.sound(network.model.decode(z, pair.target.shape[-1]))
+            played[through] = Continuation(pair.context, coded, network.comb_rates())
+            latents[through] = target[0].cpu().numpy(), z[0].cpu().numpy()
         return played, latents
 
     def judge_continuations(self, pair: Pair, continuations: dict[str, Continuation]) -> None:
@@ -513,8 +515,9 @@ class Judge:
 
     def judge_song(self, song: str, latents: list[dict[str, tuple]]) -> None:
         """What needs all pairs of a song: `latents` as `judge_pair` returned them."""
-        for name in latents[0]:
-            true, predicted = (np.stack(parts) for parts in zip(*(pair[name] for pair in latents), strict=True))
+        for name in dict.fromkeys(name for pair in latents for name in pair):
+            found = [pair[name] for pair in latents if name in pair]
+            true, predicted = (np.stack(parts) for parts in zip(*found, strict=True))
             self.add("continuation", name, song, metrics.latent_std_ratios(true, predicted))
 
     # pictures and sounds

@@ -34,6 +34,7 @@ SMALL = dataclasses.replace(
     PRESETS["tiny"], sample_rate=RATE, chunk_samples=CHUNK, encoder_widths=(8, 8), encoder_blocks=(1, 1),
     decoder_widths=(8, 8), decoder_blocks=(1, 1), latent_channels=4, core_layers=1, core_width=16, core_heads=2,
 )  # fmt: skip
+REAL = ("another song", "same song elsewhere")
 MSE = dataclasses.replace(SMALL, objective="mse")
 LEGACY = dataclasses.replace(PRESETS["legacy"], sample_rate=RATE, chunk_samples=CHUNK)
 
@@ -394,6 +395,13 @@ def test_network_that_says_the_mean_has_still_latents_less_than_the_flow(card):
     ratios = {name: systems[name]["latent_std_ratio_median"]["mean"] for name in ("tiny-mse", "tiny-flow (flow)")}
     assert 0 < ratios["tiny-mse"] < ratios["tiny-flow (flow)"]
     assert "latent_std_ratio_median" not in systems["tiny-mse, ceiling"]
+
+
+def test_latents_of_real_audio_say_how_much_their_spread_varies_by_itself(card):
+    systems = card["figures"]["continuation"]
+    worst = {name: systems[f"{name} through tiny-mse"]["latent_std_ratio_worst_decile"] for name in REAL}
+    assert all(figure["mean"] > 1 for figure in worst.values())
+    assert list(worst["same song elsewhere"]["songs"]) == ["test-0"]
 
 
 def test_figures_are_means_over_songs_of_means_over_their_pairs(card, pairs):
