@@ -54,15 +54,16 @@ class Schedule:
     batch_size: int
     accumulate: int
     learning_rate: float
+    latent_variants: int
 
 
 SCHEDULES = {
-    "legacy": Schedule(1500, 1500, 16, 4, 5e-5),
-    "tiny": Schedule(8000, 8000, 8, 1, 2e-3),
+    "legacy": Schedule(1500, 1500, 16, 4, 5e-5, 1),
+    "tiny": Schedule(8000, 8000, 8, 1, 2e-3, 1),  # to encode four variants is half of a short stage 2 on a CPU
     # an estimate: about an hour at 6.5 TFLOP/s, a tenth of a T4's fp16 peak (240 and 1397 GFLOPs a step); on an H200
     # stage 1 would take 50 minutes, at 74 ms a step
-    "base": Schedule(40000, 8000, 16, 1, 5e-4),
-    "large": Schedule(100000, 100000, 16, 1, 3e-4),
+    "base": Schedule(40000, 8000, 16, 1, 5e-4, 4),
+    "large": Schedule(100000, 100000, 16, 1, 3e-4, 4),
 }
 
 
@@ -144,7 +145,9 @@ def add_schedule_arguments(group) -> None:
     )  # fmt: skip
     group.add_argument("--accumulate", type=int, help="micro-steps an optimiser step (default: the preset's)")
     group.add_argument("--learning_rate", type=float, help="peak learning rate (default: the preset's)")
-    group.add_argument("--latent_variants", type=int, default=4, help="augmented versions of each pair in the cache")
+    group.add_argument(
+        "--latent_variants", type=int, help="augmented versions of each pair in the cache (default: the preset's)"
+    )
     group.add_argument("--eval_steps", type=int, default=250, help="steps between evaluations")
     group.add_argument(
         "--patience",
