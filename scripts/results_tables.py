@@ -1,7 +1,7 @@
 """Print the tables of docs/results.md from the rows that were committed with the runs.
 
 python scripts/results_tables.py                                short trials of stage 1: docs/runs/trial-*.json
-python scripts/results_tables.py docs/runs/45-minutes.json      a scorecard of evaluate.py
+python scripts/results_tables.py docs/runs/90-minutes.json      a scorecard of evaluate.py
 """
 
 import argparse
