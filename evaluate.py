@@ -25,6 +25,7 @@ import listen
 import metrics
 import plots
 import scorecard
+from arguments import not_negative_float, positive_int, seed_number
 from gates import CEILING, ONE_STEP
 
 INTERRUPTED = 75
@@ -67,7 +68,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     songs = parser.add_argument_group("songs")
     songs.add_argument("--split", choices=data.SPLITS, default="test", help="side of the dataset")
     songs.add_argument("--pairs_per_song", type=positive_int, default=4, help="pairs, spread over each song")
-    songs.add_argument("--seed", type=natural, default=0, help="of everything that is drawn")
+    songs.add_argument("--seed", type=seed_number, default=0, help="of everything that is drawn")
     sampling = parser.add_argument_group("sampling and hardware")
     sampling.add_argument("--steps", type=positive_int, default=32, help="steps from noise to music")
     sampling.add_argument(
@@ -75,27 +76,6 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     sampling.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     return parser.parse_args(argv)
-
-
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
-def natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError("must not be negative")
-    return value
-
-
-def not_negative_float(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError("not a number from 0 up")
-    return value
 
 
 def named_folder(text: str) -> tuple[str, Path]:

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 import audio
+from arguments import not_negative_float, positive_int, seed_number
 
 INTERRUPTED = 75
 OUTPUT_SUFFIXES = (".mp3", ".wav", ".flac", ".ogg", ".m4a")
 PEAK_LIMIT = 0.98
 SHORTEST_SECONDS = 0.1
-SEEDS = 2**32  # torch's generator on the CPU drops the higher bits
 
 
 class UsageError(Exception):
@@ -64,31 +64,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def not_negative_float(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
-    return value
-
-
 def length_seconds(text: str) -> float:
     value = not_negative_float(text)
     if value < SHORTEST_SECONDS:
         raise argparse.ArgumentTypeError(f"must be at least {SHORTEST_SECONDS}")
-    return value
-
-
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
-def seed_number(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < SEEDS:
-        raise argparse.ArgumentTypeError(f"must be from 0 to {SEEDS - 1}")
     return value
 
 

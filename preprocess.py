@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 import audio
+from arguments import positive_float, positive_int
 
 SILENCE_DB = -60.0
 SILENCE_FRAMES_PER_SECOND = 10
@@ -55,9 +56,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--sample_rate", type=_sample_rate, default=24000, help="Hz, a multiple of 100")
     add("--channels", type=int, choices=(1, 2), default=2, help="mono is doubled for 2, averaged for 1")
     add("--chunk_seconds", type=_chunk_seconds, default=audio.CHUNK_SECONDS, help="length of a chunk, s")
-    add("--clip_seconds", type=_positive_float, help="use only the first seconds of each song (None: all)")
-    add("--workers", type=_positive_int, help="processes (None: SLURM_CPUS_PER_TASK, else the cores given)")
-    add("--max_files", type=_positive_int, help="do only the first files in sorted order (None: all)")
+    add("--clip_seconds", type=positive_float, help="use only the first seconds of each song (None: all)")
+    add("--workers", type=positive_int, help="processes (None: SLURM_CPUS_PER_TASK, else the cores given)")
+    add("--max_files", type=positive_int, help="do only the first files in sorted order (None: all)")
     add("--shard", type=_shard, help="I/N: do the files i with i %% N == I (None: the Slurm array, if any)")
     add("--plot", action="store_true", help="draw the waveforms of a few songs to OUT/waveforms.png")
     return parser.parse_args(argv)
@@ -71,27 +72,13 @@ def _sample_rate(text: str) -> int:
 
 
 def _chunk_seconds(text: str) -> float:
-    seconds = _positive_float(text)
+    seconds = positive_float(text)
     latents = seconds * LATENT_GRID_PER_SECOND
     if abs(latents - round(latents)) > 1e-6:
         raise argparse.ArgumentTypeError(
             f"{seconds:g} s is no whole number of latents: take a multiple of {1 / LATENT_GRID_PER_SECOND} s"
         )
     return seconds
-
-
-def _positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -14,11 +14,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What each file may import of the project.
 SCRIPTS = {
-    "preprocess": {"audio", "plots"},
+    "preprocess": {"arguments", "audio", "plots"},
     "create_dataset": {"audio", "data", "plots"},
     "train": {"model", "losses", "muon", "data", "memory", "checkpoint", "metrics", "ranks", "audio", "plots"},
-    "generate": {"model", "checkpoint", "audio", "plots"},
+    "generate": {"arguments", "model", "checkpoint", "audio", "plots"},
     "evaluate": {
+        "arguments",
         "embedding",
         "gates",
         "listen",
@@ -33,6 +34,7 @@ SCRIPTS = {
     },
 }
 MODULES = {
+    "arguments": set(),
     "model": set(),
     "losses": {"ranks"},
     "ranks": set(),
