@@ -33,7 +33,7 @@ from arguments import positive_float, positive_int
 
 SILENCE_DB = -60.0
 SILENCE_FRAMES_PER_SECOND = 10
-# No preset has fewer latents a second, or joins them to fewer tokens: a chunk must hold a whole number.
+# Tokens a second of every preset but tiny, which has 10: a chunk must hold a whole number.
 LATENT_GRID_PER_SECOND = 25
 PLOTTED_SONGS = 4
 PLOTTED_CHUNKS = 6
