@@ -192,7 +192,7 @@ def plot_scaling(
     """Validation loss over the size of the core, (parameters, loss) each, and over minutes of training, (minutes,
     loss) each: these with the loss that `law` gives to minutes, dashed from the last one `until` so many minutes."""
     with _figure(path, 11, 3.8) as figure:
-        left, right = figure.subplots(1, 2, sharey=True)
+        left, right = figure.subplots(1, 2)
         left.plot(*zip(*sizes, strict=True), "o-", color=VAL_COLOUR)
         left.set(
             xscale="log", title="size at fixed minutes", xlabel="parameters of the core", ylabel="validation loss"
@@ -202,7 +202,7 @@ def plot_scaling(
         for ends, line, label in (((times[0], times[-1]), "-", None), ((times[-1], until), "--", "extrapolated")):
             x = np.geomspace(*ends, 50)
             right.plot(x, law(x), line, color=CONTINUATION_COLOUR, label=label)
-        right.set(xscale="log", title="minutes at fixed size", xlabel="minutes of training")
+        right.set(xscale="log", title="minutes at fixed size", xlabel="minutes of training", ylabel="validation loss")
         right.legend()
         parameters = [size for size, _ in sizes]
         left.set_xticks(parameters, [f"{size / 1e6:.1f}M" for size in parameters])
