@@ -419,7 +419,7 @@ def hum(
     """
     levels = [_comb_levels(x, sample_rate) for x in (estimate, reference)]
     differences = {}
-    for spacing in (latent_rate, hop_rate, LEGACY_COMB_HZ):
+    for spacing in dict.fromkeys((latent_rate, hop_rate, LEGACY_COMB_HZ)):
         found, own = (_prominences(level, sample_rate, spacing) for level in levels)
         if found and own:
             differences |= {frequency: height - own[frequency] for frequency, height in found.items()}

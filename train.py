@@ -20,6 +20,8 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from arguments import seed_number
+
 INTERRUPTED = 75
 CROP_SECONDS = 1  # of audio in one item of stage 1
 COOLDOWN_SHARE = 0.4  # of a stage, its end, while the learning rate falls to zero
@@ -59,7 +61,7 @@ class Schedule:
 
 SCHEDULES = {
     "legacy": Schedule(1500, 1500, 16, 4, 5e-5, 1),
-    "tiny": Schedule(8000, 8000, 8, 1, 2e-3, 1),  # to encode four variants is half of a short stage 2 on a CPU
+    "tiny": Schedule(8000, 8000, 8, 1, 2e-3, 1),  # encoding one took 4 to 7 of 40 minutes on a CPU core
     # an estimate: about an hour at 6.5 TFLOP/s, a tenth of a T4's fp16 peak (240 and 1397 GFLOPs a step); on an H200
     # stage 1 would take 50 minutes, at 74 ms a step
     "base": Schedule(40000, 8000, 16, 1, 5e-4, 4),
@@ -157,7 +159,7 @@ def add_schedule_arguments(group) -> None:
     )
     group.add_argument("--checkpoint_minutes", type=float, default=10.0, help="minutes between saves of last.pt")
     group.add_argument("--keep", type=int, default=2, help="saves to keep: last.pt, last.1.pt and so on")
-    group.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    group.add_argument("--seed", type=seed_number, default=0, help="of everything that is drawn")
 
 
 def add_hardware_arguments(group) -> None:
@@ -200,9 +202,8 @@ def check_ranges(parser, args) -> None:
     for name in ("joint_share", "core_dropout"):
         if getattr(args, name) is not None and not 0 <= getattr(args, name) <= 1:
             parser.error(f"--{name} must be from 0 to 1")
-    for name in ("seed", "num_workers"):
-        if getattr(args, name) is not None and not 0 <= getattr(args, name) < 2**32:
-            parser.error(f"--{name} must be from 0 to {2**32 - 1}")
+    if args.num_workers is not None and args.num_workers < 0:
+        parser.error("--num_workers must not be negative")
 
 
 def warn_without_cuda(args, device) -> None:

@@ -16,7 +16,19 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
     "preprocess": {"arguments", "audio", "plots"},
     "create_dataset": {"audio", "data", "plots"},
-    "train": {"model", "losses", "muon", "data", "memory", "checkpoint", "metrics", "ranks", "audio", "plots"},
+    "train": {
+        "arguments",
+        "model",
+        "losses",
+        "muon",
+        "data",
+        "memory",
+        "checkpoint",
+        "metrics",
+        "ranks",
+        "audio",
+        "plots",
+    },
     "generate": {"arguments", "model", "checkpoint", "audio", "plots"},
     "evaluate": {
         "arguments",
