@@ -36,7 +36,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-FORMAT_VERSION = 3  # 2: tones up to 1500 Hz; 1: the network before its long stem and long-term prediction
+# 3: no convolutional head in the core; 2: tones up to 1500 Hz; 1: no long stem, no long-term prediction
+FORMAT_VERSION = 4
 LAST_NAME = "last.pt"
 BEST_NAME = "best.pt"
 RETRY_WAITS_SECONDS = (2, 10)  # a full disk or a network file system often recovers within seconds

@@ -32,6 +32,8 @@ JOIN_SECONDS = 1.0  # of the context, decoded together with the prediction
 FADE_SECONDS = 0.02
 SEED_STRIDE = 0x9E3779B1  # between the noises of a long continuation; odd and far from small numbers
 LEGACY_HOP = 40
+LOCAL_BLOCKS = 4  # of the core, at the latent rate
+LOCAL_REACH = 30  # latents that they see to each side
 LAG_OCTAVES = (0.1, 0.2, 0.4, 0.8)  # of a context's length: 1 s, 2 s, 4 s and 8 s
 SAMPLING_STEPS = 32
 GUIDANCE = 1.5
@@ -100,7 +102,7 @@ PRESETS = {
     ),
     "tiny": ModelConfig(
         preset="tiny", sample_rate=12000, chunk_samples=120000, encoder_widths=(128, 128), encoder_blocks=(1, 2),
-        decoder_widths=(128, 128), decoder_blocks=(2, 2), core_layers=4, core_width=192, core_heads=3,
+        decoder_widths=(128, 128), decoder_blocks=(2, 2), core_layers=3, core_width=192, core_heads=3,
         core_dropout=0.0, latents_per_token=10,
     ),
     "base": ModelConfig(),
@@ -419,9 +421,40 @@ def long_term_prediction(z: Tensor) -> Tensor:
     return prediction
 
 
+def unstack(tokens: Tensor, count: int) -> Tensor:
+    """(batch, tokens, count x channels) -> (batch, channels, tokens x count)."""
+    return tokens.unflatten(-1, (count, -1)).flatten(1, 2).transpose(1, 2)
+
+
+class VelocityHead(nn.Module):
+    """The last part of the core: ConvNeXt blocks at the latent rate, since tokens are too coarse to take the noise
+    off single latents. They see what the target's tokens say, the noisy latents, the long-term prediction and, in
+    front of the cut, the end of the context."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        width, channels = config.core_width // 2, config.latent_channels
+        self.latents_per_token = config.latents_per_token
+        self.from_tokens = nn.Linear(config.core_width, config.latents_per_token * width)
+        self.from_latents = nn.Conv1d(2 * channels + 1, width, 1)
+        self.blocks = blocks(width, LOCAL_BLOCKS)
+        self.norm = ChannelNorm(width)
+        self.to_velocity = nn.Conv1d(width, channels, 1)
+
+    def forward(self, tokens: Tensor, noisy: Tensor, repetition: Tensor, before: Tensor) -> Tensor:
+        """Of the target's tokens (batch, tokens, core_width) and latents (batch, latent_channels, latents)."""
+        edge = before.shape[-1]
+        before = torch.cat([before, torch.zeros_like(before), torch.ones_like(before[:, :1])], dim=1)  # 1: known
+        here = torch.cat([noisy, repetition, torch.zeros_like(noisy[:, :1])], dim=1)
+        said = unstack(self.from_tokens(tokens), self.latents_per_token)
+        x = self.from_latents(torch.cat([before, here], dim=-1)) + F.pad(said, (edge, 0))
+        return self.to_velocity(self.norm(self.blocks(x)[..., edge:]))
+
+
 class AttentionCore(nn.Module):
-    """Velocity of the flow: transformer over [context latents | target latents], neighbours stacked into tokens; the
-    target's tokens are also given the long-term prediction for their place, so that the beat need not be counted."""
+    """Velocity of the flow: transformer over [context latents | target latents], neighbours stacked into tokens, then
+    a convolutional head at the latent rate. Both are also given the long-term prediction for the target's places, so
+    that the beat need not be counted."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -436,8 +469,8 @@ class AttentionCore(nn.Module):
         self.blocks = nn.ModuleList(
             CoreBlock(width, config.core_heads, layers, config.core_dropout) for _ in range(layers)
         )
-        self.to_velocity = nn.Linear(width, stacked)
-        for layer in (self.from_time[-1], self.to_velocity):
+        self.head = VelocityHead(config)
+        for layer in (self.from_time[-1], self.head.to_velocity):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -456,17 +489,19 @@ class AttentionCore(nn.Module):
         is_heard = (age <= heard[:, None])[:, :, None]
         tokens = self.from_context(context)
         tokens = torch.where(is_heard, tokens, self.no_context.to(tokens.dtype))
-        repetition = self.stack(long_term_prediction(self.unstack(context * is_heard)))
+        context = self.unstack(context * is_heard)
+        repetition = long_term_prediction(context)
         t = time[:, None, None]
         spread = (t.square() + (1 - t).square()).sqrt()  # of noisy latents, where music and noise have unit variance
-        target = self.from_target(self.stack(noisy / spread)) + self.from_repetition(repetition)
+        target = self.from_target(self.stack(noisy / spread)) + self.from_repetition(self.stack(repetition))
         tokens = torch.cat([tokens, target], dim=1)
         modulation = self.from_time(self.embed_time(time)).unflatten(-1, (6, -1))
         angles = rotary_angles(tokens.shape[1], self.config.core_width // self.config.core_heads, tokens.device)
         for block in self.blocks:
             tokens = block(tokens, modulation, angles)
-        rest = self.unstack(self.to_velocity(CoreBlock.norm(tokens[:, -tokens.shape[1] // 2 :])))
-        linear = ((2 * t - 1) * noisy + (1 - t) * self.unstack(repetition)) / spread.square()
+        said = CoreBlock.norm(tokens[:, -tokens.shape[1] // 2 :])
+        rest = self.head(said, noisy / spread, repetition, context[..., -LOCAL_REACH:])
+        linear = ((2 * t - 1) * noisy + (1 - t) * repetition) / spread.square()
         return linear + rest / spread
 
     def stack(self, z: Tensor) -> Tensor:
@@ -474,7 +509,7 @@ class AttentionCore(nn.Module):
         return z.transpose(1, 2).unflatten(1, (-1, self.config.latents_per_token)).flatten(2)
 
     def unstack(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.config.latents_per_token, -1)).flatten(1, 2).transpose(1, 2)
+        return unstack(tokens, self.config.latents_per_token)
 
     @staticmethod
     def embed_time(time: Tensor) -> Tensor:

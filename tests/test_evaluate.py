@@ -74,7 +74,7 @@ def write_checkpoint(folder: Path, config=SMALL, stage=2, trained_on=()) -> Path
     torch.manual_seed(0)
     model = ContinuationModel(config)
     if not config.is_legacy:
-        torch.nn.init.normal_(model.core.to_velocity.weight, std=0.1)
+        torch.nn.init.normal_(model.core.head.to_velocity.weight, std=0.1)
         torch.nn.init.normal_(model.core.from_time[-1].bias, std=0.1)
     songs = [{"id": name, "split": "train"} for name in trained_on]
     state = {"config": dataclasses.asdict(config), "ema": model.state_dict(), "stage": stage, "step": 5}

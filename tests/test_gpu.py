@@ -35,7 +35,7 @@ def dataset(tmp_path_factory) -> Path:
 def model() -> ContinuationModel:
     torch.manual_seed(0)
     model = ContinuationModel(with_overrides("tiny")).eval()
-    torch.nn.init.normal_(model.core.to_velocity.weight, std=0.02)
+    torch.nn.init.normal_(model.core.head.to_velocity.weight, std=0.02)
     return model
 
 

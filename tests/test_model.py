@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -333,8 +334,9 @@ def core_inputs():
 
 
 def reordered(context: torch.Tensor) -> torch.Tensor:
-    """Whole tokens (four latents each) in reverse order."""
-    return context.unflatten(-1, (-1, 4)).flip(2).flatten(2)
+    """Whole tokens (four latents each) in reverse order, but for those that the head sees itself."""
+    far, near = context[..., :68], context[..., 68:]
+    return torch.cat([far.unflatten(-1, (-1, 4)).flip(2).flatten(2), near], dim=-1)
 
 
 def test_attention_sees_the_order_of_the_context(model, core_inputs):
@@ -349,6 +351,31 @@ def test_order_is_seen_through_rotary_positions_and_long_term_prediction_alone(m
     plain = model.core(**core_inputs)
     changed = model.core(**core_inputs | {"context": reordered(core_inputs["context"])})
     assert torch.allclose(plain, changed, atol=1e-4)
+
+
+def test_head_sees_the_end_of_the_context_in_its_order(model, core_inputs, monkeypatch):
+    """Whatever attention makes of it."""
+    monkeypatch.setattr(network.CoreBlock, "attend", lambda self, x, angles: torch.zeros_like(x))
+    monkeypatch.setattr(network, "long_term_prediction", torch.zeros_like)
+    plain = model.core(**core_inputs)
+    for latent, is_seen in ((99, True), (100 - network.LOCAL_REACH, True), (99 - network.LOCAL_REACH, False)):
+        context = core_inputs["context"].clone()
+        context[..., latent] += 1
+        changed = model.core(**core_inputs | {"context": context})
+        assert torch.equal(plain, changed) is not is_seen
+        assert torch.equal(plain[..., network.LOCAL_REACH :], changed[..., network.LOCAL_REACH :])
+
+
+def test_head_sees_each_latent_and_its_neighbours_to_both_sides(model, core_inputs):
+    """In double precision: what reaches the outermost is small."""
+    head = copy.deepcopy(model.core.head).double()
+    tokens = noise(2, 25, 16).double()
+    noisy, repetition, before = (core_inputs["noisy"].double(), noise(2, 4, 100).double(), noise(2, 4, 30).double())
+    changed = noisy.clone()
+    changed[..., 50] += 1
+    difference = head(tokens, changed, repetition, before) - head(tokens, noisy, repetition, before)
+    seen = difference.abs().sum((0, 1)).nonzero().flatten().tolist()
+    assert seen == list(range(50 - network.LOCAL_REACH, 51 + network.LOCAL_REACH))
 
 
 def test_rotation_keeps_lengths_and_its_products_depend_on_the_distance_alone():
