@@ -197,9 +197,13 @@ class Network:
 
     def encode(self, x: np.ndarray):
         """Latents (1, latent_channels, latents) of audio (channels, samples)."""
+        return self.model.encode(self.batch(x)).float()
+
+    def batch(self, *parts: np.ndarray):
+        """Parts (channels, samples) of one sound behind one another, as a batch of one on the network's device."""
         import torch
 
-        return self.model.encode(torch.from_numpy(x)[None].to(self.model.latent_mean.device)).float()
+        return torch.from_numpy(np.concatenate(parts, axis=1))[None].to(self.model.latent_mean.device)
 
     def sound(self, x) -> np.ndarray:
         """A decoded batch of one as (channels, samples)."""
@@ -213,8 +217,7 @@ class Network:
 
     def latents(self, pair: Pair) -> tuple:
         """Latents of input and target as training sees them: the input encoded alone, the target behind it."""
-        together = self.encode(np.concatenate([pair.context, pair.target], axis=1))
-        return self.encode(pair.context), together[..., self.config.chunk_latents :]
+        return tuple(z.float() for z in self.model.encode_pair(self.batch(pair.context, pair.target)))
 
     def draw(self, pair: Pair, purpose: int) -> np.random.Generator:
         return data.draws(self.seed, "validation", pair.number, purpose)

@@ -261,11 +261,9 @@ class Rehearsal:
     @torch.no_grad()
     def fill_cache(self) -> None:
         """Latents of contexts and of targets, as the latent cache gets them."""
-        chunk = self.config.chunk_samples
-        x = self.zeros(self.plan.cache_batch, self.config.channels, 2 * chunk)
+        x = self.zeros(self.plan.cache_batch, self.config.channels, 2 * self.config.chunk_samples)
         with self.autocast():
-            self.ema.encode(x[..., :chunk])
-            self.ema.encode(x)
+            self.ema.encode_pair(x)
 
     @torch.no_grad()
     def evaluate(self) -> None:

@@ -586,6 +586,11 @@ class ContinuationModel(nn.Module):
         """Latents of x, the posterior mean: (batch, latent_channels, latents)."""
         return self.posterior(x)[0]
 
+    def encode_pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents of a context and of what follows it, a chunk each, of x (batch, channels, 2 * chunk): the context
+        encoded alone, as generation hears it, so that no future leaks into it; the target behind it."""
+        return self.encode(x[..., : self.config.chunk_samples]), self.encode(x)[..., self.config.chunk_latents :]
+
     def decode(self, z: Tensor, length: int | None = None) -> Tensor:
         """Audio of latents: (batch, channels, length); by default all samples that the latents stand for."""
         channels = self.config.latent_channels

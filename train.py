@@ -33,9 +33,6 @@ COLLAPSE_GRACE = 0.1  # of stage 2, before its samples are judged
 SKIPPED_STEPS_LIMIT = 50  # steps in a row that fp16 may skip for overflow
 JOINT_BATCH_DIVISOR = 8  # of a step's items: the joint part has 20 s of audio instead of two short rows of latents
 JOINT_CODEC_RATE = 0.1  # of the learning rate, for encoder and decoder in the joint part
-VALIDATION_PAIRS = 24
-VALIDATION_DECODED = 4  # of them are turned into sound at an evaluation
-VALIDATION_SAMPLING_STEPS = 8
 CACHE_BATCH = 4
 FREE_ON_RESTART = {
     "dataset_folder", "checkpoint_folder", "stage1_from", "max_minutes", "stage1_steps", "stage2_steps", "device",
@@ -457,6 +454,7 @@ class Run:
         import losses
         import muon
         import ranks
+        import validation
         from model import ContinuationModel
 
         self.args, self.torch, self.data, self.losses, self.muon = args, torch, data, losses, muon
@@ -475,9 +473,9 @@ class Run:
         torch.manual_seed(args.seed)
         self.model = ContinuationModel(self.config).to(self.device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.validation = validation.Validation(self.ema, self.windows["val"], args.seed, self.autocast)
         self.settings = {k: v for k, v in vars(args).items() if k not in ("dataset_folder", "checkpoint_folder")}
         self.seconds = {1: 0.0, 2: 0.0}  # spent in each stage, over all restarts
-        self.latents = None  # of the validation pairs
         self.evaluated_at = None
         self.warned = False  # of collapse
         self.begin_stage(1)
@@ -774,21 +772,11 @@ class Run:
         items = self.data.WindowItems(windows, variant, self.args.seed)
         batches = self.batches(items, CACHE_BATCH, [min(pair, len(windows) - 1) for pair in mine])
         for first, batch in zip(starts, batches, strict=True):
-            parts = self.encode_pair(batch["x"])
+            with self.torch.no_grad(), self.autocast():
+                parts = (z.half() for z in self.ema.encode_pair(batch["x"].to(self.device)))
             yield tuple(self.ranks.gather(part)[: len(windows) - first] for part in parts)
             if self.agree(0.0, 0.0, stop)[2]:
                 self.save_and_stop()
-
-    def encode_pair(self, x):
-        """Latents of context and target of x (batch, channels, 2 * chunk), as stage 2 reads them: fp16-exact.
-
-        The context is encoded alone, as generation hears it; the target together with what precedes it.
-        """
-        with self.torch.no_grad(), self.autocast():
-            x = x.to(self.device)
-            context = self.ema.encode(x[..., : self.config.chunk_samples])
-            target = self.ema.encode(x)[..., self.config.chunk_latents :]
-        return context.half(), target.half()
 
     # evaluation
 
@@ -835,141 +823,11 @@ class Run:
 
     def validate(self) -> dict:
         """val_* figures of the EMA weights; the untrained network is asked for a continuation too."""
-        if self.config.is_legacy:
-            figures = self.validate_legacy()
-        elif self.stage == 1:
-            figures = self.validate_reconstruction()
-        else:
-            figures = self.validate_prediction()
+        codec_learns = self.stage == 1 or self.progress() >= 1 - self.args.joint_share
+        figures = self.validation.figures(self.stage, codec_learns)
         if self.stage == 2 or self.step == 0:
-            figures |= self.validate_continuation()
-        return figures
-
-    def validation_pairs(self, count: int) -> list[int]:
-        import numpy as np
-
-        return np.unique(np.linspace(0, len(self.windows["val"]) - 1, count).round().astype(int)).tolist()
-
-    def validation_audio(self, pairs: list[int]):
-        """Context and target of validation pairs, (pairs, channels, 2 * chunk)."""
-        import numpy as np
-
-        x = np.stack([self.windows["val"].pair(pair) for pair in pairs])
-        return self.torch.from_numpy(x).to(self.device)
-
-    def validate_reconstruction(self) -> dict:
-        """Stage 1's loss over all window lengths and both stereo bases, and what a listener would notice."""
-        import metrics
-
-        rows = []
-        for pair in self.validation_pairs(2 * VALIDATION_DECODED):
-            x = self.validation_audio([pair])[..., : self.config.chunk_samples]
-            with self.autocast():
-                mean, log_variance = self.ema.posterior(x)
-                y = self.ema.decode(mean, x.shape[-1])
-            row = {"loss": 0.0}
-            sizes = self.losses.spectral_sizes(self.config.sample_rate)
-            for size in sizes:
-                for basis in (False, True):
-                    draw = {"sample_rate": self.config.sample_rate, "size": size, "in_mid_side": basis}
-                    parts = self.losses.reconstruction_parts(x, mean, log_variance, y, draw)
-                    row["loss"] += self.losses.weighted_sum(parts).item() / (2 * len(sizes))
-            signals = [t[0].float().cpu().numpy() for t in (x, y)]
-            row["waveform_mse"] = metrics.waveform_mse(*signals)
-            row["mr_stft"] = metrics.mr_stft_distance(*signals)
-            row["si_sdr_below_1000_db"] = metrics.si_sdr(*signals, self.config.sample_rate, below_hz=1000)
-            rows.append(row)
-        return {f"val_{name}": mean_of(row[name] for row in rows) for name in rows[0]}
-
-    def validate_prediction(self) -> dict:
-        """Stage 2's loss at fixed times and noise, and what the context gains against other contexts."""
-        pairs = self.validation_pairs(VALIDATION_PAIRS)
-        latents = self.validation_latents(pairs)
-        own, another, elsewhere = [], [], []
-        for i, pair in enumerate(pairs):
-            context, target, same_song = latents[i]
-            own.append(self.prediction_losses(pair, context, target))
-            other = next_song(self.windows["val"].song_of_pair, pairs, i)
-            if other is not None:
-                gain = self.prediction_losses(pair, latents[other][0], target).mean().item() - own[-1].mean().item()
-                another.append(gain)
-            if same_song is not None:
-                gain = self.prediction_losses(pair, same_song, target).mean().item() - own[-1].mean().item()
-                elsewhere.append(gain)
-        own = self.torch.stack(own)
-        return {
-            "val_loss": own.mean().item(),
-            "val_latent_mse": own[:, 0].mean().item(),
-            "val_context_gain": mean_of(another),
-            "val_context_gain_same_song": mean_of(elsewhere),
-        }
-
-    def validation_latents(self, pairs: list[int]) -> list[tuple]:
-        """(context, target, context from elsewhere in the song or None) of each pair, each encoded alone; they age
-        only while the encoder learns."""
-        if self.latents is None or self.progress() >= 1 - self.args.joint_share:
-            self.latents = []
-            for pair in pairs:
-                x = self.windows["val"].elsewhere(pair)
-                same_song = None if x is None else self.encode(self.torch.from_numpy(x)[None].to(self.device))
-                context, target = self.encode_pair(self.validation_audio([pair]))
-                self.latents.append((context.float(), target.float(), same_song))
-        return self.latents
-
-    def encode(self, x):
-        with self.torch.no_grad(), self.autocast():
-            return self.ema.encode(x).float()
-
-    def prediction_losses(self, pair: int, context, target):
-        """Loss at each of the fixed times, with noise that is the pair's own."""
-        rng = self.data.draws(self.args.seed, "validation", pair)
-        noise = self.torch.from_numpy(rng.standard_normal((1, *self.latent_shape), dtype="float32")).to(self.device)
-        with self.autocast():
-            return self.losses.fixed_time_losses(self.ema, context, target, noise)
-
-    def validate_legacy(self) -> dict:
-        """Squared errors of the waveform; the gain is that of the decoded prediction."""
-        pairs, rows = self.validation_pairs(2 * VALIDATION_DECODED), []
-        cut = self.config.chunk_samples
-        for i, pair in enumerate(pairs):
-            other = next_song(self.windows["val"].song_of_pair, pairs, i)
-            x = self.validation_audio([pair])
-            _, parts = self.losses.legacy_step(self.ema, {"x": x}, predict=True)
-            rows.append({name: value.item() for name, value in parts.items()} | {"foreign_mse": math.nan})
-            if other is not None:
-                foreign = self.ema(self.validation_audio([pairs[other]])[..., :cut])[1]
-                rows[-1]["foreign_mse"] = self.losses.waveform_mse(x[..., cut:], foreign).item()
-        figures = {name: mean_of(row[name] for row in rows) for name in rows[0]}
-        loss = figures["waveform_mse"] + (figures["decoded_mse"] if self.stage == 2 else 0.0)
-        return {
-            "val_loss": loss,
-            "val_waveform_mse": figures["waveform_mse"],
-            "val_decoded_mse": figures["decoded_mse"],
-            "val_context_gain": figures["foreign_mse"] - figures["decoded_mse"],
-        }
-
-    def validate_continuation(self) -> dict:
-        """Sampled continuations of a few validation pairs: spread of the latents, loudness, error of the waveform."""
-        import metrics
-
-        rows = []
-        for pair in self.validation_pairs(VALIDATION_DECODED):
-            x = self.validation_audio([pair])
-            cut = self.config.chunk_samples
-            context, target = (z.float() for z in self.encode_pair(x))
-            with self.autocast():
-                sampled = self.ema.predict(context, steps=VALIDATION_SAMPLING_STEPS).float()
-                decoded = self.ema.decode(sampled, cut)[0].float().cpu().numpy()
-                mean = self.ema.decode(self.ema.predict(context, steps=1, guidance=1.0), cut).float()
-                again = self.ema.decode(context, cut).float()
-            truth = x[0, :, cut:].cpu().numpy()
-            rows.append({
-                "latent_std_ratio": (sampled.std(-1) / target.std(-1).clamp(min=1e-5)).median().item(),
-                "loudness_ratio_db": metrics.loudness_ratio_db(truth, decoded),
-                "decoded_mse": self.losses.waveform_mse(x[..., cut:], mean).item(),
-                "waveform_mse": self.losses.waveform_mse(x[..., :cut], again).item(),
-            })  # fmt: skip
-        return {f"val_{name}": mean_of(row[name] for row in rows) for name in rows[0]}
+            figures |= self.validation.continuation()
+        return {f"val_{name}": value for name, value in figures.items()}
 
     # what is written
 
@@ -1003,7 +861,7 @@ class Run:
         """What a validation song sounds like now: reconstructed, or continued."""
         import audio
 
-        x = self.windows["val"].pair(self.validation_pairs(1)[0])[:, : self.config.chunk_samples]
+        x = self.windows["val"].pair(0)[:, : self.config.chunk_samples]
         with self.torch.no_grad(), self.autocast():
             if self.stage == 1:
                 y = self.ema.reconstruct(self.torch.from_numpy(x)[None].to(self.device))[0]
@@ -1126,18 +984,6 @@ def freeze_all_but(model, parts: list) -> None:
     model.requires_grad_(False)
     for part in parts:
         part.requires_grad_(True)
-
-
-def mean_of(values) -> float:
-    """Mean of the defined values; nan where there is none."""
-    defined = [value for value in values if math.isfinite(value)]
-    return sum(defined) / len(defined) if defined else math.nan
-
-
-def next_song(song_of_pair, pairs: list[int], i: int) -> int | None:
-    """Index in `pairs` of the next pair that belongs to another song; None where there is one song only."""
-    others = [(i + k) % len(pairs) for k in range(1, len(pairs))]
-    return next((j for j in others if song_of_pair[pairs[j]] != song_of_pair[pairs[i]]), None)
 
 
 def drop_later_records(path: Path, stage: int, step: int) -> None:

@@ -3,8 +3,9 @@
 import plots
 import ranks
 import train
+import validation
 
 plots.plot_curves = lambda path, records: None
-train.VALIDATION_DECODED = 1
+validation.DECODED = 1
 train.Run.write_sample = lambda run: None
 ranks.leave(train.main(train.parse_args()))

@@ -29,6 +29,8 @@ import muon
 import plots
 import ranks
 import train
+import validation
+from model import ContinuationModel
 
 torch.set_num_threads(1)
 SCHEDULE = "--batch_size 2 --stage1_steps 3 --stage2_steps 6 --joint_share 0.34 --latent_variants 2 --device cpu"
@@ -41,7 +43,7 @@ def short_evaluations():
     """Pictures have tests of their own, and drawing one takes longer than a stage here; two pairs are decoded."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "plot_curves", lambda path, records: None)
-        patch.setattr(train, "VALIDATION_DECODED", 1)
+        patch.setattr(validation, "DECODED", 1)
         yield
 
 
@@ -244,14 +246,14 @@ def test_run_killed_before_the_first_step_of_stage_2_lists_no_evaluation_twice(
 
 
 def test_stop_while_latents_are_cached_loses_nothing(undisturbed, command, tmp_path, monkeypatch):
-    encode_pair, calls = train.Run.encode_pair, iter(range(1000))
+    encode_pair, calls = ContinuationModel.encode_pair, iter(range(1000))
 
     def encode_and_signal(self, x):
         if next(calls) == 9:  # the first 8 are the continuation of the untrained network and the first variant
             os.kill(os.getpid(), signal.SIGTERM)
         return encode_pair(self, x)
 
-    monkeypatch.setattr(train.Run, "encode_pair", encode_and_signal)
+    monkeypatch.setattr(ContinuationModel, "encode_pair", encode_and_signal)
     assert command(tmp_path / "ck") == train.INTERRUPTED
     spent = checkpoint.load(tmp_path / "ck" / "last.pt")["scheduler"]["seconds"]
     assert not list((tmp_path / "ck" / "latents").glob("*tmp*"))
@@ -451,7 +453,7 @@ def test_context_latents_do_not_change_when_the_target_audio_is_replaced_by_nois
     run = new_run()
     x = torch.from_numpy(run.windows["train"].pair(0))[None]
     other = torch.cat([x[..., :CHUNK], 0.1 * torch.randn(1, CHANNELS, CHUNK)], dim=-1)
-    (context, target), (same, different) = run.encode_pair(x), run.encode_pair(other)
+    (context, target), (same, different) = run.ema.encode_pair(x), run.ema.encode_pair(other)
     assert torch.equal(context, same)
     assert not torch.equal(target, different)
     leaky = [run.ema.encode(audio)[..., : run.config.chunk_latents] for audio in (x, other)]
@@ -488,7 +490,7 @@ def test_cached_latents_are_those_of_the_audio_that_the_joint_part_would_hear(ne
     predict, joint = run.phases()
     for item in (0, 5):
         cached, heard = predict.items()[item], joint.items()[item]
-        context, target = run.encode_pair(torch.from_numpy(heard["x"])[None])
+        context, target = run.ema.encode_pair(torch.from_numpy(heard["x"])[None])
         assert torch.allclose(torch.from_numpy(cached["context"]), context[0].float(), atol=2e-3)
         assert torch.allclose(torch.from_numpy(cached["target"]), target[0].float(), atol=2e-3)
 
@@ -496,7 +498,7 @@ def test_cached_latents_are_those_of_the_audio_that_the_joint_part_would_hear(ne
 def test_validation_context_is_what_generation_would_encode(new_run, monkeypatch):
     run = new_run()
     row = run.windows["val"].side.rows[run.windows["val"].side.pairs[0, 0]]
-    context, _, _ = run.validation_latents([0])[0]
+    context, _, _ = run.validation.latents()[0]
     encoded = []
     encode = run.ema.encode
     monkeypatch.setattr(run.ema, "encode", lambda x: encoded.append(encode(x)) or encoded[0])

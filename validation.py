@@ -1,0 +1,175 @@
+"""What train.py measures at an evaluation, on validation pairs, noise and times that never change.
+
+Pairs are spread over all validation songs; losses are those of training.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import data
+import losses
+import metrics
+
+PAIRS = 24
+DECODED = 4  # of them are continued in sound, and twice as many reconstructed
+SAMPLING_STEPS = 8
+
+
+def spread_pairs(available: int, count: int) -> list[int]:
+    return np.unique(np.linspace(0, available - 1, count).round().astype(int)).tolist()
+
+
+def next_song(song_of_pair, pairs: list[int], i: int) -> int | None:
+    """Index in `pairs` of the next pair that belongs to another song; None where there is one song only."""
+    others = [(i + k) % len(pairs) for k in range(1, len(pairs))]
+    return next((j for j in others if song_of_pair[pairs[j]] != song_of_pair[pairs[i]]), None)
+
+
+def mean_of(values) -> float:
+    """Mean of the defined values; nan where there is none."""
+    defined = [value for value in values if math.isfinite(value)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def means_of(rows: list[dict]) -> dict[str, float]:
+    return {name: mean_of(row[name] for row in rows) for name in rows[0]}
+
+
+class Validation:
+    """Figures of a model, the averaged one, on the validation windows.
+
+    `autocast` makes the context in which the network computes.
+    """
+
+    def __init__(self, model, windows: data.Windows, seed: int, autocast):
+        self.model, self.windows, self.seed, self.autocast = model, windows, seed, autocast
+        self.config = model.config
+        self.kept = None  # latents of the pairs
+
+    @torch.no_grad()
+    def figures(self, stage: int, codec_learns: bool) -> dict[str, float]:
+        """`loss`, which decides what is best, and what else the stage is judged by."""
+        if codec_learns:
+            self.kept = None
+        if self.config.is_legacy:
+            return self.legacy(stage)
+        return self.reconstruction() if stage == 1 else self.prediction()
+
+    def pairs(self, count: int) -> list[int]:
+        return spread_pairs(len(self.windows), count)
+
+    def audio(self, pair: int) -> Tensor:
+        """Context and target, (1, channels, 2 * chunk)."""
+        return self.batch(self.windows.pair(pair))
+
+    def batch(self, x: np.ndarray) -> Tensor:
+        return torch.from_numpy(x)[None].to(self.model.latent_mean.device)
+
+    def reconstruction(self) -> dict[str, float]:
+        """Stage 1's loss over all window lengths and both stereo bases, and what a listener would notice."""
+        rows = []
+        for pair in self.pairs(2 * DECODED):
+            x = self.audio(pair)[..., : self.config.chunk_samples]
+            with self.autocast():
+                mean, log_variance = self.model.posterior(x)
+                y = self.model.decode(mean, x.shape[-1])
+            row = {"loss": self.reconstruction_loss(x, mean, log_variance, y)}
+            signals = [t[0].float().cpu().numpy() for t in (x, y)]
+            row["waveform_mse"] = metrics.waveform_mse(*signals)
+            row["mr_stft"] = metrics.mr_stft_distance(*signals)
+            row["si_sdr_below_1000_db"] = metrics.si_sdr(*signals, self.config.sample_rate, below_hz=1000)
+            rows.append(row)
+        return means_of(rows)
+
+    def reconstruction_loss(self, *signals: Tensor) -> float:
+        """Mean over all that a step draws from."""
+        found = []
+        for size in losses.spectral_sizes(self.config.sample_rate):
+            for basis in (False, True):
+                draw = {"sample_rate": self.config.sample_rate, "size": size, "in_mid_side": basis}
+                found.append(losses.weighted_sum(losses.reconstruction_parts(*signals, draw)).item())
+        return mean_of(found)
+
+    def prediction(self) -> dict[str, float]:
+        """Stage 2's loss at fixed times and noise, and what the context gains against other contexts."""
+        pairs, latents = self.pairs(PAIRS), self.latents()
+        own, another, elsewhere = [], [], []
+        for i, (pair, (context, target, same_song)) in enumerate(zip(pairs, latents, strict=True)):
+            own.append(self.prediction_losses(pair, context, target))
+            other = next_song(self.windows.song_of_pair, pairs, i)
+            for gains, foreign in ((another, None if other is None else latents[other][0]), (elsewhere, same_song)):
+                if foreign is not None:
+                    loss = self.prediction_losses(pair, foreign, target).mean()
+                    gains.append(loss.item() - own[-1].mean().item())
+        own = torch.stack(own)
+        return {
+            "loss": own.mean().item(),
+            "latent_mse": own[:, 0].mean().item(),
+            "context_gain": mean_of(another),
+            "context_gain_same_song": mean_of(elsewhere),
+        }
+
+    def latents(self) -> list[tuple]:
+        """(context, target, context from elsewhere in the song or None) of each pair, each encoded alone."""
+        if self.kept is None:
+            self.kept = []
+            for pair in self.pairs(PAIRS):
+                x = self.windows.elsewhere(pair)
+                with self.autocast():
+                    same_song = None if x is None else self.model.encode(self.batch(x)).float()
+                self.kept.append((*self.encode_pair(self.audio(pair)), same_song))
+        return self.kept
+
+    def encode_pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As stage 2 reads them, rounded to fp16."""
+        with self.autocast():
+            context, target = self.model.encode_pair(x)
+        return context.half().float(), target.half().float()
+
+    def prediction_losses(self, pair: int, context: Tensor, target: Tensor) -> Tensor:
+        """Loss at each of the fixed times, with noise that is the pair's own."""
+        rng = data.draws(self.seed, "validation", pair)
+        noise = torch.from_numpy(rng.standard_normal(target.shape, dtype="float32")).to(target.device)
+        with self.autocast():
+            return losses.fixed_time_losses(self.model, context, target, noise)
+
+    def legacy(self, stage: int) -> dict[str, float]:
+        """Squared errors of the waveform; the gain is that of the decoded prediction."""
+        pairs, rows = self.pairs(2 * DECODED), []
+        cut = self.config.chunk_samples
+        for i, pair in enumerate(pairs):
+            x, other = self.audio(pair), next_song(self.windows.song_of_pair, pairs, i)
+            _, parts = losses.legacy_step(self.model, {"x": x}, predict=True)
+            row = {name: value.item() for name, value in parts.items()} | {"context_gain": math.nan}
+            if other is not None:
+                foreign = self.model(self.audio(pairs[other])[..., :cut])[1]
+                row["context_gain"] = losses.waveform_mse(x[..., cut:], foreign).item() - row["decoded_mse"]
+            rows.append(row)
+        figures = means_of(rows)
+        loss = figures["waveform_mse"] + (figures["decoded_mse"] if stage == 2 else 0.0)
+        return {"loss": loss} | figures
+
+    @torch.no_grad()
+    def continuation(self) -> dict[str, float]:
+        """Sampled continuations of a few pairs: spread of the latents, loudness, error of the waveform."""
+        rows = []
+        for pair in self.pairs(DECODED):
+            x = self.audio(pair)
+            cut = self.config.chunk_samples
+            context, target = self.encode_pair(x)
+            with self.autocast():
+                sampled = self.model.predict(context, steps=SAMPLING_STEPS).float()
+                decoded = self.model.decode(sampled, cut)[0].float().cpu().numpy()
+                mean = self.model.decode(self.model.predict(context, steps=1, guidance=1.0), cut).float()
+                again = self.model.decode(context, cut).float()
+            truth = x[0, :, cut:].cpu().numpy()
+            rows.append({
+                "latent_std_ratio": (sampled.std(-1) / target.std(-1).clamp(min=1e-5)).median().item(),
+                "loudness_ratio_db": metrics.loudness_ratio_db(truth, decoded),
+                "decoded_mse": losses.waveform_mse(x[..., cut:], mean).item(),
+                "waveform_mse": losses.waveform_mse(x[..., :cut], again).item(),
+            })  # fmt: skip
+        return means_of(rows)
