@@ -59,7 +59,7 @@ class Schedule:
 SCHEDULES = {
     "legacy": Schedule(1500, 1500, 16, 4, 5e-5, 1),
     "tiny": Schedule(8000, 8000, 8, 1, 2e-3, 1),  # encoding one took 4 to 7 of 40 minutes on a CPU core
-    # an estimate: about an hour at 6.5 TFLOP/s, a tenth of a T4's fp16 peak (240 and 1397 GFLOPs a step); on an H200
+    # an estimate: about an hour at 6.5 TFLOP/s, a tenth of a T4's fp16 peak (240 and 1570 GFLOPs a step); on an H200
     # stage 1 would take 50 minutes, at 74 ms a step
     "base": Schedule(40000, 8000, 16, 1, 5e-4, 4),
     "large": Schedule(100000, 100000, 16, 1, 3e-4, 4),
