@@ -69,10 +69,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     songs.add_argument("--split", choices=data.SPLITS, default="test", help="side of the dataset")
     songs.add_argument("--pairs_per_song", type=positive_int, default=4, help="pairs, spread over each song")
     songs.add_argument("--seed", type=seed_number, default=0, help="of everything that is drawn")
-    sampling = parser.add_argument_group("sampling and hardware")
-    sampling.add_argument("--steps", type=positive_int, default=32, help="steps from noise to music")
+    sampling = parser.add_argument_group("sampling (None: the network's own value) and hardware")
+    sampling.add_argument("--steps", type=positive_int, help="steps from noise to music")
     sampling.add_argument(
-        "--guidance", type=not_negative_float, default=1.5, help="how strongly the input is followed; 1: as trained"
+        "--guidance", type=not_negative_float, help="how strongly the input is followed; 1: as trained"
     )
     sampling.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     return parser.parse_args(argv)
@@ -281,10 +281,12 @@ def gains_in_training(log: Path, step: int) -> dict[str, tuple[float, float]]:
 
 def samplings(config, args: argparse.Namespace) -> dict[str, dict]:
     """How a network is made to continue: what is added to its name -> arguments of `predict`."""
-    ways = {"": {"steps": args.steps, "guidance": args.guidance}}
+    wishes = {"steps": args.steps, "guidance": args.guidance}
+    default = {name: value for name, value in wishes.items() if value is not None}
+    ways = {"": default}
     if config.objective == "flow":
         if args.guidance != 1:
-            ways[", guidance 1"] = {"steps": args.steps, "guidance": 1.0}
+            ways[", guidance 1"] = default | {"guidance": 1.0}
         ways[ONE_STEP] = {"steps": 1, "guidance": 1.0}
     return ways
 
