@@ -281,12 +281,10 @@ def gains_in_training(log: Path, step: int) -> dict[str, tuple[float, float]]:
 
 def samplings(config, args: argparse.Namespace) -> dict[str, dict]:
     """How a network is made to continue: what is added to its name -> arguments of `predict`."""
-    wishes = {"steps": args.steps, "guidance": args.guidance}
-    default = {name: value for name, value in wishes.items() if value is not None}
-    ways = {"": default}
+    ways = {"": {"steps": args.steps, "guidance": args.guidance}}
     if config.objective == "flow":
         if args.guidance != 1:
-            ways[", guidance 1"] = default | {"guidance": 1.0}
+            ways[", guidance 1"] = {"steps": args.steps, "guidance": 1.0}
         ways[ONE_STEP] = {"steps": 1, "guidance": 1.0}
     return ways
 
@@ -663,6 +661,10 @@ def run(args: argparse.Namespace, stop) -> None:
     import torch
     from tqdm import tqdm
 
+    from model import GUIDANCE, SAMPLING_STEPS
+
+    args.steps = SAMPLING_STEPS if args.steps is None else args.steps
+    args.guidance = GUIDANCE if args.guidance is None else args.guidance
     meta, sides = data.open_dataset(args.dataset_folder)
     pairs = Pairs(data.Windows(sides[args.split], meta), args.pairs_per_song)
     networks = load_networks(args, meta)
