@@ -69,10 +69,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     songs.add_argument("--split", choices=data.SPLITS, default="test", help="side of the dataset")
     songs.add_argument("--pairs_per_song", type=positive_int, default=4, help="pairs, spread over each song")
     songs.add_argument("--seed", type=seed_number, default=0, help="of everything that is drawn")
-    sampling = parser.add_argument_group("sampling (None: the network's own value) and hardware")
-    sampling.add_argument("--steps", type=positive_int, help="steps from noise to music")
+    sampling = parser.add_argument_group("sampling and hardware")
+    sampling.add_argument("--steps", type=positive_int, default=32, help="steps from noise to music")
     sampling.add_argument(
-        "--guidance", type=not_negative_float, help="how strongly the input is followed; 1: as trained"
+        "--guidance", type=not_negative_float, default=2.0, help="how strongly the input is followed; 1: as trained"
     )
     sampling.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     return parser.parse_args(argv)
@@ -661,10 +661,6 @@ def run(args: argparse.Namespace, stop) -> None:
     import torch
     from tqdm import tqdm
 
-    from model import GUIDANCE, SAMPLING_STEPS
-
-    args.steps = SAMPLING_STEPS if args.steps is None else args.steps
-    args.guidance = GUIDANCE if args.guidance is None else args.guidance
     meta, sides = data.open_dataset(args.dataset_folder)
     pairs = Pairs(data.Windows(sides[args.split], meta), args.pairs_per_song)
     networks = load_networks(args, meta)
