@@ -36,7 +36,7 @@ LOCAL_BLOCKS = 4  # of the core, at the latent rate
 LOCAL_REACH = 30  # latents that they see to each side
 LAG_OCTAVES = (0.1, 0.2, 0.4, 0.8)  # of a context's length: 1 s, 2 s, 4 s and 8 s
 SAMPLING_STEPS = 32
-GUIDANCE = 2.0
+GUIDANCE = 1.5
 
 
 @dataclass(frozen=True)
