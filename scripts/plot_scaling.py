@@ -34,7 +34,7 @@ def power_law(points: list[tuple[float, float]]):
 
 
 def is_timed(name: str) -> bool:
-    return name.startswith("minutes-") or name == "90-minutes-flow-training"
+    return name.startswith("minutes-") or name == "headless-90-minutes-flow-training"
 
 
 def minutes_of_steps(row: dict) -> float:
