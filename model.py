@@ -36,7 +36,8 @@ LOCAL_BLOCKS = 4  # of the core, at the latent rate
 LOCAL_REACH = 30  # latents that they see to each side
 LAG_OCTAVES = (0.1, 0.2, 0.4, 0.8)  # of a context's length: 1 s, 2 s, 4 s and 8 s
 SAMPLING_STEPS = 32
-GUIDANCE = 1.5
+GUIDANCE = 2.5
+GUIDANCE_RESCALE = 0.7
 
 
 @dataclass(frozen=True)
@@ -630,8 +631,8 @@ class ContinuationModel(nn.Module):
         """The latents of the next chunk, given a chunk's latents (batch, latent_channels, latents).
 
         Euler steps of the rectified flow from noise (standard deviation `temperature`, drawn from `seed`) to music
-        (Liu et al. 2022), with classifier-free guidance (Ho and Salimans 2022; 1 is none). A network that was
-        trained to say the mean, and legacy, take one step from zero.
+        (Liu et al. 2022), with classifier-free guidance (Ho and Salimans 2022; 1 is none), `rescaled` above 1. A
+        network that was trained to say the mean, and legacy, take one step from zero.
         """
         if self.config.is_legacy:
             return self.core(context)
@@ -650,8 +651,12 @@ class ContinuationModel(nn.Module):
             return self.core(z, context, times)
         heard = torch.cat([torch.ones_like(times), torch.zeros_like(times)])
         both = self.core(z.repeat(2, 1, 1), context.repeat(2, 1, 1), times.repeat(2), heard)
-        with_context, without = both.chunk(2)
-        return without + guidance * (with_context - without)
+        with_context, without = both.float().chunk(2)
+        velocity = without + guidance * (with_context - without)
+        if guidance < 1:
+            return velocity
+        left = 1 - time
+        return (rescaled(z + left * velocity, z + left * with_context) - z) / left  # of the music that it leads to
 
     @torch.no_grad()
     def generate(
@@ -690,6 +695,15 @@ class ContinuationModel(nn.Module):
         decoded = self.decode(torch.cat([context[..., -join:], predicted], dim=-1)).float()
         cut, fade = join * config.latent_samples, round(FADE_SECONDS * config.sample_rate)
         return decoded[..., cut - fade : cut], decoded[..., cut:]
+
+
+def rescaled(guided: Tensor, plain: Tensor) -> Tensor:
+    """Guided latents (batch, latent_channels, latents), GUIDANCE_RESCALE of the way back to the mean and the standard
+    deviation over time that each channel has in the plain ones: guidance makes both too large, and music too loud
+    (after Lin et al. 2023)."""
+    mean, std = guided.mean(-1, keepdim=True), guided.std(-1, keepdim=True)
+    back = (guided - mean) / std.clamp(min=1e-6) * plain.std(-1, keepdim=True) + plain.mean(-1, keepdim=True)
+    return guided.lerp(back, GUIDANCE_RESCALE)
 
 
 def fade_over(x: Tensor, into: Tensor) -> Tensor:

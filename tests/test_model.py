@@ -478,9 +478,24 @@ def test_guidance_1_is_the_plain_flow(model):
 
 def test_guidance_0_does_not_hear_the_context_and_guidance_leads_away_from_that(model):
     first, second = noise(1, 4, 100, seed=1), noise(1, 4, 100, seed=2)
-    unheard, plain, strong = (model.predict(first, steps=1, guidance=g) for g in (0.0, 1.0, 3.0))
+    unheard, plain, weak, strong = (model.predict(first, steps=1, guidance=g) for g in (0.0, 1.0, 0.5, 3.0))
     assert torch.allclose(unheard, model.predict(second, steps=1, guidance=0.0), atol=1e-5)
-    assert torch.allclose(strong - unheard, 3 * (plain - unheard), atol=1e-3)
+    assert torch.allclose(weak - unheard, (plain - unheard) / 2, atol=1e-3)
+    straight = unheard + 3 * (plain - unheard)
+    shapes = [(z - z.mean(-1, keepdim=True)) / z.std(-1, keepdim=True) for z in (straight, strong)]
+    assert torch.allclose(*shapes, atol=1e-3)
+
+
+def test_guidance_is_rescaled_to_mean_and_deviation_without_it(model, monkeypatch):
+    context = noise(1, 4, 100)
+    distances = []
+    for share in (0.0, 0.7, 1.0):
+        monkeypatch.setattr(network, "GUIDANCE_RESCALE", share)
+        plain, strong = (model.predict(context, steps=1, guidance=g) for g in (1.0, 3.0))
+        means, deviations = ((f(plain) - f(strong)).abs().mean() for f in (lambda z: z.mean(-1), lambda z: z.std(-1)))
+        distances.append((means + deviations).item())
+    assert distances[1] == pytest.approx(0.3 * distances[0], rel=0.01)
+    assert distances[2] < 1e-4
 
 
 def test_same_seed_same_latents_and_another_seed_others(model):
@@ -585,9 +600,9 @@ def test_longer_generation_rolls_on_from_its_own_prediction(model, song, monkeyp
     monkeypatch.setattr(model, "predict", note)
     model.generate(song, seconds=5, seed=3, steps=1)
     assert len(heard) == 3
-    assert torch.equal(heard[1], predict(heard[0], 1, 1.5, 3))
+    assert torch.equal(heard[1], predict(heard[0], 1, network.GUIDANCE, 3))
     for other in (3, 4):  # every roll draws noise of its own, and not what the next seed begins with
-        assert not torch.equal(heard[2], predict(heard[1], 1, 1.5, other))
+        assert not torch.equal(heard[2], predict(heard[1], 1, network.GUIDANCE, other))
 
 
 @pytest.mark.parametrize("shape", [(2, CHUNK - 1), (1, CHUNK), (CHUNK,)])
