@@ -490,7 +490,7 @@ class AttentionCore(nn.Module):
         is_heard = (age <= heard[:, None])[:, :, None]
         tokens = self.from_context(context)
         tokens = torch.where(is_heard, tokens, self.no_context.to(tokens.dtype))
-        context = self.unstack(context * is_heard)
+        context = unstack(context * is_heard, self.config.latents_per_token)
         repetition = long_term_prediction(context)
         t = time[:, None, None]
         spread = (t.square() + (1 - t).square()).sqrt()  # of noisy latents, where music and noise have unit variance
@@ -508,9 +508,6 @@ class AttentionCore(nn.Module):
     def stack(self, z: Tensor) -> Tensor:
         """(batch, latent_channels, latents) -> (batch, tokens, latents_per_token x latent_channels)."""
         return z.transpose(1, 2).unflatten(1, (-1, self.config.latents_per_token)).flatten(2)
-
-    def unstack(self, tokens: Tensor) -> Tensor:
-        return unstack(tokens, self.config.latents_per_token)
 
     @staticmethod
     def embed_time(time: Tensor) -> Tensor:
