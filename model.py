@@ -443,9 +443,10 @@ class VelocityHead(nn.Module):
         self.to_velocity = nn.Conv1d(width, channels, 1)
 
     def forward(self, tokens: Tensor, noisy: Tensor, repetition: Tensor, before: Tensor) -> Tensor:
-        """Of the target's tokens (batch, tokens, core_width) and latents (batch, latent_channels, latents)."""
-        edge = before.shape[-1]
-        before = torch.cat([before, torch.zeros_like(before), torch.ones_like(before[:, :1])], dim=1)  # 1: known
+        """Of the target's normalised tokens (batch, tokens, core_width), its noisy latents at unit variance and their
+        long-term prediction (batch, latent_channels, latents), and as many of the context's latents as are seen."""
+        edge = before.shape[-1]  # the last channel says whose place it is, the context's or the target's
+        before = torch.cat([before, torch.zeros_like(before), torch.ones_like(before[:, :1])], dim=1)
         here = torch.cat([noisy, repetition, torch.zeros_like(noisy[:, :1])], dim=1)
         said = unstack(self.from_tokens(tokens), self.latents_per_token)
         x = self.from_latents(torch.cat([before, here], dim=-1)) + F.pad(said, (edge, 0))
@@ -478,7 +479,7 @@ class AttentionCore(nn.Module):
     def forward(self, noisy: Tensor, context: Tensor, time: Tensor, heard: Tensor | None = None) -> Tensor:
         """Velocity at `time` (batch,), 0 noise .. 1 music, as (batch, latent_channels, latents).
 
-        The blocks see inputs of unit variance and say only what a linear guess of the velocity lacks, with unit
+        Blocks and head see inputs of unit variance and say only what a linear guess of the velocity lacks, with unit
         variance too (preconditioning after Karras et al. 2022): the guess for music of unit variance around the
         long-term prediction. They need not carry noise and repetition to the output.
         `heard` (batch,), 0..1, default 1: the share of the context, counted back from the cut, that is not replaced
@@ -652,8 +653,8 @@ class ContinuationModel(nn.Module):
         velocity = without + guidance * (with_context - without)
         if guidance < 1:
             return velocity
-        left = 1 - time
-        return (rescaled(z + left * velocity, z + left * with_context) - z) / left  # of the music that it leads to
+        left = 1 - time  # rescaled is the music that the velocity leads to at time 1
+        return (rescaled(z + left * velocity, z + left * with_context) - z) / left
 
     @torch.no_grad()
     def generate(

@@ -795,8 +795,7 @@ class Run:
             "epoch": self.item / pairs_an_epoch(self.args, self.windows["train"]),
             "seconds": sum(self.seconds.values()), "train_loss": train_loss,
         }  # fmt: skip
-        with self.torch.no_grad():
-            record |= self.validate()
+        record |= self.validate()
         if not math.isfinite(record["val_loss"]):
             raise TrainingError(f"the validation loss is not finite at step {self.step} of stage {self.stage}")
         is_best = record["val_loss"] < self.best

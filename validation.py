@@ -1,6 +1,6 @@
 """What train.py measures at an evaluation, on validation pairs, noise and times that never change.
 
-Pairs are spread over all validation songs; losses are those of training.
+Pairs are spread over the whole side; losses are made of training's own, without what training draws.
 """
 
 import math
@@ -14,7 +14,7 @@ import losses
 import metrics
 
 PAIRS = 24
-DECODED = 4  # of them are continued in sound, and twice as many reconstructed
+DECODED = 4  # pairs that are continued in sound; twice as many are reconstructed
 SAMPLING_STEPS = 8
 
 
@@ -35,7 +35,9 @@ def mean_of(values) -> float:
 
 
 def means_of(rows: list[dict]) -> dict[str, float]:
-    return {name: mean_of(row[name] for row in rows) for name in rows[0]}
+    """Means of the defined values; the loss's is over all rows, so that one that is not finite shows."""
+    means = {name: mean_of(row[name] for row in rows) for name in rows[0]}
+    return means | {"loss": sum(row["loss"] for row in rows) / len(rows)} if "loss" in means else means
 
 
 class Validation:
@@ -51,7 +53,10 @@ class Validation:
 
     @torch.no_grad()
     def figures(self, stage: int, codec_learns: bool) -> dict[str, float]:
-        """`loss`, which decides what is best, and what else the stage is judged by."""
+        """`loss`, which decides what is best, and what else the stage is judged by.
+
+        Latents are kept from call to call; they age while encoder and decoder learn.
+        """
         if codec_learns:
             self.kept = None
         if self.config.is_legacy:
@@ -91,7 +96,7 @@ class Validation:
             for basis in (False, True):
                 draw = {"sample_rate": self.config.sample_rate, "size": size, "in_mid_side": basis}
                 found.append(losses.weighted_sum(losses.reconstruction_parts(*signals, draw)).item())
-        return mean_of(found)
+        return sum(found) / len(found)
 
     def prediction(self) -> dict[str, float]:
         """Stage 2's loss at fixed times and noise, and what the context gains against other contexts."""
@@ -113,7 +118,7 @@ class Validation:
         }
 
     def latents(self) -> list[tuple]:
-        """(context, target, context from elsewhere in the song or None) of each pair, each encoded alone."""
+        """(context, target, context from elsewhere in the song or None) of each pair; contexts are encoded alone."""
         if self.kept is None:
             self.kept = []
             for pair in self.pairs(PAIRS):
@@ -144,13 +149,12 @@ class Validation:
             x, other = self.audio(pair), next_song(self.windows.song_of_pair, pairs, i)
             _, parts = losses.legacy_step(self.model, {"x": x}, predict=True)
             row = {name: value.item() for name, value in parts.items()} | {"context_gain": math.nan}
+            row["loss"] = row["waveform_mse"] + (row["decoded_mse"] if stage == 2 else 0.0)
             if other is not None:
                 foreign = self.model(self.audio(pairs[other])[..., :cut])[1]
                 row["context_gain"] = losses.waveform_mse(x[..., cut:], foreign).item() - row["decoded_mse"]
             rows.append(row)
-        figures = means_of(rows)
-        loss = figures["waveform_mse"] + (figures["decoded_mse"] if stage == 2 else 0.0)
-        return {"loss": loss} | figures
+        return means_of(rows)
 
     @torch.no_grad()
     def continuation(self) -> dict[str, float]:

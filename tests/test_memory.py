@@ -156,8 +156,7 @@ def test_estimate_is_what_a_small_training_allocates(new_run, monkeypatch, flags
         batches = iter(run.loader(phase))
         for _ in range(2):
             run.train_step(phase, ranks.loss_module(phase, run.model), batches)
-        with torch.no_grad():
-            run.validate()
+        run.validate()
         run.write_sample()
     assert memory.estimate(given, part) == pytest.approx(allocations.peak / 1e9, rel=ROOM)
 

@@ -335,17 +335,19 @@ def core_inputs():
 
 def reordered(context: torch.Tensor) -> torch.Tensor:
     """Whole tokens (four latents each) in reverse order, but for those that the head sees itself."""
-    far, near = context[..., :68], context[..., 68:]
+    near = network.LOCAL_REACH + 2  # whole tokens
+    far, near = context[..., :-near], context[..., -near:]
     return torch.cat([far.unflatten(-1, (-1, 4)).flip(2).flatten(2), near], dim=-1)
 
 
-def test_attention_sees_the_order_of_the_context(model, core_inputs):
+def test_attention_sees_the_order_of_the_context(model, core_inputs, monkeypatch):
+    monkeypatch.setattr(network, "long_term_prediction", torch.zeros_like)
     plain = model.core(**core_inputs)
     changed = model.core(**core_inputs | {"context": reordered(core_inputs["context"])})
     assert (plain - changed).abs().mean() > 0.01 * plain.abs().mean()
 
 
-def test_order_is_seen_through_rotary_positions_and_long_term_prediction_alone(model, core_inputs, monkeypatch):
+def test_far_order_is_seen_through_rotary_positions_and_long_term_prediction_alone(model, core_inputs, monkeypatch):
     monkeypatch.setattr(network, "rotate", lambda x, angles: x)
     monkeypatch.setattr(network, "long_term_prediction", torch.zeros_like)
     plain = model.core(**core_inputs)
@@ -353,24 +355,25 @@ def test_order_is_seen_through_rotary_positions_and_long_term_prediction_alone(m
     assert torch.allclose(plain, changed, atol=1e-4)
 
 
-def test_head_sees_the_end_of_the_context_in_its_order(model, core_inputs, monkeypatch):
-    """Whatever attention makes of it."""
-    monkeypatch.setattr(network.CoreBlock, "attend", lambda self, x, angles: torch.zeros_like(x))
-    monkeypatch.setattr(network, "long_term_prediction", torch.zeros_like)
-    plain = model.core(**core_inputs)
-    for latent, is_seen in ((99, True), (100 - network.LOCAL_REACH, True), (99 - network.LOCAL_REACH, False)):
-        context = core_inputs["context"].clone()
-        context[..., latent] += 1
-        changed = model.core(**core_inputs | {"context": context})
-        assert torch.equal(plain, changed) is not is_seen
-        assert torch.equal(plain[..., network.LOCAL_REACH :], changed[..., network.LOCAL_REACH :])
+def test_head_sees_the_end_of_the_context_in_its_order(model, core_inputs):
+    """In double precision: what reaches the outermost is small. Nothing farther away is given to the head at all."""
+    head, reach = copy.deepcopy(model.core.head).double(), network.LOCAL_REACH
+    tokens, before = noise(2, 25, 16).double(), core_inputs["context"][..., -reach:].double()
+    noisy = core_inputs["noisy"].double()
+    plain = head(tokens, noisy, noisy, before)
+    for distance in (1, 5, reach):  # from the cut
+        changed = before.clone()
+        changed[..., -distance] += 1
+        difference = (head(tokens, noisy, noisy, changed) - plain).abs().sum((0, 1))
+        assert difference.nonzero().flatten().tolist() == list(range(reach + 1 - distance))
 
 
 def test_head_sees_each_latent_and_its_neighbours_to_both_sides(model, core_inputs):
     """In double precision: what reaches the outermost is small."""
     head = copy.deepcopy(model.core.head).double()
     tokens = noise(2, 25, 16).double()
-    noisy, repetition, before = (core_inputs["noisy"].double(), noise(2, 4, 100).double(), noise(2, 4, 30).double())
+    noisy, repetition = core_inputs["noisy"].double(), noise(2, 4, 100).double()
+    before = noise(2, 4, network.LOCAL_REACH).double()
     changed = noisy.clone()
     changed[..., 50] += 1
     difference = head(tokens, changed, repetition, before) - head(tokens, noisy, repetition, before)

@@ -1,0 +1,77 @@
+"""Validation: which songs are held against each other, what is kept, and that a loss that is not finite shows."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+
+import pytest
+import torch
+from tiny import CHANNELS, CHUNK, RATE, write_dataset
+
+import data
+import losses
+import validation
+from model import ContinuationModel, with_overrides
+
+torch.set_num_threads(1)
+SMALL = {
+    "encoder_widths": (8, 8), "encoder_blocks": (1, 1), "decoder_widths": (8, 8), "decoder_blocks": (1, 1),
+    "latent_channels": 4, "core_layers": 1, "core_width": 16, "core_heads": 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def checks(tmp_path) -> validation.Validation:
+    """Two validation songs, of four pairs and of one."""
+    torch.manual_seed(0)
+    shape = {"sample_rate": RATE, "channels": CHANNELS, "chunk_samples": CHUNK}
+    model = ContinuationModel(with_overrides("tiny", **SMALL | shape)).eval().requires_grad_(False)
+    meta, sides = data.open_dataset(write_dataset(tmp_path / "dataset"))
+    return validation.Validation(model, data.Windows(sides["val"], meta), seed=0, autocast=nullcontext)
+
+
+def test_next_song_is_another_one_and_none_where_there_is_one():
+    songs = [0, 0, 1, 1, 2]
+    assert [validation.next_song(songs, [0, 1, 2, 4], i) for i in range(4)] == [2, 2, 3, 0]
+    assert validation.next_song(songs, [2, 3], 0) is None
+
+
+def test_means_are_over_what_is_defined_but_the_loss_hides_nothing():
+    means = validation.means_of([{"loss": 1.0, "gain": math.nan}, {"loss": math.inf, "gain": 2.0}])
+    assert means == {"loss": math.inf, "gain": 2.0}
+    assert math.isnan(validation.mean_of([math.nan]))
+
+
+def test_reconstruction_loss_that_is_not_finite_at_one_window_length_is_not_left_out(checks, monkeypatch):
+    shortest, parts = min(losses.spectral_sizes(RATE)), losses.reconstruction_parts
+
+    def broken(*given):
+        scale = math.nan if given[-1]["size"] == shortest else 1.0
+        return {name: scale * value for name, value in parts(*given).items()}
+
+    assert math.isfinite(checks.figures(1, codec_learns=True)["loss"])
+    monkeypatch.setattr(losses, "reconstruction_parts", broken)
+    assert not math.isfinite(checks.figures(1, codec_learns=True)["loss"])
+
+
+def test_gain_is_what_another_context_costs_more(checks, monkeypatch):
+    """With a loss of 1 for a target's own context and of 1.5 for any other."""
+    pairs = [(context, target) for context, target, _ in checks.latents()]
+
+    def fixed_time_losses(model, context, target, noise):
+        is_own = any(torch.equal(context, own) and torch.equal(target, its) for own, its in pairs)
+        return torch.tensor([1.0 if is_own else 1.5])
+
+    monkeypatch.setattr(losses, "fixed_time_losses", fixed_time_losses)
+    figures = checks.figures(2, codec_learns=False)
+    assert figures["loss"] == figures["latent_mse"] == 1.0
+    assert figures["context_gain"] == pytest.approx(0.5)
+
+
+def test_latents_are_kept_until_the_encoder_learns(checks):
+    first = checks.figures(2, codec_learns=False)
+    for weights in checks.model.encoder.parameters():
+        weights.mul_(1.5)
+    assert checks.figures(2, codec_learns=False) == first
+    assert checks.figures(2, codec_learns=True) != first
