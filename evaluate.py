@@ -197,7 +197,7 @@ class Network:
 
     def encode(self, x: np.ndarray):
         """Latents (1, latent_channels, latents) of audio (channels, samples)."""
-        return self.model.encode(self.batch(x)).float()
+        return self.model.encode(self.batch(x))
 
     def batch(self, *parts: np.ndarray):
         """Parts (channels, samples) of one sound behind one another, as a batch of one on the network's device."""
@@ -217,7 +217,7 @@ class Network:
 
     def latents(self, pair: Pair) -> tuple:
         """Latents of input and target as training sees them: the input encoded alone, the target behind it."""
-        return tuple(z.float() for z in self.model.encode_pair(self.batch(pair.context, pair.target)))
+        return self.model.encode_pair(self.batch(pair.context, pair.target))
 
     def draw(self, pair: Pair, purpose: int) -> np.random.Generator:
         return data.draws(self.seed, "validation", pair.number, purpose)

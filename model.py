@@ -8,7 +8,8 @@ Shapes, everywhere in this file:
     latents  (batch, latent_channels, latents)      one a frame (legacy: one in 40 samples)
     tokens   (batch, tokens, core_width)            25 a second (tiny: 10)
 
-Three parts: the encoder (convolution and pooling), the core (a transformer over latents) and the decoder.
+Three parts: the encoder (convolution and pooling), the core (a transformer over latents, then convolutions) and the
+decoder.
 Two outputs: the reconstruction decode(encode(x)) and the decoded prediction of what follows x.
 """
 
@@ -32,8 +33,8 @@ JOIN_SECONDS = 1.0  # of the context, decoded together with the prediction
 FADE_SECONDS = 0.02
 SEED_STRIDE = 0x9E3779B1  # between the noises of a long continuation; odd and far from small numbers
 LEGACY_HOP = 40
-LOCAL_BLOCKS = 4  # of the core, at the latent rate
-LOCAL_REACH = 30  # latents that they see to each side
+VELOCITY_BLOCKS = 4  # of the core's head, at the latent rate
+VELOCITY_REACH = 30  # latents that they see to each side
 LAG_OCTAVES = (0.1, 0.2, 0.4, 0.8)  # of a context's length: 1 s, 2 s, 4 s and 8 s
 SAMPLING_STEPS = 32
 GUIDANCE = 2.5
@@ -422,6 +423,11 @@ def long_term_prediction(z: Tensor) -> Tensor:
     return prediction
 
 
+def stack(z: Tensor, count: int) -> Tensor:
+    """Neighbours into tokens: (batch, channels, tokens x count) -> (batch, tokens, count x channels)."""
+    return z.transpose(1, 2).unflatten(1, (-1, count)).flatten(2)
+
+
 def unstack(tokens: Tensor, count: int) -> Tensor:
     """(batch, tokens, count x channels) -> (batch, channels, tokens x count)."""
     return tokens.unflatten(-1, (count, -1)).flatten(1, 2).transpose(1, 2)
@@ -438,7 +444,7 @@ class VelocityHead(nn.Module):
         self.latents_per_token = config.latents_per_token
         self.from_tokens = nn.Linear(config.core_width, config.latents_per_token * width)
         self.from_latents = nn.Conv1d(2 * channels + 1, width, 1)
-        self.blocks = blocks(width, LOCAL_BLOCKS)
+        self.blocks = blocks(width, VELOCITY_BLOCKS)
         self.norm = ChannelNorm(width)
         self.to_velocity = nn.Conv1d(width, channels, 1)
 
@@ -486,29 +492,26 @@ class AttentionCore(nn.Module):
         by the null vector; 0 is 'no context'.
         """
         heard = torch.ones_like(time) if heard is None else heard
-        context = self.stack(context)
+        count = self.config.latents_per_token
+        context = stack(context, count)
         age = torch.arange(context.shape[1], 0, -1, device=context.device) / context.shape[1]
         is_heard = (age <= heard[:, None])[:, :, None]
         tokens = self.from_context(context)
         tokens = torch.where(is_heard, tokens, self.no_context.to(tokens.dtype))
-        context = unstack(context * is_heard, self.config.latents_per_token)
+        context = unstack(context * is_heard, count)
         repetition = long_term_prediction(context)
         t = time[:, None, None]
         spread = (t.square() + (1 - t).square()).sqrt()  # of noisy latents, where music and noise have unit variance
-        target = self.from_target(self.stack(noisy / spread)) + self.from_repetition(self.stack(repetition))
+        target = self.from_target(stack(noisy / spread, count)) + self.from_repetition(stack(repetition, count))
         tokens = torch.cat([tokens, target], dim=1)
         modulation = self.from_time(self.embed_time(time)).unflatten(-1, (6, -1))
         angles = rotary_angles(tokens.shape[1], self.config.core_width // self.config.core_heads, tokens.device)
         for block in self.blocks:
             tokens = block(tokens, modulation, angles)
         said = CoreBlock.norm(tokens[:, -tokens.shape[1] // 2 :])
-        rest = self.head(said, noisy / spread, repetition, context[..., -LOCAL_REACH:])
+        rest = self.head(said, noisy / spread, repetition, context[..., -VELOCITY_REACH:])
         linear = ((2 * t - 1) * noisy + (1 - t) * repetition) / spread.square()
         return linear + rest / spread
-
-    def stack(self, z: Tensor) -> Tensor:
-        """(batch, latent_channels, latents) -> (batch, tokens, latents_per_token x latent_channels)."""
-        return z.transpose(1, 2).unflatten(1, (-1, self.config.latents_per_token)).flatten(2)
 
     @staticmethod
     def embed_time(time: Tensor) -> Tensor:

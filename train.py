@@ -120,7 +120,7 @@ def add_network_arguments(group) -> None:
             group.add_argument(f"--{side}_{what}", type=int, nargs=2, metavar="N", help=help_text)
     group.add_argument("--latent_channels", type=int, help="floats a latent; 100 latents a second")
     group.add_argument("--core_layers", type=int, help="transformer layers")
-    group.add_argument("--core_width", type=int, help="width of the transformer")
+    group.add_argument("--core_width", type=int, help="width of the transformer, twice that of its head")
     group.add_argument("--core_heads", type=int, help="attention heads")
     group.add_argument("--core_dropout", type=float, help="dropout of the transformer, 0..1")
     group.add_argument("--latents_per_token", type=int, help="neighbouring latents stacked into one token")

@@ -18,10 +18,6 @@ DECODED = 4  # pairs that are continued in sound; twice as many are reconstructe
 SAMPLING_STEPS = 8
 
 
-def spread_pairs(available: int, count: int) -> list[int]:
-    return np.unique(np.linspace(0, available - 1, count).round().astype(int)).tolist()
-
-
 def next_song(song_of_pair, pairs: list[int], i: int) -> int | None:
     """Index in `pairs` of the next pair that belongs to another song; None where there is one song only."""
     others = [(i + k) % len(pairs) for k in range(1, len(pairs))]
@@ -37,7 +33,9 @@ def mean_of(values) -> float:
 def means_of(rows: list[dict]) -> dict[str, float]:
     """Means of the defined values; the loss's is over all rows, so that one that is not finite shows."""
     means = {name: mean_of(row[name] for row in rows) for name in rows[0]}
-    return means | {"loss": sum(row["loss"] for row in rows) / len(rows)} if "loss" in means else means
+    if "loss" in means:
+        means["loss"] = sum(row["loss"] for row in rows) / len(rows)
+    return means
 
 
 class Validation:
@@ -64,7 +62,7 @@ class Validation:
         return self.reconstruction() if stage == 1 else self.prediction()
 
     def pairs(self, count: int) -> list[int]:
-        return spread_pairs(len(self.windows), count)
+        return np.unique(np.linspace(0, len(self.windows) - 1, count).round().astype(int)).tolist()
 
     def audio(self, pair: int) -> Tensor:
         """Context and target, (1, channels, 2 * chunk)."""

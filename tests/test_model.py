@@ -335,7 +335,7 @@ def core_inputs():
 
 def reordered(context: torch.Tensor) -> torch.Tensor:
     """Whole tokens (four latents each) in reverse order, but for those that the head sees itself."""
-    near = network.LOCAL_REACH + 2  # whole tokens
+    near = network.VELOCITY_REACH + 2  # whole tokens
     far, near = context[..., :-near], context[..., -near:]
     return torch.cat([far.unflatten(-1, (-1, 4)).flip(2).flatten(2), near], dim=-1)
 
@@ -357,7 +357,7 @@ def test_far_order_is_seen_through_rotary_positions_and_long_term_prediction_alo
 
 def test_head_sees_the_end_of_the_context_in_its_order(model, core_inputs):
     """In double precision: what reaches the outermost is small. Nothing farther away is given to the head at all."""
-    head, reach = copy.deepcopy(model.core.head).double(), network.LOCAL_REACH
+    head, reach = copy.deepcopy(model.core.head).double(), network.VELOCITY_REACH
     tokens, before = noise(2, 25, 16).double(), core_inputs["context"][..., -reach:].double()
     noisy = core_inputs["noisy"].double()
     plain = head(tokens, noisy, noisy, before)
@@ -373,12 +373,12 @@ def test_head_sees_each_latent_and_its_neighbours_to_both_sides(model, core_inpu
     head = copy.deepcopy(model.core.head).double()
     tokens = noise(2, 25, 16).double()
     noisy, repetition = core_inputs["noisy"].double(), noise(2, 4, 100).double()
-    before = noise(2, 4, network.LOCAL_REACH).double()
+    before = noise(2, 4, network.VELOCITY_REACH).double()
     changed = noisy.clone()
     changed[..., 50] += 1
     difference = head(tokens, changed, repetition, before) - head(tokens, noisy, repetition, before)
     seen = difference.abs().sum((0, 1)).nonzero().flatten().tolist()
-    assert seen == list(range(50 - network.LOCAL_REACH, 51 + network.LOCAL_REACH))
+    assert seen == list(range(50 - network.VELOCITY_REACH, 51 + network.VELOCITY_REACH))
 
 
 def test_rotation_keeps_lengths_and_its_products_depend_on_the_distance_alone():
