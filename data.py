@@ -415,14 +415,18 @@ def flow_draws(rng: np.random.Generator, shape: tuple[int, int]) -> dict:
 class LatentCache:
     """Encoded windows of all pairs: fp16 (pairs, latent_channels, latents), a file a variant and part.
 
-    Part `context` is the first 10 s encoded ALONE, as generation hears them: latents cut out of a longer
-    encoding would have heard the future. Part `target` is the second half of the 20 s encoded together.
+    Part `context` is what the core is told of the first 10 s, three times as many (ContinuationModel.hear): latents
+    cut out of a longer encoding would have heard the future. Part `target` is the second half of the 20 s encoded
+    together.
     """
 
     PARTS = ("context", "target")
 
     def __init__(self, folder, variants: int, shape: tuple[int, int], pairs: int):
-        self.folder, self.variants, self.shape, self.pairs = Path(folder), variants, shape, pairs
+        """shape: (latent_channels, latents) of a target."""
+        channels, latents = shape
+        self.folder, self.variants, self.pairs = Path(folder), variants, pairs
+        self.shapes = {"context": (channels, 3 * latents), "target": shape}
         self._arrays = {}
 
     def path(self, part: str, variant: int) -> Path:
@@ -430,11 +434,11 @@ class LatentCache:
 
     def array(self, part: str, variant: int) -> np.ndarray:
         if (part, variant) not in self._arrays:
-            self._arrays[part, variant] = open_array(self.path(part, variant), np.float16, self.shape)
+            self._arrays[part, variant] = open_array(self.path(part, variant), np.float16, self.shapes[part])
         return self._arrays[part, variant]
 
     def read(self, variant: int, pair: int) -> tuple[np.ndarray, np.ndarray]:
-        """Context and target latents, float32 (latent_channels, latents)."""
+        """Context and target, float32."""
         return tuple(self.array(part, variant)[pair].astype(np.float32) for part in self.PARTS)
 
     def has_key(self, key: str) -> bool:

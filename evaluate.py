@@ -33,7 +33,7 @@ SHOWN_SONGS = 3  # songs whose first pair is drawn and written as sound
 PEAK_LIMIT = 0.98
 KEPT_OF_A_CHECKPOINT = ("config", "ema", "stage", "step", "data_meta")  # the rest is large
 GAINS = {"gain_another_song": "val_context_gain", "gain_same_song": "val_context_gain_same_song"}  # as train.py logs
-REPETITION = ", long-term prediction"
+LONG_TERM = ", long-term prediction"
 WITHOUT_NETWORK = ("silence", "input repeated", "tempo-locked loop", "another song", "same song elsewhere")
 NO_EMBEDDING = [np.zeros((0, embedding.DIMENSIONS), np.float32)]  # of a song in which a system is silent
 REAL_AUDIO = WITHOUT_NETWORK[1:]  # judged through each codec too
@@ -199,6 +199,10 @@ class Network:
         """Latents (1, latent_channels, latents) of audio (channels, samples)."""
         return self.model.encode(self.batch(x))
 
+    def hear(self, x: np.ndarray):
+        """The context of audio (channels, samples)."""
+        return self.model.hear(self.batch(x))
+
     def batch(self, *parts: np.ndarray):
         """Parts (channels, samples) of one sound behind one another, as a batch of one on the network's device."""
         import torch
@@ -216,7 +220,7 @@ class Network:
         return self.sound(self.model.decode(self.encode(x), x.shape[-1]))
 
     def latents(self, pair: Pair) -> tuple:
-        """Latents of input and target as training sees them: the input encoded alone, the target behind it."""
+        """Context and target's latents as training sees them."""
         return self.model.encode_pair(self.batch(pair.context, pair.target))
 
     def draw(self, pair: Pair, purpose: int) -> np.random.Generator:
@@ -227,11 +231,9 @@ class Network:
         seed = int(self.draw(pair, purpose).integers(2**31))
         return self.model.predict(context, seed=seed, **sampling).float()
 
-    def repetition(self, context):
-        """What the core is told of how the context might go on, as if it were predicted: a baseline in latents."""
-        from model import long_term_prediction
-
-        return self.model.destandardise(long_term_prediction(self.model.standardise(context)))
+    def guess(self, context):
+        """The context's guess at what follows, which the core starts from, as if it were predicted: a baseline."""
+        return context.chunk(3, dim=-1)[1]
 
     def play(self, pair: Pair, context, latents) -> Continuation:
         """What is heard of the pair's input, whose end is faded over, and of `latents` decoded behind it."""
@@ -261,7 +263,7 @@ class Network:
         others = {"gain_another_song": pair.another, "gain_same_song": pair.elsewhere}
         measures = {"loss": own}
         for name, x in others.items():
-            measures[name] = math.nan if x is None else self.loss(pair, self.encode(x), target) - own
+            measures[name] = math.nan if x is None else self.loss(pair, self.hear(x), target) - own
         return measures
 
 
@@ -444,7 +446,7 @@ class Judge:
             diversity = metrics.latent_diversity(latents[network.name][1], again)
             self.add("continuation", network.name, pair.song, {"latent_diversity": diversity})
         if not network.config.is_legacy:
-            played[network.name + REPETITION] = network.play(pair, context, network.repetition(context))
+            played[network.name + LONG_TERM] = network.play(pair, context, network.guess(context))
         played[network.name + CEILING] = network.play(pair, context, target)
         for name in (name for name in REAL_AUDIO if name in baselines):
             z, through = network.encode(baselines[name].sound), f"{name} through {network.name}"

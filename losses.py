@@ -4,6 +4,7 @@ batch, so that the mean over a batch does not depend on how it is cut over accum
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import ranks
@@ -175,11 +176,12 @@ def flow_loss(velocity_of, target: Tensor, noise: Tensor, time: Tensor) -> tuple
 
 
 def prediction_loss(model, context: Tensor, target: Tensor, batch: dict) -> tuple[Tensor, Tensor]:
-    """Loss (batch,) of predicting target from context (raw latents), and the standardised one-step prediction."""
+    """Loss (batch,) of predicting target from context (raw latents, see ContinuationModel.hear), and the standardised
+    one-step prediction. batch["context_noise"] is on what was heard, not on the hints."""
     time, noise = batch["time"], batch["flow_noise"]
     if model.config.objective == "mse":
         time, noise = torch.zeros_like(time), torch.zeros_like(noise)
-    context = model.standardise(context) + batch["context_noise"]
+    context = model.standardise(context) + F.pad(batch["context_noise"], (0, 2 * target.shape[-1]))
     return flow_loss(
         lambda noisy: model.core(noisy, context, time, batch["heard"]), model.standardise(target), noise, time
     )
@@ -216,14 +218,15 @@ def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor
     config, x = model.config, batch["x"]
     latents = batch["posterior_noise"].shape[-1]
     samples, cut = latents * config.latent_samples, config.chunk_samples
-    mean, log_variance = model.posterior(x[..., :cut])
+    context, log_variance = model.context_posterior(x[..., :cut])
     with torch.no_grad():
         target = model.encode(x)[..., config.chunk_latents :]
+    mean = context[..., : config.chunk_latents]
     end, end_variance = mean[..., -latents:], log_variance[..., -latents:]
     y = model.decode(latent_noise(model, end, end_variance, batch))
     parts = reconstruction_parts(x[..., cut - samples : cut], mean, log_variance, y, draw)
     loss = weighted_sum(parts)
-    parts["prediction"], predicted = prediction_loss(model, mean, target, batch)
+    parts["prediction"], predicted = prediction_loss(model, context, target, batch)
     decoded = model.decode(model.destandardise(predicted)[..., :latents])
     sharp = (batch["time"] >= DECODED_FROM_TIME).float() if config.objective == "flow" else 1.0
     parts["decoded_mse"] = sharp * waveform_mse(x[..., cut : cut + samples], decoded)

@@ -142,8 +142,9 @@ def table(plan: Plan, limit: float, measured: dict[str, float] | None = None) ->
 
 
 def cache_gigabytes(plan: Plan, windows: int) -> float:
-    """Size of the latent cache: contexts and targets of so many windows in fp16; 0 where the plan needs none."""
-    numbers = 2 * windows * plan.config.latent_channels * plan.config.chunk_latents
+    """Size of the latent cache: contexts, three times as long, and targets of so many windows in fp16; 0 where the
+    plan needs none."""
+    numbers = 4 * windows * plan.config.latent_channels * plan.config.chunk_latents
     return 2 * numbers / 1e9 if "latents" in plan.parts else 0.0
 
 
@@ -260,7 +261,7 @@ class Rehearsal:
 
     @torch.no_grad()
     def fill_cache(self) -> None:
-        """Latents of contexts and of targets, as the latent cache gets them."""
+        """Contexts and targets, as the latent cache gets them."""
         x = self.zeros(self.plan.cache_batch, self.config.channels, 2 * self.config.chunk_samples)
         with self.autocast():
             self.ema.encode_pair(x)
@@ -275,8 +276,8 @@ class Rehearsal:
             return
         with self.autocast():
             mean, log_variance = self.ema.posterior(x[..., :chunk])
-            target = self.ema.encode(x)[..., config.chunk_latents :]
-            losses.fixed_time_losses(self.ema, mean, target, torch.zeros_like(target))
+            context, target = self.ema.encode_pair(x)
+            losses.fixed_time_losses(self.ema, context, target, torch.zeros_like(target))
             self.ema.generate(x[0, :, :chunk], steps=1)
         if self.part == "stage1":
             with self.autocast():
@@ -304,7 +305,8 @@ def silent_item(plan: Plan, part: str) -> dict:
         return data.FixedPairItems(windows, seed=0, stage=1)[0]
     if part == "stage1":
         return data.CropItems(windows, crop, plan.crop_samples, seed=0)[0]
-    cache = SimpleNamespace(read=lambda variant, pair: np.zeros((2, *chunk), np.float32))
+    silent = np.zeros(chunk, np.float32)
+    cache = SimpleNamespace(read=lambda variant, pair: (np.tile(silent, 3), silent))
     return data.PairItems(windows, chunk, 1, seed=0, cache=cache if part == "stage2" else None, crop=crop)[0]
 
 

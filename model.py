@@ -6,6 +6,7 @@ Shapes, everywhere in this file:
     x        (batch, channels, samples)             audio in -1..1
     frames   (batch, width, frames)                 100 a second
     latents  (batch, latent_channels, latents)      one a frame (legacy: one in 40 samples)
+    context  (batch, latent_channels, 3 * latents)  of what was heard; a guess at what follows; the repetition
     tokens   (batch, tokens, core_width)            25 a second (tiny: 10)
 
 Three parts: the encoder (convolution and pooling), the core (a transformer over latents, then convolutions) and the
@@ -15,11 +16,12 @@ Two outputs: the reconstruction decode(encode(x)) and the decoded prediction of 
 
 import math
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from repetition import long_term_prediction, repeat
 
 FRAME_RATE_HZ = 100
 WINDOW_HOPS = 4  # of the encoder's filters and of the decoder's inverse STFT
@@ -35,7 +37,6 @@ SEED_STRIDE = 0x9E3779B1  # between the noises of a long continuation; odd and f
 LEGACY_HOP = 40
 VELOCITY_BLOCKS = 4  # of the core's head, at the latent rate
 VELOCITY_REACH = 30  # latents that they see to each side
-LAG_OCTAVES = (0.1, 0.2, 0.4, 0.8)  # of a context's length: 1 s, 2 s, 4 s and 8 s
 SAMPLING_STEPS = 32
 GUIDANCE = 2.5
 GUIDANCE_RESCALE = 0.7
@@ -384,45 +385,6 @@ class CoreBlock(nn.Module):
         return F.rms_norm(x, x.shape[-1:], eps=1e-6)
 
 
-@torch.no_grad()
-def repetition_lags(z: Tensor) -> tuple[Tensor, Tensor]:
-    """In each octave of lags, LAG_OCTAVES of their length, the one at which latents without their mean (batch,
-    latent_channels, latents) resemble themselves the most, in latents, and the correlation coefficient there:
-    (batch, octaves) each."""
-    length = z.shape[-1]
-    z = z.float()
-    spectrum = torch.fft.rfft(z, 2 * length)
-    products = torch.fft.irfft((spectrum * spectrum.conj()).real.sum(1), 2 * length)  # by lag
-    power = z.square().sum(1).cumsum(-1)
-    edges = [round(share * length) for share in LAG_OCTAVES]
-    found = []
-    for shortest, longest in pairwise(edges):
-        lags = torch.arange(shortest, longest + 1, device=z.device)
-        energy = power[:, length - 1 - lags] * (power[:, -1:] - power[:, lags - 1])  # of both overlapping parts
-        correlation, best = (products[:, lags] / energy.clamp(min=1e-6).sqrt()).max(-1)
-        found.append((lags[best], correlation.clamp(0, 1)))
-    lags, correlations = zip(*found, strict=True)
-    return torch.stack(lags, 1), torch.stack(correlations, 1)
-
-
-def long_term_prediction(z: Tensor) -> Tensor:
-    """How latents (batch, latent_channels, latents) go on if they go on repeating themselves, of the same shape.
-
-    Their end over and over at each of their `repetition_lags`, scaled about their mean by the correlation there; of
-    these the mean weighted by squared correlation: the long-term predictor of speech codecs (Atal and Schroeder
-    1970), for beats, bars and phrases instead of pitch periods.
-    """
-    length = z.shape[-1]
-    mean = z.mean(-1, keepdim=True)
-    lags, correlations = repetition_lags(z - mean)
-    weights = correlations**3 / correlations.square().sum(1, keepdim=True).clamp(min=1e-6)
-    prediction = mean.expand_as(z)
-    for lag, weight in zip(lags.unbind(1), weights.to(z.dtype).unbind(1), strict=True):
-        source = length - lag[:, None] + torch.arange(length, device=z.device) % lag[:, None]
-        prediction = prediction + weight[:, None, None] * (z - mean).gather(2, source[:, None].expand_as(z))
-    return prediction
-
-
 def stack(z: Tensor, count: int) -> Tensor:
     """Neighbours into tokens: (batch, channels, tokens x count) -> (batch, tokens, count x channels)."""
     return z.transpose(1, 2).unflatten(1, (-1, count)).flatten(2)
@@ -435,25 +397,26 @@ def unstack(tokens: Tensor, count: int) -> Tensor:
 
 class VelocityHead(nn.Module):
     """The last part of the core: ConvNeXt blocks at the latent rate, since tokens are too coarse to take the noise
-    off single latents. They see what the target's tokens say, the noisy latents, the long-term prediction and, in
-    front of the cut, the end of the context."""
+    off single latents. They see what the target's tokens say, the noisy latents, the hints and, in front of the cut,
+    the end of the context."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         width, channels = config.core_width // 2, config.latent_channels
         self.latents_per_token = config.latents_per_token
         self.from_tokens = nn.Linear(config.core_width, config.latents_per_token * width)
-        self.from_latents = nn.Conv1d(2 * channels + 1, width, 1)
+        self.from_latents = nn.Conv1d(3 * channels + 1, width, 1)
         self.blocks = blocks(width, VELOCITY_BLOCKS)
         self.norm = ChannelNorm(width)
         self.to_velocity = nn.Conv1d(width, channels, 1)
 
-    def forward(self, tokens: Tensor, noisy: Tensor, repetition: Tensor, before: Tensor) -> Tensor:
-        """Of the target's normalised tokens (batch, tokens, core_width), its noisy latents at unit variance and their
-        long-term prediction (batch, latent_channels, latents), and as many of the context's latents as are seen."""
+    def forward(self, tokens: Tensor, noisy: Tensor, hints: Tensor, before: Tensor) -> Tensor:
+        """Of the target's normalised tokens (batch, tokens, core_width), its noisy latents at unit variance (batch,
+        latent_channels, latents), both hints in their places (batch, 2 * latent_channels, latents), and as many of
+        the context's latents as are seen."""
         edge = before.shape[-1]  # the last channel says whose place it is, the context's or the target's
-        before = torch.cat([before, torch.zeros_like(before), torch.ones_like(before[:, :1])], dim=1)
-        here = torch.cat([noisy, repetition, torch.zeros_like(noisy[:, :1])], dim=1)
+        before = torch.cat([F.pad(before, (0, 0, 0, hints.shape[1])), torch.ones_like(before[:, :1])], dim=1)
+        here = torch.cat([noisy, hints, torch.zeros_like(noisy[:, :1])], dim=1)
         said = unstack(self.from_tokens(tokens), self.latents_per_token)
         x = self.from_latents(torch.cat([before, here], dim=-1)) + F.pad(said, (edge, 0))
         return self.to_velocity(self.norm(self.blocks(x)[..., edge:]))
@@ -461,8 +424,8 @@ class VelocityHead(nn.Module):
 
 class AttentionCore(nn.Module):
     """Velocity of the flow: transformer over [context latents | target latents], neighbours stacked into tokens, then
-    a convolutional head at the latent rate. Both are also given the long-term prediction for the target's places, so
-    that the beat need not be counted."""
+    a convolutional head at the latent rate. Both are also given two hints in the target's places, the context's guess
+    and its repetition, so that the beat need not be counted."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -470,7 +433,7 @@ class AttentionCore(nn.Module):
         self.config = config
         self.from_context = nn.Linear(stacked, width)
         self.from_target = nn.Linear(stacked, width)
-        self.from_repetition = nn.Linear(stacked, width, bias=False)
+        self.from_hints = nn.Linear(2 * stacked, width, bias=False)
         self.no_context = nn.Parameter(torch.randn(width) * 0.02)
         self.from_time = nn.Sequential(nn.Linear(128, width), nn.SiLU(), nn.Linear(width, 6 * width))
         layers = config.core_layers
@@ -486,31 +449,32 @@ class AttentionCore(nn.Module):
         """Velocity at `time` (batch,), 0 noise .. 1 music, as (batch, latent_channels, latents).
 
         Blocks and head see inputs of unit variance and say only what a linear guess of the velocity lacks, with unit
-        variance too (preconditioning after Karras et al. 2022): the guess for music of unit variance around the
-        long-term prediction. They need not carry noise and repetition to the output.
-        `heard` (batch,), 0..1, default 1: the share of the context, counted back from the cut, that is not replaced
-        by the null vector; 0 is 'no context'.
+        variance too (preconditioning after Karras et al. 2022): the one for music of unit variance around the
+        context's guess. They need not carry noise and guess to the output.
+        `heard` (batch,), 0..1, default 1: the share of the context's own latents, counted back from the cut, that is
+        not replaced by the null vector; 0 is 'no context' and no hints either.
         """
         heard = torch.ones_like(time) if heard is None else heard
         count = self.config.latents_per_token
+        context, *hints = context.chunk(3, dim=-1)
+        hints = torch.cat(hints, dim=1) * (heard > 0)[:, None, None]
         context = stack(context, count)
         age = torch.arange(context.shape[1], 0, -1, device=context.device) / context.shape[1]
         is_heard = (age <= heard[:, None])[:, :, None]
         tokens = self.from_context(context)
         tokens = torch.where(is_heard, tokens, self.no_context.to(tokens.dtype))
         context = unstack(context * is_heard, count)
-        repetition = long_term_prediction(context)
         t = time[:, None, None]
         spread = (t.square() + (1 - t).square()).sqrt()  # of noisy latents, where music and noise have unit variance
-        target = self.from_target(stack(noisy / spread, count)) + self.from_repetition(stack(repetition, count))
+        target = self.from_target(stack(noisy / spread, count)) + self.from_hints(stack(hints, count))
         tokens = torch.cat([tokens, target], dim=1)
         modulation = self.from_time(self.embed_time(time)).unflatten(-1, (6, -1))
         angles = rotary_angles(tokens.shape[1], self.config.core_width // self.config.core_heads, tokens.device)
         for block in self.blocks:
             tokens = block(tokens, modulation, angles)
         said = CoreBlock.norm(tokens[:, -tokens.shape[1] // 2 :])
-        rest = self.head(said, noisy / spread, repetition, context[..., -VELOCITY_REACH:])
-        linear = ((2 * t - 1) * noisy + (1 - t) * repetition) / spread.square()
+        rest = self.head(said, noisy / spread, hints, context[..., -VELOCITY_REACH:])
+        linear = ((2 * t - 1) * noisy + (1 - t) * hints.chunk(2, dim=1)[0]) / spread.square()
         return linear + rest / spread
 
     @staticmethod
@@ -588,10 +552,28 @@ class ContinuationModel(nn.Module):
         """Latents of x, the posterior mean: (batch, latent_channels, latents)."""
         return self.posterior(x)[0]
 
+    def hear(self, x: Tensor) -> Tensor:
+        """The context of the chunk x, as the core is told it. It is encoded without what follows it, as generation
+        hears it, so that no future leaks into it. Legacy has no repetition: (batch, latent_channels, latents)."""
+        return self.encode(x) if self.config.is_legacy else self.context_posterior(x)[0]
+
+    def context_posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The context of the chunk x, and the log-variance of x's own latents.
+
+        The repetition is that of the sound, encoded; the guess is it where the sound has repeated itself exactly, and
+        elsewhere the long-term prediction of the latents. On training pairs the fourth power of the correlation was
+        the best weight of the powers from 1.5 to 4.
+        """
+        repeated, correlation = repeat(x)
+        mean, log_variance = self.posterior(torch.cat([x, repeated], dim=-1))
+        own, repetition = mean.float().chunk(2, dim=-1)
+        guess = long_term_prediction(own).lerp(repetition, correlation[:, None, None] ** 4)
+        return torch.cat([own, guess, repetition], dim=-1), log_variance[..., : self.config.chunk_latents]
+
     def encode_pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents of a context and of what follows it, a chunk each, of x (batch, channels, 2 * chunk): the context
-        encoded alone, as generation hears it, so that no future leaks into it; the target behind it."""
-        return self.encode(x[..., : self.config.chunk_samples]), self.encode(x)[..., self.config.chunk_latents :]
+        """Context of the first chunk of x (batch, channels, 2 * chunk), and latents of the second, encoded behind the
+        first: (batch, latent_channels, latents)."""
+        return self.hear(x[..., : self.config.chunk_samples]), self.encode(x)[..., self.config.chunk_latents :]
 
     def decode(self, z: Tensor, length: int | None = None) -> Tensor:
         """Audio of latents: (batch, channels, length); by default all samples that the latents stand for."""
@@ -605,8 +587,8 @@ class ContinuationModel(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both outputs for a context x: its reconstruction and the (one-step) prediction of what follows it."""
-        z = self.encode(x)
-        return self.decode(z, x.shape[-1]), self.decode(self.predict(z, steps=1, guidance=1.0), x.shape[-1])
+        predicted = self.predict(self.hear(x), steps=1, guidance=1.0)
+        return self.reconstruct(x), self.decode(predicted, x.shape[-1])
 
     @torch.no_grad()
     def track_latents(self, mean: Tensor, mean_square: Tensor, momentum: float = 0.02) -> None:
@@ -629,7 +611,7 @@ class ContinuationModel(nn.Module):
         seed: int = 0,
         temperature: float = 1.0,
     ) -> Tensor:
-        """The latents of the next chunk, given a chunk's latents (batch, latent_channels, latents).
+        """The latents of the next chunk (batch, latent_channels, latents), given the context of one.
 
         Euler steps of the rectified flow from noise (standard deviation `temperature`, drawn from `seed`) to music
         (Liu et al. 2022), with classifier-free guidance (Ho and Salimans 2022; 1 is none), `rescaled` above 1. A
@@ -640,7 +622,8 @@ class ContinuationModel(nn.Module):
         if self.config.objective == "mse":
             steps, guidance, temperature = 1, 1.0, 0.0
         context = self.standardise(context)
-        noise = torch.randn(context.shape, generator=torch.Generator().manual_seed(seed))
+        shape = (len(context), self.config.latent_channels, self.config.chunk_latents)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         z = temperature * noise.to(context)
         for step in range(steps):
             z = z + self.guided_velocity(z, context, step / steps, guidance) / steps
@@ -676,13 +659,14 @@ class ContinuationModel(nn.Module):
             raise ValueError(f"expected ({config.channels}, samples) with at least {need:g} s, got {tuple(x.shape)}")
         x = x[:, -config.chunk_samples :]
         gain = CONTEXT_LEVEL / x.square().mean().sqrt().clamp(min=QUIETEST_RMS)
-        context = self.encode((gain * x)[None].to(self.latent_mean.device))
+        context = self.hear((gain * x)[None].to(self.latent_mean.device))
         length = round(seconds * config.sample_rate)
-        latents = [context]
+        latents = []
         for roll in range(-(-length // config.chunk_samples)):
+            latest = self.hear(self.decode(latents[-1], config.chunk_samples)) if latents else context
             own = (seed + roll * SEED_STRIDE) % 2**32  # other noise in every roll; torch would drop higher bits
-            latents.append(self.predict(latents[-1], steps, guidance, own, temperature))
-        before, after = self.decode_behind(context, torch.cat(latents[1:], dim=-1))
+            latents.append(self.predict(latest, steps, guidance, own, temperature))
+        before, after = self.decode_behind(context, torch.cat(latents, dim=-1))
         continuation = (after[0] / gain).cpu()[:, :length]
         if not with_input:
             return continuation
@@ -693,7 +677,8 @@ class ContinuationModel(nn.Module):
         cut, and all that the prediction stands for, (batch, channels, samples) each."""
         config = self.config
         join = min(round(JOIN_SECONDS * config.latent_rate), config.chunk_latents)
-        decoded = self.decode(torch.cat([context[..., -join:], predicted], dim=-1)).float()
+        end = context[..., config.chunk_latents - join : config.chunk_latents]
+        decoded = self.decode(torch.cat([end, predicted], dim=-1)).float()
         cut, fade = join * config.latent_samples, round(FADE_SECONDS * config.sample_rate)
         return decoded[..., cut - fade : cut], decoded[..., cut:]
 
@@ -740,9 +725,8 @@ def layer_rows(model: ContinuationModel) -> list[tuple[str, str, str, int]]:
 
             hooks.append(module.register_forward_hook(note))
     with torch.no_grad():
-        z = model.encode(chunk_on_meta(model.config))
-        model.predict(z, steps=1, guidance=1.0)
-        model.decode(z)
+        model.encode(chunk_on_meta(model.config))
+        model.decode(model.predict(context_on_meta(model.config), steps=1, guidance=1.0))
     for hook in hooks:
         hook.remove()
     return rows
@@ -757,6 +741,11 @@ def chunk_on_meta(config: ModelConfig) -> Tensor:
     return torch.zeros(1, config.channels, config.chunk_samples, device="meta")
 
 
+def context_on_meta(config: ModelConfig) -> Tensor:
+    latents = config.chunk_latents * (1 if config.is_legacy else 3)
+    return torch.zeros(1, config.latent_channels, latents, device="meta")
+
+
 def gigaflops(config: ModelConfig) -> dict[str, float]:
     """GFLOPs (2 a multiply-add) of one forward pass of each stage and of one generation of a chunk; convolutions,
     matrix products and attention are counted, FFTs and elementwise work are not."""
@@ -764,7 +753,6 @@ def gigaflops(config: ModelConfig) -> dict[str, float]:
 
     model = on_meta(config)
     passes = 1 if config.objective == "mse" else 2 * SAMPLING_STEPS  # guidance doubles every step
-    z = torch.zeros(1, config.latent_channels, config.chunk_latents, device="meta")
 
     def count(run) -> float:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -772,11 +760,13 @@ def gigaflops(config: ModelConfig) -> dict[str, float]:
         return counter.get_total_flops() / 1e9
 
     codec = count(lambda: model.reconstruct(chunk_on_meta(config)))
-    core = count(lambda: model.predict(z, steps=1, guidance=1.0))
+    hearing = count(lambda: model.hear(chunk_on_meta(config)))
+    decoding = count(lambda: model.decode(context_on_meta(config)[..., : config.chunk_latents]))
+    core = count(lambda: model.predict(context_on_meta(config), steps=1, guidance=1.0))
     return {
         "stage 1, encode and decode 10 s": codec,
         "stage 2, the core on 10 s + 10 s": core,
-        "one generation of 10 s": codec + passes * core,
+        "one generation of 10 s": hearing + passes * core + decoding,
     }
 
 

@@ -754,11 +754,11 @@ class Run:
             for _ in blocks:
                 pass
             return
-        paths = [cache.path(part, variant) for part in cache.PARTS]
-        with (
-            writer(paths[0], np.float16, self.latent_shape) as contexts,
-            writer(paths[1], np.float16, self.latent_shape) as targets,
-        ):
+
+        def part(name: str):
+            return writer(cache.path(name, variant), np.float16, cache.shapes[name])
+
+        with part("context") as contexts, part("target") as targets:
             for context, target in blocks:
                 contexts.append(context.cpu().numpy())
                 targets.append(target.cpu().numpy())

@@ -116,13 +116,13 @@ class Validation:
         }
 
     def latents(self) -> list[tuple]:
-        """(context, target, context from elsewhere in the song or None) of each pair; contexts are encoded alone."""
+        """(context, target, context from elsewhere in the song or None) of each pair."""
         if self.kept is None:
             self.kept = []
             for pair in self.pairs(PAIRS):
                 x = self.windows.elsewhere(pair)
                 with self.autocast():
-                    same_song = None if x is None else self.model.encode(self.batch(x)).float()
+                    same_song = None if x is None else self.model.hear(self.batch(x)).float()
                 self.kept.append((*self.encode_pair(self.audio(pair)), same_song))
         return self.kept
 
@@ -166,7 +166,7 @@ class Validation:
                 sampled = self.model.predict(context, steps=SAMPLING_STEPS).float()
                 decoded = self.model.decode(sampled, cut)[0].float().cpu().numpy()
                 mean = self.model.decode(self.model.predict(context, steps=1, guidance=1.0), cut).float()
-                again = self.model.decode(context, cut).float()
+                again = self.model.reconstruct(x[..., :cut]).float()
             truth = x[0, :, cut:].cpu().numpy()
             rows.append({
                 "latent_std_ratio": (sampled.std(-1) / target.std(-1).clamp(min=1e-5)).median().item(),

@@ -422,7 +422,7 @@ def test_context_gain_is_how_much_worse_another_context_makes_it_by_song(card, n
         for position in range(len(pairs.songs)):
             for pair in pairs.of_song(position):
                 context, target = judged.latents(pair)
-                own, other = (judged.loss(pair, heard, target) for heard in (context, judged.encode(pair.another)))
+                own, other = (judged.loss(pair, heard, target) for heard in (context, judged.hear(pair.another)))
                 gains.append(other - own)
                 songs.append(pair.song)
     figure = card["figures"]["context"]["tiny-flow (flow)"]["gain_another_song"]

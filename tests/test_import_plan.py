@@ -47,7 +47,8 @@ SCRIPTS = {
 }
 MODULES = {
     "arguments": set(),
-    "model": set(),
+    "model": {"repetition"},
+    "repetition": set(),
     "losses": {"ranks"},
     "ranks": set(),
     "muon": set(),

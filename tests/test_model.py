@@ -330,26 +330,24 @@ def test_decoding_twice_gives_the_same_samples(model):
 
 @pytest.fixture
 def core_inputs():
-    return {"noisy": noise(2, 4, 100, seed=1), "context": noise(2, 4, 100, seed=2), "time": torch.tensor([0.2, 0.7])}
+    return {"noisy": noise(2, 4, 100, seed=1), "context": noise(2, 4, 300, seed=2), "time": torch.tensor([0.2, 0.7])}
 
 
 def reordered(context: torch.Tensor) -> torch.Tensor:
-    """Whole tokens (four latents each) in reverse order, but for those that the head sees itself."""
+    """Whole tokens (four latents each) in reverse order, but for those that the head sees itself and the hints."""
     near = network.VELOCITY_REACH + 2  # whole tokens
-    far, near = context[..., :-near], context[..., -near:]
-    return torch.cat([far.unflatten(-1, (-1, 4)).flip(2).flatten(2), near], dim=-1)
+    far, rest = context[..., : 100 - near], context[..., 100 - near :]
+    return torch.cat([far.unflatten(-1, (-1, 4)).flip(2).flatten(2), rest], dim=-1)
 
 
-def test_attention_sees_the_order_of_the_context(model, core_inputs, monkeypatch):
-    monkeypatch.setattr(network, "long_term_prediction", torch.zeros_like)
+def test_attention_sees_the_order_of_the_context(model, core_inputs):
     plain = model.core(**core_inputs)
     changed = model.core(**core_inputs | {"context": reordered(core_inputs["context"])})
     assert (plain - changed).abs().mean() > 0.01 * plain.abs().mean()
 
 
-def test_far_order_is_seen_through_rotary_positions_and_long_term_prediction_alone(model, core_inputs, monkeypatch):
+def test_far_order_is_seen_through_rotary_positions_alone(model, core_inputs, monkeypatch):
     monkeypatch.setattr(network, "rotate", lambda x, angles: x)
-    monkeypatch.setattr(network, "long_term_prediction", torch.zeros_like)
     plain = model.core(**core_inputs)
     changed = model.core(**core_inputs | {"context": reordered(core_inputs["context"])})
     assert torch.allclose(plain, changed, atol=1e-4)
@@ -358,13 +356,13 @@ def test_far_order_is_seen_through_rotary_positions_and_long_term_prediction_alo
 def test_head_sees_the_end_of_the_context_in_its_order(model, core_inputs):
     """In double precision: what reaches the outermost is small. Nothing farther away is given to the head at all."""
     head, reach = copy.deepcopy(model.core.head).double(), network.VELOCITY_REACH
-    tokens, before = noise(2, 25, 16).double(), core_inputs["context"][..., -reach:].double()
-    noisy = core_inputs["noisy"].double()
-    plain = head(tokens, noisy, noisy, before)
+    tokens, before = noise(2, 25, 16).double(), core_inputs["context"][..., 100 - reach : 100].double()
+    noisy, hints = core_inputs["noisy"].double(), noise(2, 8, 100).double()
+    plain = head(tokens, noisy, hints, before)
     for distance in (1, 5, reach):  # from the cut
         changed = before.clone()
         changed[..., -distance] += 1
-        difference = (head(tokens, noisy, noisy, changed) - plain).abs().sum((0, 1))
+        difference = (head(tokens, noisy, hints, changed) - plain).abs().sum((0, 1))
         assert difference.nonzero().flatten().tolist() == list(range(reach + 1 - distance))
 
 
@@ -372,11 +370,11 @@ def test_head_sees_each_latent_and_its_neighbours_to_both_sides(model, core_inpu
     """In double precision: what reaches the outermost is small."""
     head = copy.deepcopy(model.core.head).double()
     tokens = noise(2, 25, 16).double()
-    noisy, repetition = core_inputs["noisy"].double(), noise(2, 4, 100).double()
+    noisy, hints = core_inputs["noisy"].double(), noise(2, 8, 100).double()
     before = noise(2, 4, network.VELOCITY_REACH).double()
     changed = noisy.clone()
     changed[..., 50] += 1
-    difference = head(tokens, changed, repetition, before) - head(tokens, noisy, repetition, before)
+    difference = head(tokens, changed, hints, before) - head(tokens, noisy, hints, before)
     seen = difference.abs().sum((0, 1)).nonzero().flatten().tolist()
     assert seen == list(range(50 - network.VELOCITY_REACH, 51 + network.VELOCITY_REACH))
 
@@ -396,7 +394,7 @@ def test_rotation_keeps_lengths_and_its_products_depend_on_the_distance_alone():
 def test_without_context_the_output_does_not_depend_on_it(model, core_inputs):
     heard = torch.zeros(2)
     plain = model.core(**core_inputs, heard=heard)
-    changed = model.core(**core_inputs | {"context": noise(2, 4, 100, seed=9)}, heard=heard)
+    changed = model.core(**core_inputs | {"context": noise(2, 4, 300, seed=9)}, heard=heard)
     assert torch.equal(plain, changed)
 
 
@@ -408,6 +406,15 @@ def test_shorter_context_is_its_near_end(model, core_inputs):
     near[..., 60:62] = 0.0
     assert torch.equal(plain, model.core(**core_inputs | {"context": far}, heard=heard))
     assert not torch.allclose(plain, model.core(**core_inputs | {"context": near}, heard=heard))
+
+
+@pytest.mark.parametrize("hint", [1, 2])
+def test_hints_are_heard_in_their_places(model, core_inputs, hint):
+    """The last token of each moves the last of the velocity more than the first."""
+    changed = core_inputs["context"].clone()
+    changed[..., 100 * (hint + 1) - 4 : 100 * (hint + 1)] += 1
+    difference = (model.core(**core_inputs | {"context": changed}) - model.core(**core_inputs)).abs().mean((0, 1))
+    assert difference[-4:].mean() > 3 * difference[:50].mean()
 
 
 def test_whole_context_heard_is_the_plain_pass(model, core_inputs):
@@ -427,52 +434,62 @@ def test_flow_time_changes_the_velocity(model, core_inputs):
     assert not torch.allclose(plain, later, atol=1e-2)
 
 
-@pytest.mark.parametrize("period", [130, 300, 799])
-def test_long_term_prediction_continues_what_repeats_itself_in_phase(period):
-    song = 0.5 + noise(2, 4, period).repeat(1, 1, 2 + 2000 // period)[..., :2000]
-    prediction = network.long_term_prediction(song[..., :1000])
-    assert torch.allclose(prediction, song[..., 1000:], atol=0.1)  # octaves without the period weigh next to nothing
-    assert torch.corrcoef(torch.stack([prediction.flatten(), song[..., 1000:].flatten()]))[0, 1] > 0.999
-
-
-def test_long_term_prediction_of_what_never_repeats_is_nearly_its_mean():
-    prediction = network.long_term_prediction(3 + noise(2, 16, 1000))
-    assert torch.allclose(prediction.mean(-1), torch.tensor(3.0), atol=0.1)
-    assert prediction.std() < 0.15
-
-
-def test_long_term_prediction_of_silence_is_silence():
-    assert not network.long_term_prediction(torch.zeros(2, 4, 1000)).any()
-
-
 @pytest.mark.parametrize("time", [0.0, 0.3, 0.5, 0.9])
-def test_untrained_core_says_the_best_linear_guess_of_the_velocity(time, monkeypatch):
-    """Of music that varies by 1 around its long-term prediction."""
+def test_untrained_core_says_the_best_linear_guess_of_the_velocity(time):
+    """Of music that varies by 1 around the context's guess."""
     core = ContinuationModel(with_overrides("tiny", **SMALL)).core
-    around, start, predicted = (noise(8, 4, 1000, seed=i) for i in range(3))
-    monkeypatch.setattr(network, "long_term_prediction", lambda context: predicted)
-    noisy, t = (1 - time) * start + time * (predicted + around), torch.full((8,), time)
-    velocity = core(noisy, torch.zeros_like(noisy), t) - predicted
+    around, start, guess = (noise(8, 4, 1000, seed=i) for i in range(3))
+    noisy, t = (1 - time) * start + time * (guess + around), torch.full((8,), time)
+    velocity = core(noisy, torch.cat([torch.zeros_like(guess), guess, guess], dim=-1), t) - guess
     error = (velocity - (around - start)).square().mean()
     assert error.item() == pytest.approx(1 / (time**2 + (1 - time) ** 2), rel=0.02)
     for scale in (0.9, 1.1):
         assert (scale * velocity - (around - start)).square().mean() >= error
 
 
-def test_untrained_core_continues_with_the_long_term_prediction():
+def test_untrained_core_continues_with_the_guess():
     core = ContinuationModel(with_overrides("tiny", **SMALL)).core
-    context = noise(1, 4, 50).repeat(1, 1, 4)
-    velocity = core(torch.zeros_like(context), context, torch.zeros(1))
-    assert torch.allclose(velocity, network.long_term_prediction(context), atol=1e-5)
-    assert not core(torch.zeros_like(context), context, torch.zeros(1), torch.zeros(1)).any()
+    own, guess, repetition = noise(3, 1, 4, 200)
+    context, start = torch.cat([own, guess, repetition], dim=-1), torch.zeros_like(own)
+    assert torch.allclose(core(start, context, torch.zeros(1)), guess, atol=1e-5)
+    assert not core(start, context, torch.zeros(1), torch.zeros(1)).any()
+
+
+# ---- what is heard ----
+
+
+def test_context_is_the_song_and_twice_what_comes_next_where_it_repeats_itself(model, song):
+    """To the sample."""
+    period = 1237  # samples: no whole number of latents
+    x = song[None, :, :period].repeat(1, 1, 8)
+    truth = model.encode(x[..., : 2 * CHUNK])
+    heard = model.hear(x[..., :CHUNK])
+    assert torch.allclose(heard, torch.cat([truth, truth[..., 200:]], dim=-1), atol=1e-3)
+
+
+def test_guess_at_what_never_repeats_itself_is_the_long_term_prediction_of_its_latents(model):
+    x = noise(1, 2, CHUNK)
+    own, guess, repetition = model.hear(x).chunk(3, dim=-1)
+    assert torch.allclose(guess, network.long_term_prediction(own), atol=1e-2)
+    assert not torch.allclose(repetition, guess, atol=0.1)
+
+
+def test_batch_hears_what_its_songs_hear_alone(model):
+    songs = noise(2, 2, CHUNK)
+    assert torch.allclose(model.hear(songs)[1:], model.hear(songs[1:]), atol=1e-5)
+
+
+def test_legacy_hears_its_latents_and_no_repetition(song):
+    model, x = legacy(), song[None, :, :CHUNK]
+    assert torch.equal(model.hear(x), model.encode(x))
 
 
 # ---- prediction ----
 
 
 def test_guidance_1_is_the_plain_flow(model):
-    context = noise(2, 4, 100)
-    z = noise(2, 4, 100, seed=5)
+    context = noise(2, 4, 600)
+    z = noise(2, 4, 200, seed=5)
     standard = model.standardise(context)
     for step in range(3):
         z = z + model.core(z, standard, torch.full((2,), step / 3)) / 3
@@ -480,7 +497,7 @@ def test_guidance_1_is_the_plain_flow(model):
 
 
 def test_guidance_0_does_not_hear_the_context_and_guidance_leads_away_from_that(model):
-    first, second = noise(1, 4, 100, seed=1), noise(1, 4, 100, seed=2)
+    first, second = noise(1, 4, 600, seed=1), noise(1, 4, 600, seed=2)
     unheard, plain, weak, strong = (model.predict(first, steps=1, guidance=g) for g in (0.0, 1.0, 0.5, 3.0))
     assert torch.allclose(unheard, model.predict(second, steps=1, guidance=0.0), atol=1e-5)
     assert torch.allclose(weak - unheard, (plain - unheard) / 2, atol=1e-3)
@@ -490,7 +507,7 @@ def test_guidance_0_does_not_hear_the_context_and_guidance_leads_away_from_that(
 
 
 def test_guidance_is_rescaled_to_mean_and_deviation_without_it(model, monkeypatch):
-    context = noise(1, 4, 100)
+    context = noise(1, 4, 600)
     distances = []
     for share in (0.0, 0.7, 1.0):
         monkeypatch.setattr(network, "GUIDANCE_RESCALE", share)
@@ -502,7 +519,7 @@ def test_guidance_is_rescaled_to_mean_and_deviation_without_it(model, monkeypatc
 
 
 def test_same_seed_same_latents_and_another_seed_others(model):
-    context = noise(1, 4, 100)
+    context = noise(1, 4, 600)
     torch.manual_seed(1)
     first = model.predict(context, steps=2, seed=3)
     torch.manual_seed(2)
@@ -511,15 +528,15 @@ def test_same_seed_same_latents_and_another_seed_others(model):
 
 
 def test_temperature_0_does_not_depend_on_the_seed(model):
-    context = noise(1, 4, 100)
+    context = noise(1, 4, 600)
     first, second = (model.predict(context, steps=2, seed=seed, temperature=0.0) for seed in (0, 1))
     assert torch.equal(first, second)
 
 
 def test_network_trained_to_say_the_mean_takes_one_step_from_zero():
     model = small(objective="mse")
-    context = noise(1, 4, 100)
-    z = model.core(torch.zeros_like(context), model.standardise(context), torch.zeros(1))
+    context = noise(1, 4, 600)
+    z = model.core(torch.zeros(1, 4, 200), model.standardise(context), torch.zeros(1))
     assert torch.equal(model.predict(context, steps=9, guidance=3.0, seed=7), model.destandardise(z))
 
 
@@ -603,9 +620,13 @@ def test_longer_generation_rolls_on_from_its_own_prediction(model, song, monkeyp
     monkeypatch.setattr(model, "predict", note)
     model.generate(song, seconds=5, seed=3, steps=1)
     assert len(heard) == 3
-    assert torch.equal(heard[1], predict(heard[0], 1, network.GUIDANCE, 3))
+
+    def next_of(context, seed):
+        return model.hear(model.decode(predict(context, 1, network.GUIDANCE, seed), CHUNK))
+
+    assert torch.equal(heard[1], next_of(heard[0], 3))
     for other in (3, 4):  # every roll draws noise of its own, and not what the next seed begins with
-        assert not torch.equal(heard[2], predict(heard[1], 1, network.GUIDANCE, other))
+        assert not torch.equal(heard[2], next_of(heard[1], other))
 
 
 @pytest.mark.parametrize("shape", [(2, CHUNK - 1), (1, CHUNK), (CHUNK,)])

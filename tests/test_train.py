@@ -495,15 +495,15 @@ def test_cached_latents_are_those_of_the_audio_that_the_joint_part_would_hear(ne
         assert torch.allclose(torch.from_numpy(cached["target"]), target[0].float(), atol=2e-3)
 
 
-def test_validation_context_is_what_generation_would_encode(new_run, monkeypatch):
+def test_validation_context_is_what_generation_would_hear(new_run, monkeypatch):
     run = new_run()
     row = run.windows["val"].side.rows[run.windows["val"].side.pairs[0, 0]]
     context, _, _ = run.validation.latents()[0]
-    encoded = []
-    encode = run.ema.encode
-    monkeypatch.setattr(run.ema, "encode", lambda x: encoded.append(encode(x)) or encoded[0])
+    heard = []
+    hear = run.ema.hear
+    monkeypatch.setattr(run.ema, "hear", lambda x: heard.append(hear(x)) or heard[0])
     run.ema.generate(audio.from_int16(row), seconds=0.1, steps=1)
-    assert torch.allclose(context, encoded[0], atol=2e-3)
+    assert torch.allclose(context, heard[0], atol=2e-3)
 
 
 # ---- learning ----
@@ -556,7 +556,7 @@ def test_checkpoint_of_an_earlier_day_generates_and_trains_on(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     write_dataset(Path("dataset"))
     Path("checkpoints").mkdir()
-    shutil.copy(Path(__file__).parent / "files" / "checkpoint-format-4.pt", "checkpoints/last.pt")
+    shutil.copy(Path(__file__).parent / "files" / "checkpoint-format-5.pt", "checkpoints/last.pt")
     model = checkpoint.load_model("checkpoints/last.pt")
     assert torch.isfinite(model.generate(synth.song(0, 3, 1600, CHANNELS), seconds=3)).all()
     flags = (

@@ -335,7 +335,7 @@ def cache(tmp_path) -> data.LatentCache:
     rng = np.random.default_rng(0)
     for variant in range(2):
         for part in cache.PARTS:
-            latents = rng.standard_normal((7, *SHAPE)) * [[1.0], [5.0], [1.0]] + [[0.0], [2.0], [0.0]]
+            latents = rng.standard_normal((7, *cache.shapes[part])) * [[1.0], [5.0], [1.0]] + [[0.0], [2.0], [0.0]]
             np.save(cache.path(part, variant), latents.astype(np.float16))
     return cache
 

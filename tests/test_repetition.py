@@ -1,0 +1,95 @@
+"""What repeats itself goes on as it would have; what does not says so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from repetition import long_term_prediction, repeat
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- of sound ----
+
+
+@pytest.mark.parametrize("length", [20000, 20001, 20004])
+@pytest.mark.parametrize("period", [2001, 5003, 15997])
+def test_sound_that_repeats_itself_is_continued_to_the_sample(period, length):
+    song = noise(2, 2, period).repeat(1, 1, 22)[..., : 2 * length]
+    repeated, correlation = repeat(song[..., :length])
+    assert torch.equal(repeated, song[..., length:])
+    assert torch.allclose(correlation, torch.ones(2), atol=1e-4)
+
+
+def test_correlation_is_the_share_of_the_sound_that_repeats_itself():
+    """Under as much noise as there is repetition, half of the power is shared."""
+    song = noise(3, 2, 5003).repeat(1, 1, 4)[..., :20000] + noise(3, 2, 20000, seed=1)
+    _, correlation = repeat(song)
+    assert torch.allclose(correlation, torch.full((3,), 0.5), atol=0.05)
+
+
+def test_sound_that_never_repeats_itself_is_not_trusted():
+    assert repeat(noise(3, 2, 20000))[1].max() < 0.1
+
+
+def test_silence_is_repeated_as_silence_and_not_trusted():
+    repeated, correlation = repeat(torch.zeros(2, 1, 20000))
+    assert not repeated.any()
+    assert not correlation.any()
+
+
+@pytest.mark.parametrize("level", [1e-3, 1.0, 10.0])
+def test_level_does_not_matter(level):
+    song = noise(1, 2, 5003).repeat(1, 1, 4)[..., :20000] + 0.5 * noise(1, 2, 20000, seed=1)
+    plain, scaled = repeat(song), repeat(level * song)
+    assert torch.allclose(scaled[0], level * plain[0])
+    assert torch.allclose(scaled[1], plain[1], atol=1e-3)
+
+
+def test_much_softer_passage_is_no_match():
+    song = noise(1, 2, 20000)
+    song[..., :6000] = 0.03 * song[..., -6000:]
+    assert repeat(song)[1] < 0.4
+
+
+def test_sides_in_antiphase_do_not_cancel():
+    song = noise(1, 1, 5003).repeat(1, 1, 4)[..., :20000]
+    assert repeat(torch.cat([song, -song], dim=1))[1] > 0.99
+
+
+def test_songs_of_a_batch_do_not_hear_each_other():
+    songs = torch.cat([noise(1, 2, period).repeat(1, 1, 10)[..., :20000] for period in (3001, 4999)])
+    both, alone = repeat(songs), repeat(songs[1:])
+    assert torch.equal(both[0][1:], alone[0])
+
+
+# ---- of latents ----
+
+
+@pytest.mark.parametrize("period", [130, 300, 799])
+def test_long_term_prediction_continues_what_repeats_itself_in_phase(period):
+    song = 0.5 + noise(2, 4, period).repeat(1, 1, 2 + 2000 // period)[..., :2000]
+    prediction = long_term_prediction(song[..., :1000])
+    assert torch.allclose(prediction, song[..., 1000:], atol=0.1)  # octaves without the period weigh next to nothing
+    assert torch.corrcoef(torch.stack([prediction.flatten(), song[..., 1000:].flatten()]))[0, 1] > 0.999
+
+
+def test_long_term_prediction_of_what_never_repeats_is_nearly_its_mean():
+    prediction = long_term_prediction(3 + noise(2, 16, 1000))
+    assert torch.allclose(prediction.mean(-1), torch.tensor(3.0), atol=0.1)
+    assert prediction.std() < 0.15
+
+
+def test_long_term_prediction_of_silence_is_silence():
+    assert not long_term_prediction(torch.zeros(2, 4, 1000)).any()
+
+
+def test_scale_and_offset_of_a_channel_do_not_matter():
+    """What is measured of the latents after they are cached may not change what is told of them."""
+    z, scale, offset = noise(2, 4, 1000), torch.tensor([[0.01], [1.0], [3.0], [50.0]]), noise(4, 1, seed=1)
+    z = z + z.roll(300, dims=-1)
+    moved = long_term_prediction(scale * z + offset)
+    assert torch.allclose(moved, scale * long_term_prediction(z) + offset, rtol=1e-3, atol=1e-3)
