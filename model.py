@@ -456,14 +456,15 @@ class AttentionCore(nn.Module):
         """
         heard = torch.ones_like(time) if heard is None else heard
         count = self.config.latents_per_token
-        context, *hints = context.chunk(3, dim=-1)
-        hints = torch.cat(hints, dim=1) * (heard > 0)[:, None, None]
-        context = stack(context, count)
-        age = torch.arange(context.shape[1], 0, -1, device=context.device) / context.shape[1]
+        own, *hints = context.chunk(3, dim=-1)
+        guess, repetition = (hint * (heard > 0)[:, None, None] for hint in hints)
+        hints = torch.cat([guess, repetition], dim=1)
+        own = stack(own, count)
+        age = torch.arange(own.shape[1], 0, -1, device=own.device) / own.shape[1]
         is_heard = (age <= heard[:, None])[:, :, None]
-        tokens = self.from_context(context)
+        tokens = self.from_context(own)
         tokens = torch.where(is_heard, tokens, self.no_context.to(tokens.dtype))
-        context = unstack(context * is_heard, count)
+        own = unstack(own * is_heard, count)
         t = time[:, None, None]
         spread = (t.square() + (1 - t).square()).sqrt()  # of noisy latents, where music and noise have unit variance
         target = self.from_target(stack(noisy / spread, count)) + self.from_hints(stack(hints, count))
@@ -473,8 +474,8 @@ class AttentionCore(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, modulation, angles)
         said = CoreBlock.norm(tokens[:, -tokens.shape[1] // 2 :])
-        rest = self.head(said, noisy / spread, hints, context[..., -VELOCITY_REACH:])
-        linear = ((2 * t - 1) * noisy + (1 - t) * hints.chunk(2, dim=1)[0]) / spread.square()
+        rest = self.head(said, noisy / spread, hints, own[..., -VELOCITY_REACH:])
+        linear = ((2 * t - 1) * noisy + (1 - t) * guess) / spread.square()
         return linear + rest / spread
 
     @staticmethod
