@@ -212,8 +212,8 @@ def predict_step(model, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
 def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor]]:
     """Stage 2b: reconstruction, prediction, and the waveform of the decoded one-step prediction, nothing frozen.
 
-    batch["x"] is context and target, (batch, channels, 2 * chunk). The context is encoded alone, as generation
-    hears it. As much as the noise in the batch covers is decoded: the end of the context, the start of the target.
+    batch["x"] is context and target, (batch, channels, 2 * chunk). The context does not hear the target, as in
+    generation. As much as the noise in the batch covers is decoded: the end of the context, the start of the target.
     """
     config, x = model.config, batch["x"]
     latents = batch["posterior_noise"].shape[-1]
