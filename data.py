@@ -395,7 +395,7 @@ class FixedPairItems:
 
 def flow_draws(rng: np.random.Generator, shape: tuple[int, int]) -> dict:
     """t: logit-normal, shifted to the noise (Esser et al. 2024), 0 in 15 % of the draws. Context: all of it in 70 %,
-    its near end in 20 %, none in 10 %; noise on it in half of the draws, so that long rollouts do not drift."""
+    its near end in 20 %, none in 10 %; noise on it, not on its hints, in half of the draws."""
     flow_noise, context_noise = rng.standard_normal((2, *shape), dtype=np.float32)
     time = 0.0 if rng.random() < 0.15 else 1 / (1 + TIME_SHIFT * np.exp(-rng.standard_normal()))
     heard = rng.choice((1.0, rng.uniform(0.1, 1.0), 0.0), p=(0.7, 0.2, 0.1))

@@ -190,7 +190,7 @@ def prediction_loss(model, context: Tensor, target: Tensor, batch: dict) -> tupl
 def fixed_time_losses(model, context: Tensor, target: Tensor, noise: Tensor) -> Tensor:
     """Prediction loss at each of FIXED_TIMES (times,), for validation; mse: the one at time 0 without noise.
 
-    context, target, noise: latents of one pair, (1, latent_channels, latents).
+    context, target, noise: of one pair, (1, latent_channels, latents), the context three times as many.
     """
     times = FIXED_TIMES if model.config.objective == "flow" else FIXED_TIMES[:1]
     batch = {

@@ -29,7 +29,7 @@ LONG_WINDOW_HOPS = 16  # of the encoder's second look, that tells neighbouring p
 TONES_HZ = (600, 900)  # tones up to the first are whole, at the second they have faded out
 STEADY_HZ = 350  # tones above may not stay the same from frame to frame
 STEADY_FRAMES = 51  # half a second
-CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context is brought to this level before it is encoded
+CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context of training and the first of generation are brought to this level
 QUIETEST_RMS = 1e-3  # softer contexts are not lifted further
 JOIN_SECONDS = 1.0  # of the context, decoded together with the prediction
 FADE_SECONDS = 0.02
@@ -567,9 +567,10 @@ class ContinuationModel(nn.Module):
         """
         repeated, correlation = repeat(x)
         mean, log_variance = self.posterior(torch.cat([x, repeated], dim=-1))
-        own, repetition = mean.float().chunk(2, dim=-1)
+        latents = self.config.chunk_latents
+        own, repetition = mean[..., : 2 * latents].float().chunk(2, dim=-1)  # the encoder rounds up
         guess = long_term_prediction(own).lerp(repetition, correlation[:, None, None] ** 4)
-        return torch.cat([own, guess, repetition], dim=-1), log_variance[..., : self.config.chunk_latents]
+        return torch.cat([own, guess, repetition], dim=-1), log_variance[..., :latents]
 
     def encode_pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Context of the first chunk of x (batch, channels, 2 * chunk), and latents of the second, encoded behind the

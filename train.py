@@ -711,8 +711,9 @@ class Run:
         self.begin_stage(2)
 
     def cache_key(self) -> str:
-        """What the cached latents depend on: encoder, dataset and the windows drawn."""
-        digest = hashlib.sha256(json.dumps([self.meta, self.args.seed], sort_keys=True).encode())
+        """What the cached latents depend on: encoder, dataset, the windows drawn and what a context is."""
+        key = [self.meta, self.args.seed, self.checkpoint.FORMAT_VERSION]
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
         for tensor in self.model.encoder.state_dict().values():
             digest.update(tensor.detach().cpu().numpy().tobytes())
         return digest.hexdigest()
@@ -764,7 +765,7 @@ class Run:
                 targets.append(target.cpu().numpy())
 
     def encoded_blocks(self, variant: int, stop):
-        """Latents of context and target of all training windows, in order; every process encodes its share of a
+        """Context and target of all training windows, in order; every process encodes its share of a
         block, and the last pair again where the last block is not full."""
         windows, size = self.windows["train"], CACHE_BATCH * self.ranks.count()
         starts = range(0, len(windows), size)

@@ -474,6 +474,14 @@ def test_guess_at_what_never_repeats_itself_is_the_long_term_prediction_of_its_l
     assert not torch.allclose(repetition, guess, atol=0.1)
 
 
+def test_odd_number_of_latents_is_heard():
+    """Two chunks of it are no multiple of what the encoder rounds up to."""
+    model = small(latents_per_token=1, chunk_samples=101 * RATE // 100)
+    heard = model.hear(noise(1, 2, model.config.chunk_samples))
+    assert heard.shape == (1, 4, 303)
+    assert torch.isfinite(model.predict(heard, steps=1)).all()
+
+
 def test_batch_hears_what_its_songs_hear_alone(model):
     songs = noise(2, 2, CHUNK)
     assert torch.allclose(model.hear(songs)[1:], model.hear(songs[1:]), atol=1e-5)
