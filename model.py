@@ -29,7 +29,7 @@ LONG_WINDOW_HOPS = 16  # of the encoder's second look, that tells neighbouring p
 TONES_HZ = (600, 900)  # tones up to the first are whole, at the second they have faded out
 STEADY_HZ = 350  # tones above may not stay the same from frame to frame
 STEADY_FRAMES = 51  # half a second
-CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context of training and the first of generation are brought to this level
+CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context is brought to this level before it is encoded
 QUIETEST_RMS = 1e-3  # softer contexts are not lifted further
 JOIN_SECONDS = 1.0  # of the context, decoded together with the prediction
 FADE_SECONDS = 0.02
@@ -651,28 +651,25 @@ class ContinuationModel(nn.Module):
     ) -> Tensor:  # fmt: skip
         """What follows `audio` (channels, samples): (channels, round(seconds x rate)), on the CPU, at its rate.
 
-        Only the last chunk of `audio` is heard. Beyond a chunk it rolls on, each prediction the next context.
-        `with_input` puts that last chunk in front, crossfaded over the 20 ms before the cut.
+        Only the last chunk of `audio` is heard. Beyond a chunk it rolls on and hears its own sound in place of it.
+        `with_input` puts that last chunk in front, crossfaded over the 20 ms before the cut, as every roll is.
         """
         config = self.config
         x = torch.as_tensor(audio, dtype=torch.float32)
         if x.ndim != 2 or x.shape[0] != config.channels or x.shape[1] < config.chunk_samples:
             need = config.chunk_samples / config.sample_rate
             raise ValueError(f"expected ({config.channels}, samples) with at least {need:g} s, got {tuple(x.shape)}")
-        x = x[:, -config.chunk_samples :]
-        gain = CONTEXT_LEVEL / x.square().mean().sqrt().clamp(min=QUIETEST_RMS)
-        context = self.hear((gain * x)[None].to(self.latent_mean.device))
-        length = round(seconds * config.sample_rate)
-        latents = []
-        for roll in range(-(-length // config.chunk_samples)):
-            latest = self.hear(self.decode(latents[-1], config.chunk_samples)) if latents else context
+        chunk, length = config.chunk_samples, round(seconds * config.sample_rate)
+        sound = x[:, -chunk:]
+        for roll in range(-(-length // chunk)):
+            heard = sound[:, -chunk:]
+            gain = CONTEXT_LEVEL / heard.square().mean().sqrt().clamp(min=QUIETEST_RMS)
+            context = self.hear((gain * heard)[None].to(self.latent_mean.device))
             own = (seed + roll * SEED_STRIDE) % 2**32  # other noise in every roll; torch would drop higher bits
-            latents.append(self.predict(latest, steps, guidance, own, temperature))
-        before, after = self.decode_behind(context, torch.cat(latents, dim=-1))
-        continuation = (after[0] / gain).cpu()[:, :length]
-        if not with_input:
-            return continuation
-        return torch.cat([fade_over(x, (before[0] / gain).cpu()), continuation], dim=1)
+            predicted = self.predict(context, steps, guidance, own, temperature)
+            before, after = ((part[0] / gain).cpu() for part in self.decode_behind(context, predicted))
+            sound = torch.cat([fade_over(sound, before), after], dim=1)
+        return sound[:, 0 if with_input else chunk : chunk + length]
 
     def decode_behind(self, context: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:
         """Decode predicted latents behind the end of the context's, so that they join: the FADE_SECONDS before the

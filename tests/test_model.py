@@ -617,24 +617,23 @@ def test_crossfade_runs_from_the_song_to_what_the_network_decodes(model, song, m
     assert torch.allclose(tail, (1 - weight) * song[:, -fade:] + weight / gain, atol=1e-5)
 
 
-def test_longer_generation_rolls_on_from_its_own_prediction(model, song, monkeypatch):
-    heard = []
-    predict = model.predict
+def test_longer_generation_goes_on_as_its_own_sound_would_be_continued(model, song):
+    """Two chunks at once are one, and then one more of what came out, but for the crossfade and the noise's seed."""
+    seed, fade = 3, RATE // 50
+    whole = model.generate(song, seconds=4, seed=seed, steps=1)
+    first = model.generate(song, seconds=2, seed=seed, steps=1)
+    then = model.generate(first, seconds=2, seed=seed + network.SEED_STRIDE, steps=1)
+    assert torch.equal(whole[:, : CHUNK - fade], first[:, :-fade])
+    assert torch.allclose(whole[:, CHUNK:], then, atol=1e-6)
+    again = model.generate(first, seconds=2, seed=seed, steps=1)  # every roll draws noise of its own
+    assert not torch.allclose(whole[:, CHUNK:], again, atol=1e-3)
 
-    def note(context, *args, **kwargs):
-        heard.append(context)
-        return predict(context, *args, **kwargs)
 
-    monkeypatch.setattr(model, "predict", note)
-    model.generate(song, seconds=5, seed=3, steps=1)
-    assert len(heard) == 3
-
-    def next_of(context, seed):
-        return model.hear(model.decode(predict(context, 1, network.GUIDANCE, seed), CHUNK))
-
-    assert torch.equal(heard[1], next_of(heard[0], 3))
-    for other in (3, 4):  # every roll draws noise of its own, and not what the next seed begins with
-        assert not torch.equal(heard[2], next_of(heard[1], other))
+def test_every_context_is_heard_at_the_same_level(model, song, monkeypatch):
+    levels, hear = [], model.hear
+    monkeypatch.setattr(model, "hear", lambda x: levels.append(x.square().mean().sqrt().item()) or hear(x))
+    model.generate(song, seconds=5, steps=1)
+    assert levels == pytest.approx([network.CONTEXT_LEVEL] * 3, rel=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(2, CHUNK - 1), (1, CHUNK), (CHUNK,)])
