@@ -415,18 +415,15 @@ def flow_draws(rng: np.random.Generator, shape: tuple[int, int]) -> dict:
 class LatentCache:
     """Encoded windows of all pairs: fp16 (pairs, latent_channels, latents), a file a variant and part.
 
-    Part `context` is what the core is told of the first 10 s, three times as many (ContinuationModel.hear): latents
-    cut out of a longer encoding would have heard the future. Part `target` is the second half of the 20 s encoded
-    together.
+    Part `context` is what the core is told of the first 10 s (ContinuationModel.hear): latents cut out of a longer
+    encoding would have heard the future. Part `target` is the second half of the 20 s encoded together.
     """
 
     PARTS = ("context", "target")
 
-    def __init__(self, folder, variants: int, shape: tuple[int, int], pairs: int):
-        """shape: (latent_channels, latents) of a target."""
-        channels, latents = shape
-        self.folder, self.variants, self.pairs = Path(folder), variants, pairs
-        self.shapes = {"context": (channels, 3 * latents), "target": shape}
+    def __init__(self, folder, variants: int, shapes: dict[str, tuple[int, int]], pairs: int):
+        """shapes: (latent_channels, latents) by part."""
+        self.folder, self.variants, self.shapes, self.pairs = Path(folder), variants, shapes, pairs
         self._arrays = {}
 
     def path(self, part: str, variant: int) -> Path:

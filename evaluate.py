@@ -33,7 +33,7 @@ SHOWN_SONGS = 3  # songs whose first pair is drawn and written as sound
 PEAK_LIMIT = 0.98
 KEPT_OF_A_CHECKPOINT = ("config", "ema", "stage", "step", "data_meta")  # the rest is large
 GAINS = {"gain_another_song": "val_context_gain", "gain_same_song": "val_context_gain_same_song"}  # as train.py logs
-LONG_TERM = ", long-term prediction"
+GUESS = ", guess"
 WITHOUT_NETWORK = ("silence", "input repeated", "tempo-locked loop", "another song", "same song elsewhere")
 NO_EMBEDDING = [np.zeros((0, embedding.DIMENSIONS), np.float32)]  # of a song in which a system is silent
 REAL_AUDIO = WITHOUT_NETWORK[1:]  # judged through each codec too
@@ -233,7 +233,7 @@ class Network:
 
     def guess(self, context):
         """The context's guess at what follows, which the core starts from, as if it were predicted: a baseline."""
-        return context.chunk(3, dim=-1)[1]
+        return self.model.parts(context)[1]
 
     def play(self, pair: Pair, context, latents) -> Continuation:
         """What is heard of the pair's input, whose end is faded over, and of `latents` decoded behind it."""
@@ -446,7 +446,7 @@ class Judge:
             diversity = metrics.latent_diversity(latents[network.name][1], again)
             self.add("continuation", network.name, pair.song, {"latent_diversity": diversity})
         if not network.config.is_legacy:
-            played[network.name + LONG_TERM] = network.play(pair, context, network.guess(context))
+            played[network.name + GUESS] = network.play(pair, context, network.guess(context))
         played[network.name + CEILING] = network.play(pair, context, target)
         for name in (name for name in REAL_AUDIO if name in baselines):
             z, through = network.encode(baselines[name].sound), f"{name} through {network.name}"

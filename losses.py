@@ -181,7 +181,8 @@ def prediction_loss(model, context: Tensor, target: Tensor, batch: dict) -> tupl
     time, noise = batch["time"], batch["flow_noise"]
     if model.config.objective == "mse":
         time, noise = torch.zeros_like(time), torch.zeros_like(noise)
-    context = model.standardise(context) + F.pad(batch["context_noise"], (0, 2 * target.shape[-1]))
+    noisy_part = F.pad(batch["context_noise"], (0, context.shape[-1] - target.shape[-1]))
+    context = model.standardise(context) + noisy_part
     return flow_loss(
         lambda noisy: model.core(noisy, context, time, batch["heard"]), model.standardise(target), noise, time
     )
@@ -190,7 +191,7 @@ def prediction_loss(model, context: Tensor, target: Tensor, batch: dict) -> tupl
 def fixed_time_losses(model, context: Tensor, target: Tensor, noise: Tensor) -> Tensor:
     """Prediction loss at each of FIXED_TIMES (times,), for validation; mse: the one at time 0 without noise.
 
-    context, target, noise: of one pair, (1, latent_channels, latents), the context three times as many.
+    context (see ContinuationModel.hear), target and noise (1, latent_channels, latents): of one pair.
     """
     times = FIXED_TIMES if model.config.objective == "flow" else FIXED_TIMES[:1]
     batch = {
@@ -221,7 +222,7 @@ def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor
     context, log_variance = model.context_posterior(x[..., :cut])
     with torch.no_grad():
         target = model.encode(x)[..., config.chunk_latents :]
-    mean = context[..., : config.chunk_latents]
+    mean = model.parts(context)[0]
     end, end_variance = mean[..., -latents:], log_variance[..., -latents:]
     y = model.decode(latent_noise(model, end, end_variance, batch))
     parts = reconstruction_parts(x[..., cut - samples : cut], mean, log_variance, y, draw)

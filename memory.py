@@ -142,9 +142,9 @@ def table(plan: Plan, limit: float, measured: dict[str, float] | None = None) ->
 
 
 def cache_gigabytes(plan: Plan, windows: int) -> float:
-    """Size of the latent cache: contexts, three times as long, and targets of so many windows in fp16; 0 where the
-    plan needs none."""
-    numbers = 4 * windows * plan.config.latent_channels * plan.config.chunk_latents
+    """Size of the latent cache: contexts and targets of so many windows in fp16; 0 where the plan needs none."""
+    config = plan.config
+    numbers = windows * config.latent_channels * (config.context_latents + config.chunk_latents)
     return 2 * numbers / 1e9 if "latents" in plan.parts else 0.0
 
 

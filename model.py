@@ -94,8 +94,13 @@ class ModelConfig:
 
     @property
     def chunk_latents(self) -> int:
-        """Latents of a context, and of a prediction."""
+        """Latents of what is heard, and of a prediction."""
         return self.chunk_samples // self.latent_samples
+
+    @property
+    def context_latents(self) -> int:
+        """Latents of all that the core is told: what was heard and, but for legacy, two hints at what follows."""
+        return self.chunk_latents * (1 if self.is_legacy else 3)
 
 
 PRESETS = {
@@ -568,9 +573,14 @@ class ContinuationModel(nn.Module):
         repeated, correlation = repeat(x)
         mean, log_variance = self.posterior(torch.cat([x, repeated], dim=-1))
         latents = self.config.chunk_latents
-        own, repetition = mean[..., : 2 * latents].float().chunk(2, dim=-1)  # the encoder rounds up
+        own, repetition = mean[..., : 2 * latents].float().split(latents, dim=-1)  # the encoder rounds up
         guess = long_term_prediction(own).lerp(repetition, correlation[:, None, None] ** 4)
         return torch.cat([own, guess, repetition], dim=-1), log_variance[..., :latents]
+
+    def parts(self, context: Tensor) -> tuple[Tensor, ...]:
+        """Of a context what was heard and, but for legacy, the guess at what follows and the repetition: (batch,
+        latent_channels, latents) each."""
+        return context.split(self.config.chunk_latents, dim=-1)
 
     def encode_pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Context of the first chunk of x (batch, channels, 2 * chunk), and latents of the second, encoded behind the
@@ -676,7 +686,7 @@ class ContinuationModel(nn.Module):
         cut, and all that the prediction stands for, (batch, channels, samples) each."""
         config = self.config
         join = min(round(JOIN_SECONDS * config.latent_rate), config.chunk_latents)
-        end = context[..., config.chunk_latents - join : config.chunk_latents]
+        end = self.parts(context)[0][..., -join:]
         decoded = self.decode(torch.cat([end, predicted], dim=-1)).float()
         cut, fade = join * config.latent_samples, round(FADE_SECONDS * config.sample_rate)
         return decoded[..., cut - fade : cut], decoded[..., cut:]
@@ -741,8 +751,7 @@ def chunk_on_meta(config: ModelConfig) -> Tensor:
 
 
 def context_on_meta(config: ModelConfig) -> Tensor:
-    latents = config.chunk_latents * (1 if config.is_legacy else 3)
-    return torch.zeros(1, config.latent_channels, latents, device="meta")
+    return torch.zeros(1, config.latent_channels, config.context_latents, device="meta")
 
 
 def gigaflops(config: ModelConfig) -> dict[str, float]:
@@ -760,7 +769,7 @@ def gigaflops(config: ModelConfig) -> dict[str, float]:
 
     codec = count(lambda: model.reconstruct(chunk_on_meta(config)))
     hearing = count(lambda: model.hear(chunk_on_meta(config)))
-    decoding = count(lambda: model.decode(context_on_meta(config)[..., : config.chunk_latents]))
+    decoding = count(lambda: model.decode(model.parts(context_on_meta(config))[0]))
     core = count(lambda: model.predict(context_on_meta(config), steps=1, guidance=1.0))
     return {
         "stage 1, encode and decode 10 s": codec,

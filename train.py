@@ -720,7 +720,9 @@ class Run:
 
     def open_cache(self):
         pairs = len(self.windows["train"])
-        return self.data.LatentCache(self.folder / "latents", self.args.latent_variants, self.latent_shape, pairs)
+        channels = self.config.latent_channels
+        shapes = {"context": (channels, self.config.context_latents), "target": self.latent_shape}
+        return self.data.LatentCache(self.folder / "latents", self.args.latent_variants, shapes, pairs)
 
     def fill_cache(self, stop) -> None:
         """Encode all training windows once; variants that are there already for the same key are kept."""

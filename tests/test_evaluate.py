@@ -167,9 +167,9 @@ def test_every_system_has_its_row(card):
     flow = "tiny-flow (flow)"
     assert list(card["figures"]["continuation"]) == [
         *evaluate.WITHOUT_NETWORK,
-        flow, f"{flow}, guidance 1", f"{flow}, one step", f"{flow}, long-term prediction",
+        flow, f"{flow}, guidance 1", f"{flow}, one step", f"{flow}, guess",
         f"{flow}, ceiling", *through(flow),
-        "tiny-mse", "tiny-mse, long-term prediction", "tiny-mse, ceiling", *through("tiny-mse"),
+        "tiny-mse", "tiny-mse, guess", "tiny-mse, ceiling", *through("tiny-mse"),
         "legacy-mse", "legacy-mse, ceiling", *through("legacy-mse"),
         "truth",
     ]  # fmt: skip

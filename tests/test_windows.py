@@ -331,7 +331,7 @@ SHAPE = (3, 10)
 @pytest.fixture
 def cache(tmp_path) -> data.LatentCache:
     """Two variants of 7 pairs; the latents of channel 1 are louder and off centre."""
-    cache = data.LatentCache(tmp_path, 2, SHAPE, pairs=7)
+    cache = data.LatentCache(tmp_path, 2, {"context": (3, 30), "target": SHAPE}, pairs=7)
     rng = np.random.default_rng(0)
     for variant in range(2):
         for part in cache.PARTS:
