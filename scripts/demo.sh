@@ -60,7 +60,7 @@ picture:               $work/continuation.png
 training curves:       $work/checkpoints/curves.png
 
 Listen for the join at 10 seconds: loudness and colour of the sound should go on. After so short a training the
-continuation is noise with the outline of the music, without beat or melody.
+continuation is a smear with the outline of the music and the beat of its bass drum, without melody.
 
 EOF
 "$python" scripts/demo_report.py figures "$work/checkpoints"

@@ -25,6 +25,7 @@ import audio
 import checkpoint
 import data
 import losses
+import memory
 import muon
 import plots
 import ranks
@@ -108,6 +109,13 @@ def test_run_leaves_all_its_files(undisturbed):
     assert {"last.pt", "best.pt", "stage1.pt", "metrics.jsonl", "samples", "tb", "latents"} <= names
     assert len(list((undisturbed / "samples").glob("*.mp3"))) == 4
     assert any((undisturbed / "tb").iterdir())
+
+
+def test_latent_cache_is_as_large_as_a_dry_run_says(undisturbed):
+    config = checkpoint.load_model(undisturbed / "best.pt").config
+    foreseen = memory.cache_gigabytes(SimpleNamespace(config=config, parts=("latents",)), windows=2 * 7)
+    stored = sum(np.load(path).nbytes for path in (undisturbed / "latents").glob("*.npy"))
+    assert stored / 1e9 == pytest.approx(foreseen)
 
 
 def test_metrics_hold_every_evaluation_with_its_figures(undisturbed):
