@@ -38,7 +38,7 @@ except ImportError:  # Windows
 
 # 4: the core knew no repetition of the sound; 3: no convolutional head in the core; 2: tones up to 1500 Hz; 1: no
 # long stem, no long-term prediction
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 LAST_NAME = "last.pt"
 BEST_NAME = "best.pt"
 RETRY_WAITS_SECONDS = (2, 10)  # a full disk or a network file system often recovers within seconds

@@ -570,7 +570,7 @@ class ContinuationModel(nn.Module):
         elsewhere the long-term prediction of the latents. On training pairs the fourth power of the correlation was
         the best weight of the powers from 1.5 to 4.
         """
-        repeated, correlation = repeat(x)
+        repeated, correlation = repeat(x, self.config.hop)
         mean, log_variance = self.posterior(torch.cat([x, repeated], dim=-1))
         latents = self.config.chunk_latents
         own, repetition = mean[..., : 2 * latents].float().split(latents, dim=-1)  # the encoder rounds up

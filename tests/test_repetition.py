@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from repetition import long_term_prediction, repeat
+from repetition import long_term_prediction, onset_strength, repeat, sound_lag
+
+HOP = 20
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -19,7 +21,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("period", [2001, 5003, 15997])
 def test_sound_that_repeats_itself_is_continued_to_the_sample(period, length):
     song = noise(2, 2, period).repeat(1, 1, 22)[..., : 2 * length]
-    repeated, correlation = repeat(song[..., :length])
+    repeated, correlation = repeat(song[..., :length], HOP)
     assert torch.equal(repeated, song[..., length:])
     assert torch.allclose(correlation, torch.ones(2), atol=1e-4)
 
@@ -27,16 +29,16 @@ def test_sound_that_repeats_itself_is_continued_to_the_sample(period, length):
 def test_correlation_is_the_share_of_the_sound_that_repeats_itself():
     """Under as much noise as there is repetition, half of the power is shared."""
     song = noise(3, 2, 5003).repeat(1, 1, 4)[..., :20000] + noise(3, 2, 20000, seed=1)
-    _, correlation = repeat(song)
+    _, correlation = repeat(song, HOP)
     assert torch.allclose(correlation, torch.full((3,), 0.5), atol=0.05)
 
 
 def test_sound_that_never_repeats_itself_is_not_trusted():
-    assert repeat(noise(3, 2, 20000))[1].max() < 0.1
+    assert repeat(noise(3, 2, 20000), HOP)[1].max() < 0.1
 
 
 def test_silence_is_repeated_as_silence_and_not_trusted():
-    repeated, correlation = repeat(torch.zeros(2, 1, 20000))
+    repeated, correlation = repeat(torch.zeros(2, 1, 20000), HOP)
     assert not repeated.any()
     assert not correlation.any()
 
@@ -44,7 +46,7 @@ def test_silence_is_repeated_as_silence_and_not_trusted():
 @pytest.mark.parametrize("level", [1e-3, 1.0, 10.0])
 def test_level_does_not_matter(level):
     song = noise(1, 2, 5003).repeat(1, 1, 4)[..., :20000] + 0.5 * noise(1, 2, 20000, seed=1)
-    plain, scaled = repeat(song), repeat(level * song)
+    plain, scaled = repeat(song, HOP), repeat(level * song, HOP)
     assert torch.allclose(scaled[0], level * plain[0])
     assert torch.allclose(scaled[1], plain[1], atol=1e-3)
 
@@ -52,18 +54,58 @@ def test_level_does_not_matter(level):
 def test_much_softer_passage_is_no_match():
     song = noise(1, 2, 20000)
     song[..., :6000] = 0.03 * song[..., -6000:]
-    assert repeat(song)[1] < 0.4
+    assert repeat(song, HOP)[1] < 0.4
 
 
 def test_sides_in_antiphase_do_not_cancel():
     song = noise(1, 1, 5003).repeat(1, 1, 4)[..., :20000]
-    assert repeat(torch.cat([song, -song], dim=1))[1] > 0.99
+    assert repeat(torch.cat([song, -song], dim=1), HOP)[1] > 0.99
 
 
 def test_songs_of_a_batch_do_not_hear_each_other():
     songs = torch.cat([noise(1, 2, period).repeat(1, 1, 10)[..., :20000] for period in (3001, 4999)])
-    both, alone = repeat(songs), repeat(songs[1:])
+    both, alone = repeat(songs, HOP), repeat(songs[1:], HOP)
     assert torch.equal(both[0][1:], alone[0])
+
+
+def beats(length: int, *periods: int) -> torch.Tensor:
+    """Bursts of noise that is never the same, one after each period and then all over again: (1, 2, length)."""
+    song, place, beat = 0.01 * noise(1, 2, length), 0, 0
+    while place < length:
+        song[..., place : place + 200] += noise(1, 2, 200, seed=beat + 1)[..., : length - place]
+        place, beat = place + periods[beat % len(periods)], beat + 1
+    return song
+
+
+@pytest.mark.parametrize("periods", [(4000,), (1000, 2500), (2000, 1000, 3300)])
+def test_beat_that_repeats_itself_is_found_where_no_sound_does(periods):
+    """In a song of 20 000 samples the lag is a whole number of bars, to the hop."""
+    lag, correlation = sound_lag(beats(20000, *periods), HOP)
+    bar = sum(periods)
+    assert abs(lag.item() - bar * round(lag.item() / bar)) <= HOP
+    assert correlation < 0.3
+
+
+def test_of_many_repetitions_the_longest_is_taken():
+    lag, _ = sound_lag(noise(1, 2, 2500).repeat(1, 1, 8)[..., :20000], HOP)
+    assert lag == 6 * 2500
+
+
+def test_sound_decides_between_beats_that_are_alike():
+    """Every bar of 4000 samples has the same beat, every third the same sound."""
+    bars = torch.cat([beats(4000, 4000) + 0.3 * noise(1, 2, 4000, seed=seed) for seed in (7, 8, 9)], dim=-1)
+    lag, correlation = sound_lag(bars.repeat(1, 1, 2)[..., :20000], HOP)
+    assert lag == 12000
+    assert correlation > 0.99
+
+
+def test_onset_strength_rises_where_a_sound_begins_and_in_its_band():
+    length, start = 20000, 8000
+    tone = torch.sin(2 * torch.pi * 0.4 * torch.arange(length)) * (torch.arange(length) >= start)
+    strength = onset_strength(tone[None, None], HOP)[0]
+    band, frame = divmod(int(strength.argmax()), strength.shape[1])
+    assert band == strength.shape[0] - 1  # of 8, the last from 0.31 of the sample rate on
+    assert abs(frame - start // HOP) <= 2
 
 
 # ---- of latents ----
