@@ -64,13 +64,14 @@ def pattern_similarity(x: Tensor, size: int, lags: Tensor) -> Tensor:
 
 def onset_strength(x: Tensor, hop: int) -> Tensor:
     """By how much each of ONSET_BANDS, equal on a logarithmic scale of frequency, gets louder from frame to frame,
-    less its mean: (batch, bands, samples // hop). The spectral flux of logarithmic magnitudes (Bello et al. 2005)."""
+    less its mean: (batch, at most ONSET_BANDS, samples // hop). The spectral flux of logarithmic magnitudes (Bello et
+    al. 2005)."""
     size = ONSET_WINDOW_HOPS * hop
     excess = size - hop
     frames = F.pad(x.float(), (excess // 2, excess - excess // 2)).unfold(-1, size, hop)
     magnitudes = torch.fft.rfft(frames * torch.hann_window(size, device=x.device)).abs()
-    floor = 0.01 * magnitudes.mean((1, 2, 3), keepdim=True)
-    levels = (magnitudes + floor.clamp(min=1e-8)).log().mean(1)
+    floor = (0.01 * magnitudes.mean((1, 2, 3), keepdim=True)).clamp(min=1e-8)  # what is softer has no onsets
+    levels = (magnitudes + floor).log().mean(1)
     edges = torch.logspace(0, math.log2(levels.shape[-1]), ONSET_BANDS + 1, base=2).round().int().unique().tolist()
     bands = torch.stack([levels[..., low:high].mean(-1) for low, high in pairwise(edges)], 1)
     rises = F.pad(bands.diff(dim=-1).relu(), (1, 0))
