@@ -72,7 +72,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     sampling = parser.add_argument_group("sampling and hardware")
     sampling.add_argument("--steps", type=positive_int, default=32, help="steps from noise to music")
     sampling.add_argument(
-        "--guidance", type=not_negative_float, default=2.5, help="how strongly the input is followed; 1: as trained"
+        "--guidance", type=not_negative_float, default=2.0, help="how strongly the input is followed; 1: as trained"
     )
     sampling.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     return parser.parse_args(argv)

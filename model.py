@@ -38,7 +38,7 @@ LEGACY_HOP = 40
 VELOCITY_BLOCKS = 4  # of the core's head, at the latent rate
 VELOCITY_REACH = 30  # latents that they see to each side
 SAMPLING_STEPS = 32
-GUIDANCE = 2.5
+GUIDANCE = 2.0
 GUIDANCE_RESCALE = 0.7
 
 

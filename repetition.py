@@ -4,7 +4,6 @@ In sound a repetition can be exact to the sample, so that tones go on in phase; 
 repeat to the nearest, and still do so where bars are alike without being the same.
 """
 
-import math
 from itertools import pairwise
 
 import torch
@@ -72,7 +71,7 @@ def onset_strength(x: Tensor, hop: int) -> Tensor:
     magnitudes = torch.fft.rfft(frames * torch.hann_window(size, device=x.device)).abs()
     floor = (0.01 * magnitudes.mean((1, 2, 3), keepdim=True)).clamp(min=1e-8)  # what is softer has no onsets
     levels = (magnitudes + floor).log().mean(1)
-    edges = torch.logspace(0, math.log2(levels.shape[-1]), ONSET_BANDS + 1, base=2).round().int().unique().tolist()
+    edges = sorted({round(levels.shape[-1] ** (i / ONSET_BANDS)) for i in range(ONSET_BANDS + 1)})
     bands = torch.stack([levels[..., low:high].mean(-1) for low, high in pairwise(edges)], 1)
     rises = F.pad(bands.diff(dim=-1).relu(), (1, 0))
     return rises - rises.mean(-1, keepdim=True)
