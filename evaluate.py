@@ -63,7 +63,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     folders.add_argument("--output_folder", required=True, type=Path, help="where the scorecard is written")
     folders.add_argument(
         "--predictions", type=named_folder, nargs="+", action="extend", default=[], metavar="NAME=DIR",
-        help="continuations by anybody else: sounds named by the pair ids that scorecard.json lists",
+        help="continuations by anybody else: a folder with ID.wav for every pair id that scorecard.json lists",
     )  # fmt: skip
     songs = parser.add_argument_group("songs")
     songs.add_argument("--split", choices=data.SPLITS, default="test", help="side of the dataset")

@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or refused input, 75 interrupted: ru
 
 import argparse
 import math
+import signal
 import sys
 import time
 from pathlib import Path
@@ -49,7 +50,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     music.add_argument(
         "--seed", type=seed_number, default=0, help="of the first continuation, the next one's is 1 higher"
     )
-    sampling = parser.add_argument_group("sampling (None: the network's own value)")
+    sampling = parser.add_argument_group("sampling, of flow networks (None: as evaluate.py)")
     sampling.add_argument("--steps", type=positive_int, help="steps from noise to music: more is finer and slower")
     sampling.add_argument(
         "--guidance", type=not_negative_float, help="how strongly the song is followed; 1: as trained"
@@ -210,6 +211,7 @@ def run(args: argparse.Namespace) -> None:
 def main(args: argparse.Namespace) -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # names need not be valid UTF-8
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run(args)
     except KeyboardInterrupt:
@@ -228,6 +230,8 @@ def main(args: argparse.Namespace) -> int:
             raise
         print("error: the GPU has not enough free memory: try --device cpu", file=sys.stderr)
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     return 0
 
 

@@ -4,7 +4,7 @@
     python scripts/demo_report.py figures demo/synthetic/checkpoints
 
 `song` prints the longest song of the test side, relative to the folder of songs. `figures` prints three
-measures on held-out songs beside their values before training; the exit code is 1 when one of them is worse
+measures on validation songs beside their values before training; the exit code is 1 when one of them is worse
 than that, or missing.
 """
 
@@ -49,7 +49,7 @@ def before_and_after(lines: Sequence[dict], key: str) -> tuple[float, float]:
 
 def print_figures(checkpoint_folder: Path) -> int:
     lines = read_lines(checkpoint_folder / "metrics.jsonl")
-    print(f"{'on held-out songs':32} {'untrained':>10} {'trained':>10}")
+    print(f"{'on validation songs':32} {'untrained':>10} {'trained':>10}")
     worse = []
     for figure in FIGURES:
         untrained, trained = before_and_after(lines, figure.key)

@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -333,12 +336,18 @@ def test_full_disk_is_a_failure(refuses, monkeypatch):
     assert "No space left on device" in refuses(code=1)
 
 
-def test_ctrl_c_while_writing_ends_with_75_and_leaves_no_file(tmp_path, run, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_writing_ends_with_75_and_leaves_no_file(tmp_path, run, monkeypatch, capsys, number):
     def interrupt(*_):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start ignoring it
 
     monkeypatch.setattr(audio.os, "fsync", interrupt)  # when all is written, under a temporary name
-    assert run(tmp_path / "next.wav", "--seconds", 1) == 75
+    code = run(tmp_path / "next.wav", "--seconds", 1)
+    signal.signal(signal.SIGINT, handler)
+    assert code == 75
     assert not list(tmp_path.iterdir())
     assert capsys.readouterr().err == "interrupted: run the same command again\n"
 
