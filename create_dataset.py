@@ -64,8 +64,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--output_folder", required=True, type=Path, help="the folder that preprocess.py wrote")
     add("--dataset_folder", required=True, type=Path, help="folder for the dataset")
-    add("--val_fraction", type=_fraction, default=0.1, help="about this share of the songs steers training, one at least")
-    add("--test_fraction", type=_fraction, default=0.1, help="about this share is for the scorecard, one at least")
+    add("--val_fraction", type=_fraction, default=0.1, help="about this share of songs steers training, at least 1")
+    add("--test_fraction", type=_fraction, default=0.1, help="about this share is for the scorecard, at least 1")
     add("--min_rms_db", type=float, default=-60.0, help="drop pairs with a quieter input or target, dBFS")
     add("--seed", type=int, default=0, help="another seed draws another split")
     add("--plot", action="store_true", help="draw hours, loudness, silence and tempo to DS/dataset.png")

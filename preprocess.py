@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--input_folder", required=True, type=Path, help="folder of songs, searched with its subfolders")
     add("--output_folder", required=True, type=Path, help="folder for the chunk arrays and the manifest")
     add("--sample_rate", type=_sample_rate, default=24000, help="Hz, a multiple of 100")
-    add("--channels", type=int, choices=(1, 2), default=2, help="mono songs are doubled for 2, stereo songs averaged for 1")
+    add("--channels", type=int, choices=(1, 2), default=2, help="mono is doubled for 2, stereo averaged for 1")
     add("--chunk_seconds", type=_chunk_seconds, default=audio.CHUNK_SECONDS, help="length of a chunk, s")
     add("--clip_seconds", type=positive_float, help="use only the first seconds of each song (None: all)")
     add("--workers", type=positive_int, help="processes (None: SLURM_CPUS_PER_TASK, else the cores given)")
