@@ -661,7 +661,8 @@ class ContinuationModel(nn.Module):
     ) -> Tensor:  # fmt: skip
         """What follows `audio` (channels, samples): (channels, round(seconds x rate)), on the CPU, at its rate.
 
-        Only the last chunk of `audio` is heard. Beyond a chunk it rolls on and hears its own sound in place of it.
+        Only the last chunk of `audio` is heard. Beyond a chunk it rolls on and hears its own sound in place of it;
+        in its first quarter every roll is led back to the level of `audio`, or else the errors in level would add up.
         `with_input` puts that last chunk in front, crossfaded over the 20 ms before the cut, as every roll is.
         """
         config = self.config
@@ -671,14 +672,16 @@ class ContinuationModel(nn.Module):
             raise ValueError(f"expected ({config.channels}, samples) with at least {need:g} s, got {tuple(x.shape)}")
         chunk, length = config.chunk_samples, round(seconds * config.sample_rate)
         sound = x[:, -chunk:]
+        first_gain = gain_to_level(sound)
         for roll in range(-(-length // chunk)):
             heard = sound[:, -chunk:]
-            gain = CONTEXT_LEVEL / heard.square().mean().sqrt().clamp(min=QUIETEST_RMS)
+            gain = gain_to_level(heard)
             context = self.hear((gain * heard)[None].to(self.latent_mean.device))
             own = (seed + roll * SEED_STRIDE) % 2**32  # other noise in every roll; torch would drop higher bits
             predicted = self.predict(context, steps, guidance, own, temperature)
             before, after = ((part[0] / gain).cpu() for part in self.decode_behind(context, predicted))
-            sound = torch.cat([fade_over(sound, before), after], dim=1)
+            back = (gain / first_gain) ** torch.linspace(0, 4, after.shape[1]).clamp(max=1)
+            sound = torch.cat([fade_over(sound, before), back * after], dim=1)
         return sound[:, 0 if with_input else chunk : chunk + length]
 
     def decode_behind(self, context: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:
@@ -699,6 +702,11 @@ def rescaled(guided: Tensor, plain: Tensor) -> Tensor:
     mean, std = guided.mean(-1, keepdim=True), guided.std(-1, keepdim=True)
     back = (guided - mean) / std.clamp(min=1e-6) * plain.std(-1, keepdim=True) + plain.mean(-1, keepdim=True)
     return guided.lerp(back, GUIDANCE_RESCALE)
+
+
+def gain_to_level(x: Tensor) -> Tensor:
+    """What brings audio to the level that contexts are heard at."""
+    return CONTEXT_LEVEL / x.square().mean().sqrt().clamp(min=QUIETEST_RMS)
 
 
 def fade_over(x: Tensor, into: Tensor) -> Tensor:

@@ -618,15 +618,28 @@ def test_crossfade_runs_from_the_song_to_what_the_network_decodes(model, song, m
 
 
 def test_longer_generation_goes_on_as_its_own_sound_would_be_continued(model, song):
-    """Two chunks at once are one, and then one more of what came out, but for the crossfade and the noise's seed."""
+    """Two chunks at once are one and one more of what came out, but for crossfade, level and the seed."""
     seed, fade = 3, RATE // 50
     whole = model.generate(song, seconds=4, seed=seed, steps=1)
     first = model.generate(song, seconds=2, seed=seed, steps=1)
     then = model.generate(first, seconds=2, seed=seed + network.SEED_STRIDE, steps=1)
     assert torch.equal(whole[:, : CHUNK - fade], first[:, :-fade])
-    assert torch.allclose(whole[:, CHUNK:], then, atol=1e-6)
+    level = song[:, -CHUNK:].square().mean().sqrt() / first.square().mean().sqrt()
+    assert torch.allclose(
+        whole[:, CHUNK:], then * level ** torch.linspace(0, 4, CHUNK).clamp(max=1), rtol=1e-3, atol=1e-6
+    )
     again = model.generate(first, seconds=2, seed=seed, steps=1)  # every roll draws noise of its own
     assert not torch.allclose(whole[:, CHUNK:], again, atol=1e-3)
+
+
+def test_errors_in_level_do_not_add_up(model, song, monkeypatch):
+    """A decoder at half the level of what is heard gives half the level of the song, after any number of rolls."""
+    half = 0.5 * network.CONTEXT_LEVEL
+    monkeypatch.setattr(model, "decode", lambda z: torch.full((1, 2, z.shape[-1] * RATE // 100), half))
+    sound = model.generate(song, seconds=12, steps=1)
+    ends = [sound[:, end - CHUNK // 2 : end].square().mean().sqrt() for end in range(CHUNK, 7 * CHUNK, CHUNK)]
+    expected = 0.5 * song[:, -CHUNK:].square().mean().sqrt()
+    assert torch.allclose(torch.stack(ends), expected, rtol=1e-2)
 
 
 def test_every_context_is_heard_at_the_same_level(model, song, monkeypatch):
