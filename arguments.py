@@ -1,7 +1,11 @@
-"""Numbers on the command line: types for argparse, which makes wrong usage of their complaints."""
+"""What the scripts have in common at the shell: types of numbers for argparse, which makes wrong usage of their
+complaints, the exit code of an interrupted run, and what is printed."""
 
 import argparse
 import math
+import sys
+
+INTERRUPTED = 75  # exit code: run me again
 
 SEEDS = 2**32  # torch's generator on the CPU drops the higher bits
 
@@ -32,3 +36,13 @@ def seed_number(text: str) -> int:
     if not 0 <= value < SEEDS:
         raise argparse.ArgumentTypeError(f"{text} is not from 0 to {SEEDS - 1}")
     return value
+
+
+class UsageError(Exception):
+    """The command does not fit its folders or its input; the message is one clear sentence."""
+
+
+def print_any_name() -> None:
+    """Names of files need not be valid UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")

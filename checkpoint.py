@@ -36,8 +36,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-# 4: the core knew no repetition of the sound; 3: no convolutional head in the core; 2: tones up to 1500 Hz; 1: no
-# long stem, no long-term prediction
+# 5: the repetition did not keep the beat; 4: the core knew no repetition of the sound; 3: no convolutional head in
+# the core; 2: tones up to 1500 Hz; 1: no long stem, no long-term prediction
 FORMAT_VERSION = 6
 LAST_NAME = "last.pt"
 BEST_NAME = "best.pt"

@@ -37,8 +37,8 @@ import numpy as np
 
 import audio
 import data
+from arguments import INTERRUPTED, print_any_name
 
-INTERRUPTED = 75
 TEMPO_SECONDS = 60
 LISTED_GROUPS = 20
 _LINE_KEYS = {
@@ -409,8 +409,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # names need not be valid UTF-8
+    print_any_name()
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run(args)

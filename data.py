@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,6 +181,13 @@ TIME_SHIFT = 3  # early times, where only the context can tell what comes, count
 ELSEWHERE_CHUNKS = 2  # at least so many lie between a pair and its 'same song elsewhere'
 
 
+def next_other(groups: Sequence, i: int) -> int | None:
+    """Index of the next of `groups` after the i-th, round the end, that is another: other music, which the same music
+    in two files is not. None where there is none."""
+    following = [*range(i + 1, len(groups)), *range(i)]
+    return next((j for j in following if groups[j] != groups[i]), None)
+
+
 def draws(seed: int, stream: str, *key: int) -> np.random.Generator:
     """The generator of one random decision: a pure function of its key, so that resume and workers change nothing."""
     return np.random.default_rng([seed, STREAMS[stream], *key])
@@ -265,8 +273,13 @@ class Windows:
         if change.speed == 1 or needed > self.song(pair)["rows"] * self.chunk:
             x = self._near(pair, length, change.place)
         else:
-            x = change_speed(self._near(pair, needed, change.place), length + 2 * self.margin)
-            x = x[:, self.margin : self.margin + length]
+            whole = self._near(pair, needed, change.place)
+            # The filter that changes the speed would tell the first chunk, a context, of what follows: it is changed
+            # with its own end, mirrored, in the future's place.
+            cut = (self.margin + self.chunk) * needed // (length + 2 * self.margin)
+            alone = np.pad(whole[:, :cut], ((0, 0), (0, needed - cut)), mode="reflect", reflect_type="odd")
+            first, rest = (change_speed(x, length + 2 * self.margin)[:, self.margin :] for x in (alone, whole))
+            x = np.concatenate([first[:, : self.chunk], rest[:, self.chunk : length]], axis=1)
         return self._finish(x, level_gain(x[:, : self.chunk]), change)
 
     def crop(self, pair: int, length: int, change: Augmentation, place: float) -> np.ndarray:

@@ -25,10 +25,9 @@ import listen
 import metrics
 import plots
 import scorecard
-from arguments import not_negative_float, positive_int, seed_number
+from arguments import INTERRUPTED, UsageError, not_negative_float, positive_int, print_any_name, seed_number
 from gates import CEILING, ONE_STEP
 
-INTERRUPTED = 75
 SHOWN_SONGS = 3  # songs whose first pair is drawn and written as sound
 PEAK_LIMIT = 0.98
 KEPT_OF_A_CHECKPOINT = ("config", "ema", "stage", "step", "data_meta")  # the rest is large
@@ -38,10 +37,6 @@ WITHOUT_NETWORK = ("silence", "input repeated", "tempo-locked loop", "another so
 NO_EMBEDDING = [np.zeros((0, embedding.DIMENSIONS), np.float32)]  # of a song in which a system is silent
 REAL_AUDIO = WITHOUT_NETWORK[1:]  # judged through each codec too
 PASSAGES_AT_ONCE = 2**30  # bytes of continuations that are looked for in the training songs together
-
-
-class UsageError(Exception):
-    """The command does not fit its folders; the message is one clear sentence."""
 
 
 class Stopped(Exception):
@@ -116,7 +111,7 @@ class Pairs:
         return sum(map(len, self.chosen))
 
     def of_song(self, position: int) -> Iterator[Pair]:
-        other = other_music(self.songs, position)
+        other = data.next_other([song["group"] for song in self.songs], position)
         chunk = self.windows.chunk
         for i, number in enumerate(self.chosen[position]):
             x = self.windows.pair(number)
@@ -139,12 +134,6 @@ def spread(pairs: np.ndarray, count: int) -> list[int]:
     """The middles of `count` equal parts of a song's pairs; all of them where there are fewer."""
     count = min(count, len(pairs))
     return [int(pairs[(2 * i + 1) * len(pairs) // (2 * count)]) for i in range(count)]
-
-
-def other_music(songs: list[dict], position: int) -> int | None:
-    """Position of the next song, round the end, that is not the same music in another file."""
-    following = [*range(position + 1, len(songs)), *range(position)]
-    return next((p for p in following if songs[p]["group"] != songs[position]["group"]), None)
 
 
 # Who is judged: checkpoints, and what needs none
@@ -340,7 +329,10 @@ def read_prediction(folder: Path, pair: Pair, sample_rate: int) -> np.ndarray:
     """Somebody's continuation of the pair, given at the song's own level, at the pair's."""
     path = folder / f"{pair.id}.wav"
     channels, samples = pair.target.shape
-    x = audio.load_audio(path, sample_rate, channels)
+    try:
+        x = audio.load_audio(path, sample_rate, channels)
+    except audio.AudioError as error:
+        raise UsageError(f"{path}: {error}") from error
     if x.shape[1] < samples:
         raise UsageError(f"{path} is too short: {x.shape[1] / sample_rate:g} s of {samples / sample_rate:g} s")
     return pair.gain * x[:, :samples]
@@ -702,8 +694,7 @@ def main(args: argparse.Namespace) -> int:
     import checkpoint
 
     checkpoint.versions()  # of the code that runs, whatever is checked out before it ends
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # names need not be valid UTF-8
+    print_any_name()
     try:
         with checkpoint.StopSignals() as stop:
             run(args, stop)

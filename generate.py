@@ -16,16 +16,11 @@ from pathlib import Path
 import numpy as np
 
 import audio
-from arguments import not_negative_float, positive_int, seed_number
+from arguments import INTERRUPTED, UsageError, not_negative_float, positive_int, print_any_name, seed_number
 
-INTERRUPTED = 75
 OUTPUT_SUFFIXES = (".mp3", ".wav", ".flac", ".ogg", ".m4a")
 PEAK_LIMIT = 0.98
 SHORTEST_SECONDS = 0.1
-
-
-class UsageError(Exception):
-    """The command or its input cannot be used; the message is one clear sentence."""
 
 
 # Arguments
@@ -209,8 +204,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # names need not be valid UTF-8
+    print_any_name()
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run(args)

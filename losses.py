@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import ranks
-
 SPECTRAL_SECONDS = 2048 / 12000  # the longest window, which sees the partials of a hum; each next is half as long
 SPECTRAL_SIZES = 5
 BANDS = 32
@@ -103,8 +101,8 @@ def reconstruction_losses(x: Tensor, y: Tensor, sample_rate: int, size: int, in_
     """Losses of the reconstruction y of x (batch, channels, samples), (batch,) each, at one window length and in one
     stereo basis.
 
-    Drawn at random a step they estimate, without bias and at a tenth of its spectra, the sum over all window lengths,
-    left, right, mid and side. The target's spectrum needs no gradient.
+    Drawn at random a step they estimate, without bias and at a tenth of its spectra, the mean over all window
+    lengths, left and right, mid and side. The target's spectrum needs no gradient.
     """
     if in_mid_side:
         x_basis, y_basis = mid_side(x), mid_side(y)
@@ -143,7 +141,7 @@ def weighted_sum(parts: dict[str, Tensor]) -> Tensor:
     return parts["spectral"] + PHASE_WEIGHT * (parts["phase"] + waveform) + KL_WEIGHT * parts["kl"]
 
 
-def reconstruct_step(model, batch: dict, draw: dict, average=ranks.mean) -> tuple[Tensor, dict[str, Tensor]]:
+def reconstruct_step(model, batch: dict, draw: dict, average=lambda own: own) -> tuple[Tensor, dict[str, Tensor]]:
     """Stage 1: loss (batch,) of the reconstruction of batch["x"], and its parts.
 
     draw: sample_rate, size and in_mid_side of `reconstruction_losses`. The latents' running statistics are updated,
@@ -221,7 +219,7 @@ def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor
     samples, cut = latents * config.latent_samples, config.chunk_samples
     context, log_variance = model.context_posterior(x[..., :cut])
     with torch.no_grad():
-        target = model.encode(x)[..., config.chunk_latents :]
+        target = model.encode(x)[..., config.chunk_latents : 2 * config.chunk_latents]
     mean = model.parts(context)[0]
     end, end_variance = mean[..., -latents:], log_variance[..., -latents:]
     y = model.decode(latent_noise(model, end, end_variance, batch))

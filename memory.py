@@ -254,7 +254,7 @@ class Rehearsal:
             return losses.legacy_step(self.model, batch, predict=self.part == "stage2")[0]
         if self.part == "stage1":
             # without the other processes, which may have run out of memory before they came here
-            return losses.reconstruct_step(self.model, batch, worst_draw(self.config), average=lambda own: own)[0]
+            return losses.reconstruct_step(self.model, batch, worst_draw(self.config))[0]
         if self.part == "stage2":
             return losses.predict_step(self.model, batch)[0]
         return losses.joint_step(self.model, batch, worst_draw(self.config))[0]
@@ -305,8 +305,8 @@ def silent_item(plan: Plan, part: str) -> dict:
         return data.FixedPairItems(windows, seed=0, stage=1)[0]
     if part == "stage1":
         return data.CropItems(windows, crop, plan.crop_samples, seed=0)[0]
-    silent = np.zeros(chunk, np.float32)
-    cache = SimpleNamespace(read=lambda variant, pair: (np.tile(silent, 3), silent))
+    silent, context = (np.zeros((chunk[0], length), np.float32) for length in (chunk[1], plan.config.context_latents))
+    cache = SimpleNamespace(read=lambda variant, pair: (context, silent))
     return data.PairItems(windows, chunk, 1, seed=0, cache=cache if part == "stage2" else None, crop=crop)[0]
 
 

@@ -585,7 +585,8 @@ class ContinuationModel(nn.Module):
     def encode_pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Context of the first chunk of x (batch, channels, 2 * chunk), and latents of the second, encoded behind the
         first: (batch, latent_channels, latents)."""
-        return self.hear(x[..., : self.config.chunk_samples]), self.encode(x)[..., self.config.chunk_latents :]
+        latents = self.config.chunk_latents  # the encoder rounds their number up
+        return self.hear(x[..., : self.config.chunk_samples]), self.encode(x)[..., latents : 2 * latents]
 
     def decode(self, z: Tensor, length: int | None = None) -> Tensor:
         """Audio of latents: (batch, channels, length); by default all samples that the latents stand for."""
@@ -666,7 +667,7 @@ class ContinuationModel(nn.Module):
         `with_input` puts that last chunk in front, crossfaded over the 20 ms before the cut, as every roll is.
         """
         config = self.config
-        x = torch.as_tensor(audio, dtype=torch.float32)
+        x = torch.as_tensor(audio, dtype=torch.float32).cpu()
         if x.ndim != 2 or x.shape[0] != config.channels or x.shape[1] < config.chunk_samples:
             need = config.chunk_samples / config.sample_rate
             raise ValueError(f"expected ({config.channels}, samples) with at least {need:g} s, got {tuple(x.shape)}")

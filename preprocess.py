@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 import audio
-from arguments import positive_float, positive_int
+from arguments import INTERRUPTED, positive_float, positive_int, print_any_name
 
 SILENCE_DB = -60.0
 SILENCE_FRAMES_PER_SECOND = 10
@@ -38,7 +38,6 @@ LATENT_GRID_PER_SECOND = 25
 PLOTTED_SONGS = 4
 PLOTTED_CHUNKS = 6
 LISTED_REJECTIONS = 10
-INTERRUPTED = 75
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -692,8 +691,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(args: argparse.Namespace) -> int:
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # names need not be valid UTF-8
+    print_any_name()
     try:
         return run(args)
     except audio.AudioError as error:

@@ -114,7 +114,10 @@ class PhaseLoss(nn.Module):
 def loss_module(phase, model: nn.Module) -> nn.Module:
     """The phase's loss; its gradients become the mean over all processes."""
     loss = PhaseLoss(phase, model)
-    return loss if count() == 1 else nn.parallel.DistributedDataParallel(loss, broadcast_buffers=False)
+    if count() == 1:
+        return loss
+    # gradients are kept once, in what is sent, and not beside it too
+    return nn.parallel.DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def first_alone(context):

@@ -38,8 +38,8 @@ EXPLANATIONS = {
     "reconstruction": "decode(encode(x)) of the target chunk. Noise and smooth reference: noise under the true "
     "smoothed spectrum, and the true phases under it; they need no network, and spectral distances reward both.",
     "continuation": "Ten seconds after ten seconds of input, against the true ones. Another song and same song "
-    "elsewhere are real audio at the input's level. One step: the flow's conditional mean. Long-term prediction: the "
-    "guess at how the input repeats itself that the core is told. Ceiling: the true latents in place of predicted "
+    "elsewhere are real audio at the input's level. One step: the flow's conditional mean. Guess: how the "
+    "input would go on if it repeated itself, as the core is told. Ceiling: the true latents in place of predicted "
     "ones, decoded and joined as a continuation is.",
     "context": "Loss of the prediction with another context minus that with the true one, same target, noise and "
     "times; of legacy the squared error of the decoded waveform. An interval above 0 says that the context is used; "

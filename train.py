@@ -20,9 +20,8 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from arguments import seed_number
+from arguments import INTERRUPTED, UsageError, print_any_name, seed_number
 
-INTERRUPTED = 75
 CROP_SECONDS = 1  # of audio in one item of stage 1
 COOLDOWN_SHARE = 0.4  # of a stage, its end, while the learning rate falls to zero
 WARMUP_STEPS = 100
@@ -35,7 +34,7 @@ JOINT_BATCH_DIVISOR = 8  # of a step's items: the joint part has 20 s of audio i
 JOINT_CODEC_RATE = 0.1  # of the learning rate, for encoder and decoder in the joint part
 CACHE_BATCH = 4
 FREE_ON_RESTART = {
-    "dataset_folder", "checkpoint_folder", "stage1_from", "max_minutes", "stage1_steps", "stage2_steps", "device",
+    "stage1_from", "max_minutes", "stage1_steps", "stage2_steps", "device",
     "compile", "batch_size", "accumulate", "num_workers", "checkpoint_minutes", "keep", "dry_run", "memory_limit",
 }  # fmt: skip
 CODEC_FLAGS = ("latent_channels", "encoder_widths", "encoder_blocks", "decoder_widths", "decoder_blocks")
@@ -72,10 +71,6 @@ class Stopped(Exception):
 
 class TrainingError(Exception):
     """Training cannot go on; the message is one clear sentence."""
-
-
-class UsageError(Exception):
-    """The command does not fit its folders; the message is one clear sentence."""
 
 
 # Arguments
@@ -229,7 +224,9 @@ class Reconstruct:
         return run.data.CropItems(run.windows["train"], run.crop_shape, run.crop_samples, run.args.seed)
 
     def loss(self, model, batch: dict, step: int) -> tuple:
-        return self.run.losses.reconstruct_step(model, batch, self.run.spectral_draw(step))
+        return self.run.losses.reconstruct_step(
+            model, batch, self.run.spectral_draw(step), average=self.run.ranks.mean
+        )
 
 
 class Predict:
@@ -784,7 +781,7 @@ class Run:
     # evaluation
 
     def evaluate(self, train_loss: float | None = None, phase: str = "") -> None:
-        """Validate the EMA weights on fixed crops and fixed noise, log a line, keep the best: process 0 does, and
+        """Validate the EMA weights on fixed pairs and fixed noise, log a line, keep the best: process 0 does, and
         tells the others."""
         self.evaluated_at = self.step
         if self.ranks.is_first():
@@ -828,7 +825,7 @@ class Run:
         codec_learns = self.stage == 1 or self.progress() >= 1 - self.args.joint_share
         figures = self.validation.figures(self.stage, codec_learns)
         if self.stage == 2 or self.step == 0:
-            figures |= self.validation.continuation()
+            figures = self.validation.continuation() | figures  # over more pairs, where both say it
         return {f"val_{name}": value for name, value in figures.items()}
 
     # what is written
@@ -1009,6 +1006,7 @@ def main(args: argparse.Namespace) -> int:
     import data
     import ranks
 
+    print_any_name()
     checkpoint.versions()  # of the code that runs, whatever is checked out before it ends
     folder = Path(args.checkpoint_folder)
     try:

@@ -18,12 +18,6 @@ DECODED = 4  # pairs that are continued in sound; twice as many are reconstructe
 SAMPLING_STEPS = 8
 
 
-def next_song(song_of_pair, pairs: list[int], i: int) -> int | None:
-    """Index in `pairs` of the next pair that belongs to another song; None where there is one song only."""
-    others = [(i + k) % len(pairs) for k in range(1, len(pairs))]
-    return next((j for j in others if song_of_pair[pairs[j]] != song_of_pair[pairs[i]]), None)
-
-
 def mean_of(values) -> float:
     """Mean of the defined values; nan where there is none."""
     defined = [value for value in values if math.isfinite(value)]
@@ -64,6 +58,10 @@ class Validation:
     def pairs(self, count: int) -> list[int]:
         return np.unique(np.linspace(0, len(self.windows) - 1, count).round().astype(int)).tolist()
 
+    def groups(self, pairs: list[int]) -> list[str]:
+        """Whose music each pair is."""
+        return [self.windows.song(pair)["group"] for pair in pairs]
+
     def audio(self, pair: int) -> Tensor:
         """Context and target, (1, channels, 2 * chunk)."""
         return self.batch(self.windows.pair(pair))
@@ -99,10 +97,11 @@ class Validation:
     def prediction(self) -> dict[str, float]:
         """Stage 2's loss at fixed times and noise, and what the context gains against other contexts."""
         pairs, latents = self.pairs(PAIRS), self.latents()
+        groups = self.groups(pairs)
         own, another, elsewhere = [], [], []
         for i, (pair, (context, target, same_song)) in enumerate(zip(pairs, latents, strict=True)):
             own.append(self.prediction_losses(pair, context, target))
-            other = next_song(self.windows.song_of_pair, pairs, i)
+            other = data.next_other(groups, i)
             for gains, foreign in ((another, None if other is None else latents[other][0]), (elsewhere, same_song)):
                 if foreign is not None:
                     loss = self.prediction_losses(pair, foreign, target).mean()
@@ -142,14 +141,16 @@ class Validation:
     def legacy(self, stage: int) -> dict[str, float]:
         """Squared errors of the waveform; the gain is that of the decoded prediction."""
         pairs, rows = self.pairs(2 * DECODED), []
+        groups = self.groups(pairs)
         cut = self.config.chunk_samples
         for i, pair in enumerate(pairs):
-            x, other = self.audio(pair), next_song(self.windows.song_of_pair, pairs, i)
+            x, other = self.audio(pair), data.next_other(groups, i)
             _, parts = losses.legacy_step(self.model, {"x": x}, predict=True)
             row = {name: value.item() for name, value in parts.items()} | {"context_gain": math.nan}
             row["loss"] = row["waveform_mse"] + (row["decoded_mse"] if stage == 2 else 0.0)
             if other is not None:
-                foreign = self.model(self.audio(pairs[other])[..., :cut])[1]
+                heard = self.model.hear(self.audio(pairs[other])[..., :cut])
+                foreign = self.model.decode(self.model.predict(heard), cut)
                 row["context_gain"] = losses.waveform_mse(x[..., cut:], foreign).item() - row["decoded_mse"]
             rows.append(row)
         return means_of(rows)

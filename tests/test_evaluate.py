@@ -24,7 +24,7 @@ import evaluate
 import losses
 import metrics
 import scorecard
-from model import PRESETS, ContinuationModel
+from model import GUIDANCE, PRESETS, SAMPLING_STEPS, ContinuationModel
 
 PROJECT = Path(evaluate.__file__).parent
 RATE, CHUNK_SECONDS = 4000, 10
@@ -220,10 +220,17 @@ def test_pairs_are_those_of_the_dataset_at_the_level_of_the_context(pairs, datas
     np.testing.assert_allclose(np.concatenate([pair.context, pair.target], axis=1), gain * stored, atol=1e-5)
 
 
-def test_another_song_is_never_the_same_music_in_another_file():
-    songs = [{"group": group} for group in "aabb"]
-    assert [evaluate.other_music(songs, i) for i in range(4)] == [2, 2, 0, 0]
-    assert evaluate.other_music(songs[:2], 0) is None
+def test_networks_are_sampled_as_generate_samples_them():
+    flags = ["--dataset_folder", "ds", "--checkpoint_folder", "ck", "--output_folder", "ev"]
+    args = evaluate.parse_args(flags)
+    assert (args.steps, args.guidance) == (SAMPLING_STEPS, GUIDANCE)
+
+
+def test_damaged_sound_of_somebody_else_is_refused(tmp_path):
+    (tmp_path / "a-0.wav").write_bytes(b"no sound")
+    pair = SimpleNamespace(id="a-0", target=np.zeros((2, 10)), gain=1.0)
+    with pytest.raises(evaluate.UsageError, match=r"a-0\.wav"):
+        evaluate.read_prediction(tmp_path, pair, 12000)
 
 
 def test_what_a_pair_lacks_is_undefined_and_not_guessed(card):

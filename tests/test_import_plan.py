@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What each file may import of the project.
 SCRIPTS = {
     "preprocess": {"arguments", "audio", "plots"},
-    "create_dataset": {"audio", "data", "plots"},
+    "create_dataset": {"arguments", "audio", "data", "plots"},
     "train": {
         "arguments",
         "model",
@@ -49,7 +49,7 @@ MODULES = {
     "arguments": set(),
     "model": {"repetition"},
     "repetition": set(),
-    "losses": {"ranks"},
+    "losses": set(),
     "ranks": set(),
     "muon": set(),
     "data": set(),

@@ -70,7 +70,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("sample_rate", [12000, 16000, 24000, 44100, 48000])
-def test_ten_seconds_are_exactly_500_latents_at_every_rate(sample_rate):
+def test_ten_seconds_are_exactly_1000_latents_at_every_rate(sample_rate):
     shape = {"sample_rate": sample_rate, "channels": 1, "chunk_samples": 10 * sample_rate}
     config = with_overrides("tiny", **SMALL | shape)
     with torch.device("meta"):
@@ -480,6 +480,8 @@ def test_odd_number_of_latents_is_heard():
     heard = model.hear(noise(1, 2, model.config.chunk_samples))
     assert heard.shape == (1, 4, 303)
     assert torch.isfinite(model.predict(heard, steps=1)).all()
+    context, target = model.encode_pair(noise(1, 2, 2 * model.config.chunk_samples))
+    assert (context.shape, target.shape) == (heard.shape, (1, 4, 101))
 
 
 def test_batch_hears_what_its_songs_hear_alone(model):

@@ -31,12 +31,6 @@ def checks(tmp_path) -> validation.Validation:
     return validation.Validation(model, data.Windows(sides["val"], meta), seed=0, autocast=nullcontext)
 
 
-def test_next_song_is_another_one_and_none_where_there_is_one():
-    songs = [0, 0, 1, 1, 2]
-    assert [validation.next_song(songs, [0, 1, 2, 4], i) for i in range(4)] == [2, 2, 3, 0]
-    assert validation.next_song(songs, [2, 3], 0) is None
-
-
 def test_means_are_over_what_is_defined_but_the_loss_hides_nothing():
     means = validation.means_of([{"loss": 1.0, "gain": math.nan}, {"loss": math.inf, "gain": 2.0}])
     assert means == {"loss": math.inf, "gain": 2.0}

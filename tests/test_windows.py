@@ -251,6 +251,36 @@ def test_same_length_is_left_as_it_is():
     assert data.change_speed(x, x.shape[1]) is x
 
 
+@pytest.mark.parametrize("speed", [0.95, 0.9713, 1.0, 1.0291, 1.06])
+def test_first_chunk_of_a_window_does_not_hear_what_follows_it(speed):
+    """In the song itself: whatever is there from the first sample after the cut on."""
+    change = data.Augmentation(place=0.0, gain=1.0, swap=False, speed=speed)
+    quiet = np.random.default_rng(0).integers(-3000, 3000, (4, 2, CHUNK)).astype(np.int16)
+    loud = quiet.transpose(1, 0, 2).reshape(2, -1).copy()
+    margin = 0 if speed == 1 else round(data.MARGIN_SECONDS * RATE)
+    loud[:, int((margin + CHUNK) * speed) + 1 :] = 30000
+    loud = loud.reshape(2, 4, CHUNK).transpose(1, 0, 2)
+    first, second = (windows_of(rows, (4,)).window(0, 2, change) for rows in (quiet, loud))
+    assert np.array_equal(first[:, :CHUNK], second[:, :CHUNK])
+    assert not np.array_equal(first[:, CHUNK:], second[:, CHUNK:])
+
+
+@pytest.mark.parametrize("speed", [0.95, 1.05])
+def test_window_at_another_speed_is_continuous_at_the_cut(speed):
+    """A slow sine, resampled in two parts, is one sine."""
+    chunk = 10 * CHUNK
+    sine = (10000 * np.sin(0.02 * np.pi * np.arange(4 * chunk))).astype(np.int16).reshape(4, chunk)
+    windows = windows_of(np.stack([sine, sine], axis=1), (4,), rate=10 * RATE)
+    x = windows.window(0, 2, data.Augmentation(place=0.0, gain=1.0, swap=False, speed=speed))[0]
+    error = x[2:] - 2 * np.cos(0.02 * np.pi * speed) * x[1:-1] + x[:-2]  # of a sine's recursion
+    assert np.abs(error[chunk - 100 : chunk + 100]).max() < 0.02 * x.max()
+
+
+def test_another_song_is_never_the_same_music_in_another_file():
+    assert [data.next_other("aabb", i) for i in range(4)] == [2, 2, 0, 0]
+    assert data.next_other("aa", 0) is None
+
+
 def test_change_of_speed_removes_what_the_new_rate_cannot_hold():
     x = synth.tone(3900, 1, 8000)
     assert rms(data.change_speed(x, 7200)) < 1e-4  # 0.9 of the samples hold 3600 Hz at most
