@@ -207,14 +207,18 @@ def warn_without_cuda(args, device) -> None:
 # Stage 2 has two, which share steps, optimiser and schedule: the core alone, then the full network.
 
 
-class Reconstruct:
-    """Stage 1: encoder and decoder learn to reconstruct."""
-
-    name, stage, reads_cache = "reconstruct", 1, False
+class Phase:
+    """`end`: the progress of its stage, 0..1, at which it ends."""
 
     def __init__(self, run: "Run", end: float):
         self.run, self.end = run, end
         self.batch_size, self.accumulate = run.args.batch_size, run.args.accumulate
+
+
+class Reconstruct(Phase):
+    """Stage 1: encoder and decoder learn to reconstruct."""
+
+    name, stage, reads_cache = "reconstruct", 1, False
 
     def trained(self, model) -> list:
         return [model.encoder, model.decoder]
@@ -229,14 +233,10 @@ class Reconstruct:
         )
 
 
-class Predict:
+class Predict(Phase):
     """Stage 2a: the core learns on cached latents; encoder and decoder stay frozen, or else the cache would age."""
 
     name, stage, reads_cache = "predict", 2, True
-
-    def __init__(self, run: "Run", end: float):
-        self.run, self.end = run, end
-        self.batch_size, self.accumulate = run.args.batch_size, run.args.accumulate
 
     def trained(self, model) -> list:
         return [model.core]
@@ -280,14 +280,14 @@ def joint_batches(args) -> tuple[int, int]:
     return memory.joint_batches(args.batch_size, args.accumulate, JOINT_BATCH_DIVISOR)
 
 
-class Legacy:
+class Legacy(Phase):
     """Either stage of the legacy network: fixed pairs, squared error of the waveform, nothing frozen, no cache."""
 
     name, reads_cache = "legacy", False
 
     def __init__(self, run: "Run", end: float, stage: int):
-        self.run, self.end, self.stage = run, end, stage
-        self.batch_size, self.accumulate = run.args.batch_size, run.args.accumulate
+        super().__init__(run, end)
+        self.stage = stage
 
     def trained(self, model) -> list:
         return [model.encoder, model.decoder] + ([model.core] if self.stage == 2 else [])

@@ -11,7 +11,7 @@ import synth
 import torch
 
 import losses
-from model import TONES_HZ, ContinuationModel, with_overrides
+from model import CONTEXT_LEVEL, TONES_HZ, ContinuationModel, with_overrides
 
 torch.set_num_threads(1)
 RATE = 2000
@@ -282,6 +282,10 @@ def test_prediction_works_on_standardised_latents():
 
 
 # ---- the joint part ----
+
+
+def test_full_level_is_that_of_every_context():
+    assert pytest.approx(CONTEXT_LEVEL**2) == losses.FULL_LEVEL_POWER
 
 
 def test_joint_loss_is_reconstruction_plus_prediction_plus_the_decoded_waveform():
