@@ -559,7 +559,7 @@ def summarise_system(entries: list[tuple[str, dict[str, float]]], seed: int) -> 
     return figures
 
 
-def ranks(figures: dict, seed: int) -> dict[str, dict[str, dict]]:
+def rank(figures: dict, seed: int) -> dict[str, dict[str, dict]]:
     """network -> measure -> how far its continuation is on the way from another song (0) to its ceiling (1), with an
     interval; only where the interval of that whole way, over songs, excludes 0."""
     found = {}
@@ -621,7 +621,7 @@ def make_card(args: argparse.Namespace, judge: Judge, pairs: Pairs, notes: list[
         "figures": figures,
         "hum": judge.worst_hums(),
         "kernel_audio_distance": judge.kernel_distances(),
-        "ranks": ranks(figures["continuation"], args.seed),
+        "ranks": rank(figures["continuation"], args.seed),
     }
     return card | {"gates": [asdict(gate) for gate in gates.check(card)]}
 

@@ -468,7 +468,7 @@ def test_ranks_go_from_another_song_to_the_ceiling_where_these_differ():
         return {name: {"songs": {song: value * x for song, x in songs.items()}} for name, value in values.items()}
 
     figures = {"another song": system(0.2, 0.0), "tiny": system(0.5, 1.0), "tiny, ceiling": system(0.8, 0.0)}
-    found = evaluate.ranks(figures | {"truth": system(1.0, 0.0)}, seed=0)
+    found = evaluate.rank(figures | {"truth": system(1.0, 0.0)}, seed=0)
     assert found["tiny"]["chroma_cosine"]["mean"] == pytest.approx(0.5)
     assert list(found["tiny"]) == ["chroma_cosine"]  # real audio is as loud as the ceiling: nothing to rank
 
