@@ -1,9 +1,11 @@
 """What the scripts have in common at the shell: types of numbers for argparse, which makes wrong usage of their
-complaints, the exit code of an interrupted run, and what is printed."""
+complaints, the exit code of an interrupted run, what interrupts it, and what is printed."""
 
 import argparse
 import math
+import signal
 import sys
+from contextlib import contextmanager
 
 INTERRUPTED = 75  # exit code: run me again
 
@@ -46,3 +48,13 @@ def print_any_name() -> None:
     """Names of files need not be valid UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def sigterm_as_ctrl_c():
+    """SIGTERM raises KeyboardInterrupt too."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -25,7 +25,6 @@ import hashlib
 import json
 import re
 import shutil
-import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -37,7 +36,7 @@ import numpy as np
 
 import audio
 import data
-from arguments import INTERRUPTED, print_any_name
+from arguments import INTERRUPTED, print_any_name, sigterm_as_ctrl_c
 
 TEMPO_SECONDS = 60
 LISTED_GROUPS = 20
@@ -410,9 +409,9 @@ def run(args: argparse.Namespace) -> None:
 
 def main(args: argparse.Namespace) -> int:
     print_any_name()
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        run(args)
+        with sigterm_as_ctrl_c():
+            run(args)
         return 0
     except KeyboardInterrupt:
         print("interrupted: run the same command again", file=sys.stderr)
@@ -423,8 +422,6 @@ def main(args: argparse.Namespace) -> int:
     except OSError as error:
         print(f"error: {error.filename or args.dataset_folder}: {error.strerror or error}", file=sys.stderr)
         return 1
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or refused input, 75 interrupted: ru
 
 import argparse
 import math
-import signal
 import sys
 import time
 from pathlib import Path
@@ -16,7 +15,15 @@ from pathlib import Path
 import numpy as np
 
 import audio
-from arguments import INTERRUPTED, UsageError, not_negative_float, positive_int, print_any_name, seed_number
+from arguments import (
+    INTERRUPTED,
+    UsageError,
+    not_negative_float,
+    positive_int,
+    print_any_name,
+    seed_number,
+    sigterm_as_ctrl_c,
+)
 
 OUTPUT_SUFFIXES = (".mp3", ".wav", ".flac", ".ogg", ".m4a")
 PEAK_LIMIT = 0.98
@@ -205,9 +212,9 @@ def run(args: argparse.Namespace) -> None:
 
 def main(args: argparse.Namespace) -> int:
     print_any_name()
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        run(args)
+        with sigterm_as_ctrl_c():
+            run(args)
     except KeyboardInterrupt:
         print("interrupted: run the same command again", file=sys.stderr)
         return INTERRUPTED
@@ -224,8 +231,6 @@ def main(args: argparse.Namespace) -> int:
             raise
         print("error: the GPU has not enough free memory: try --device cpu", file=sys.stderr)
         return 1
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     return 0
 
 
