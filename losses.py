@@ -10,6 +10,9 @@ from torch import Tensor
 SPECTRAL_SECONDS = 2048 / 12000  # the longest window, which sees the partials of a hum; each next is half as long
 SPECTRAL_SIZES = 5
 BANDS = 32
+QUIET_LEVEL = 0.03  # softer ones do not count
+LOUDEST_RATIO = 20  # of powers
+LEVEL_WEIGHT = 3  # of the levels above the tones, beside the spectral distance
 QUIET_MAGNITUDE = 1e-2  # added to a bin before its logarithm, so that much softer ones do not count
 PHASE_WEIGHT = 0.75  # of the phase distance and the waveform's error, beside the spectral distance
 PHASES_HZ = (600, 900)  # asked for up to the first, not from the second on: a compact code cannot hold more
@@ -91,6 +94,21 @@ def phase_distance(reference: tuple, estimate: tuple, sample_rate: int) -> Tenso
     return (error * weight[:used]).mean((1, 2, 3)) / scale
 
 
+def level_divergence(reference: Tensor, estimate: Tensor) -> Tensor:
+    """Itakura-Saito divergence of the powers of two levels (batch, channels, bins, frames), linear in the logarithm
+    from LOUDEST_RATIO on, where it would explode: (batch,).
+
+    But for a constant it is minus the logarithm of the likelihood of normal noise (Fevotte et al. 2009), so that the
+    estimate has the right power in the mean. Logarithms are right in the median, and most of the energy of music is
+    in few loud bins.
+    """
+    log_ratio = (reference.square() + QUIET_LEVEL**2).log() - (estimate.square() + QUIET_LEVEL**2).log()
+    beyond = (log_ratio - math.log(LOUDEST_RATIO)).clamp(min=0)
+    ratio = (log_ratio - beyond).exp() * (1 + beyond)
+    divergence = (ratio - log_ratio - 1).flatten(1)
+    return divergence.sum(1) / max(1, divergence.shape[1])  # below a rate of 1800 Hz all bins have tones
+
+
 def waveform_mse(reference: Tensor, estimate: Tensor) -> Tensor:
     """Mean squared error of the samples: (batch,)."""
     error = reference.float() - estimate.float()
@@ -131,14 +149,25 @@ def latent_noise(model, mean: Tensor, log_variance: Tensor, batch: dict) -> Tens
     return z + ROBUST_NOISE * model.latent_std * batch["robust_noise"]
 
 
-def reconstruction_parts(x: Tensor, mean: Tensor, log_variance: Tensor, y: Tensor, draw: dict) -> dict[str, Tensor]:
-    return reconstruction_losses(x, y, **draw) | {"kl": kl_divergence(mean, log_variance)}
+def reconstruction_parts(
+    model, x: Tensor, mean: Tensor, log_variance: Tensor, decoded: tuple[Tensor, Tensor], draw: dict
+) -> dict[str, Tensor]:
+    """All parts of stage 1's loss, (batch,) each, of x (batch, channels, samples) and what was decoded, audio and
+    levels."""
+    y, levels = decoded
+    with torch.no_grad():
+        reference = model.decoder.head.levels(mid_side(x.float()))
+    return reconstruction_losses(x, y[..., : x.shape[-1]], **draw) | {
+        "levels": level_divergence(reference, levels[..., : reference.shape[-1]]),
+        "kl": kl_divergence(mean, log_variance),
+    }
 
 
 def weighted_sum(parts: dict[str, Tensor]) -> Tensor:
     """Stage 1's loss (batch,). The waveform's error counts relative to the power of a signal at full level."""
     waveform = parts["waveform_mse"] / FULL_LEVEL_POWER
-    return parts["spectral"] + PHASE_WEIGHT * (parts["phase"] + waveform) + KL_WEIGHT * parts["kl"]
+    spectral = parts["spectral"] + LEVEL_WEIGHT * parts["levels"]
+    return spectral + PHASE_WEIGHT * (parts["phase"] + waveform) + KL_WEIGHT * parts["kl"]
 
 
 def reconstruct_step(model, batch: dict, draw: dict, average=lambda own: own) -> tuple[Tensor, dict[str, Tensor]]:
@@ -151,8 +180,8 @@ def reconstruct_step(model, batch: dict, draw: dict, average=lambda own: own) ->
     mean, log_variance = model.posterior(x)
     latents = mean.detach().float()
     model.track_latents(*average(torch.stack([latents.mean((0, 2)), latents.square().mean((0, 2))])))
-    y = model.decode(latent_noise(model, mean, log_variance, batch), x.shape[-1])
-    parts = reconstruction_parts(x, mean, log_variance, y, draw)
+    decoded = model.decode_with_levels(latent_noise(model, mean, log_variance, batch))
+    parts = reconstruction_parts(model, x, mean, log_variance, decoded, draw)
     return weighted_sum(parts), parts
 
 
@@ -222,8 +251,8 @@ def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor
         target = model.encode(x)[..., config.chunk_latents : 2 * config.chunk_latents]
     mean = model.parts(context)[0]
     end, end_variance = mean[..., -latents:], log_variance[..., -latents:]
-    y = model.decode(latent_noise(model, end, end_variance, batch))
-    parts = reconstruction_parts(x[..., cut - samples : cut], mean, log_variance, y, draw)
+    heard = model.decode_with_levels(latent_noise(model, end, end_variance, batch))
+    parts = reconstruction_parts(model, x[..., cut - samples : cut], mean, log_variance, heard, draw)
     loss = weighted_sum(parts)
     parts["prediction"], predicted = prediction_loss(model, context, target, batch)
     decoded = model.decode(model.destandardise(predicted)[..., :latents])

@@ -281,8 +281,8 @@ class Rehearsal:
             self.ema.generate(x[0, :, :chunk], steps=1)
         if self.part == "stage1":
             with self.autocast():
-                y = self.ema.decode(mean)
-            losses.reconstruction_parts(x[..., :chunk], mean, log_variance, y, worst_draw(config))
+                decoded = self.ema.decode_with_levels(mean)
+            losses.reconstruction_parts(self.ema, x[..., :chunk], mean, log_variance, decoded, worst_draw(config))
 
     def zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, device=self.plan.device)

@@ -27,6 +27,8 @@ FRAME_RATE_HZ = 100
 WINDOW_HOPS = 4  # of the encoder's filters and of the decoder's inverse STFT
 LONG_WINDOW_HOPS = 16  # of the encoder's second look, that tells neighbouring partials apart
 TONES_HZ = (600, 900)  # tones up to the first are whole, at the second they have faded out
+PHASE_STEPS = 2  # of Griffin and Lim's iteration, above the tones
+OVERLAP_GAIN = 1.055  # what is lost after them where frames that do not quite agree overlap: 0.47 dB
 STEADY_HZ = 350  # tones above may not stay the same from frame to frame
 STEADY_FRAMES = 51  # half a second
 CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context is brought to this level before it is encoded
@@ -250,12 +252,14 @@ class Encoder(nn.Module):
 
 
 class InverseSTFT(nn.Module):
-    """Frames -> audio: tones, a complex value a bin, plus noise under a log-magnitude, overlap-added in fp32 and
-    divided by the true sum of squared windows, at the edges too (after Vocos, Siuzdak 2023). Stereo is made of mid
-    and side, or else noise would always be wide.
+    """Frames -> audio, overlap-added in fp32 and divided by the true sum of squared windows, at the edges too (after
+    Vocos, Siuzdak 2023). Low bins have tones, a complex value each, plus noise under a magnitude; those from
+    the last of TONES_HZ on have magnitudes alone, for which phases are found (Griffin and Lim 1984). Stereo is made
+    of mid and side, or else noise would always be wide.
 
     Where a compact code cannot know the phases, a network that is the same at every frame could only repeat one
-    phase pattern, a hum at multiples of the frame rate: there noise speaks alone, the same at every call. From
+    phase pattern, a hum at multiples of the frame rate. The search for phases begins at noise, the same at every
+    call; where the magnitudes are those of partials it leads to their tones, elsewhere it stays a noise. From
     STEADY_HZ on, what stays the same over half a second is taken out of the tones: it would be that hum, whatever the
     music.
     """
@@ -267,30 +271,59 @@ class InverseSTFT(nn.Module):
         whole, gone = (hz * WINDOW_HOPS // FRAME_RATE_HZ for hz in TONES_HZ)  # in bins
         self.tones = min(gone, self.bins)
         self.steady = STEADY_HZ * WINDOW_HOPS // FRAME_RATE_HZ  # bins below it
+        self.before = (WINDOW_HOPS - 1) * hop // 2  # samples that the first frame hears before the audio begins
         weight = ((gone - torch.arange(self.tones)[:, None]) / (gone - whole)).clamp(max=1)
         scale = size / 4 * typical_magnitude(self.bins)
         self.register_buffer("tone_scale", scale[: self.tones] * weight, persistent=False)
-        self.register_buffer("noise_scale", scale, persistent=False)
+        self.register_buffer("scale", scale / 2, persistent=False)
         self.register_buffer("window", torch.hann_window(size), persistent=False)
         self.project = nn.Conv1d(width, channels * (2 * self.tones + self.bins), 1)
         with torch.no_grad():  # start quiet: a loud start costs the first hundred steps
             self.project.weight.mul_(0.3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Audio of frames (batch, width, frames), and the levels of its bins without tones (see `levels`)."""
         batch, _, frames = x.shape
         x = self.project(x).float().view(batch, self.channels, -1, frames)
-        real, imaginary, log_noise = x.split([self.tones, self.tones, self.bins], dim=2)
+        real, imaginary, log_levels = x.split([self.tones, self.tones, self.bins], dim=2)
         tones = torch.complex(*(self.moving(part) * self.tone_scale for part in (real, imaginary)))
-        noise = self.noise(frames, x.device) * (self.noise_level(log_noise) * self.noise_scale)
-        spectrum = noise + F.pad(tones, (0, 0, 0, self.bins - self.tones))
+        levels, noise = self.positive(log_levels), self.noise(frames, x.device)
+        magnitudes = levels * self.scale
+        low = tones + 2 * noise[:, : self.tones] * magnitudes[:, :, : self.tones]
+        high = magnitudes[:, :, self.tones :]
+        high = OVERLAP_GAIN * high * self.phases(low, high, noise)
+        x = self.synthesise(torch.cat([low, high], dim=2))
+        x = x[..., self.before : self.before + frames * self.hop]
         if self.channels == 2:
-            mid, side = spectrum.unbind(1)
-            spectrum = torch.stack([mid + side, mid - side], dim=1)
+            mid, side = x.unbind(1)
+            x = torch.stack([mid + side, mid - side], dim=1)
+        return x, levels[:, :, self.tones :]
+
+    @torch.no_grad()
+    def phases(self, low: Tensor, magnitudes: Tensor, noise: Tensor) -> Tensor:
+        """Complex numbers of size 1 for the magnitudes (batch, channels, bins, frames) above the low bins: those of
+        the noise, led PHASE_STEPS times to what the audio of all bins has."""
+        phases = unit(noise[:, self.tones :])
+        for _ in range(PHASE_STEPS):
+            audio = self.synthesise(torch.cat([low, magnitudes * phases], dim=2))
+            phases = unit(self.analyse(audio)[:, :, self.tones :])
+        return phases
+
+    def synthesise(self, spectrum: Tensor) -> Tensor:
+        """Complex (batch, channels, bins, frames) -> audio (batch, channels, (frames + WINDOW_HOPS - 1) * hop)."""
         pieces = torch.fft.irfft(spectrum.flatten(0, 1), dim=1).transpose(1, 2) * self.window
-        envelope = self.overlap_add(self.window.square().expand(1, frames, -1))
-        x = self.overlap_add(pieces) / envelope.clamp(min=1e-4)
-        cut = (WINDOW_HOPS - 1) * self.hop // 2
-        return x[:, cut : cut + frames * self.hop].view(batch, self.channels, -1)
+        envelope = self.overlap_add(self.window.square().expand(1, spectrum.shape[-1], -1))
+        return (self.overlap_add(pieces) / envelope.clamp(min=1e-4)).unflatten(0, spectrum.shape[:2])
+
+    def analyse(self, x: Tensor) -> Tensor:
+        """What `synthesise` would make the audio x of, if x has a spectrum of this kind at all."""
+        return torch.fft.rfft(x.unfold(-1, len(self.window), self.hop) * self.window).transpose(2, 3)
+
+    def levels(self, x: Tensor) -> Tensor:
+        """Magnitudes of audio x (batch, channels, frames * hop), relative to what is typical, in the bins without
+        tones: (batch, channels, bins, frames)."""
+        x = F.pad(x, (self.before, (WINDOW_HOPS - 1) * self.hop - self.before))
+        return (self.analyse(x).abs() / self.scale)[:, :, self.tones :]
 
     def moving(self, x: Tensor) -> Tensor:
         """A part of the tones (batch, channels, tones, frames), in higher bins less its mean over half a second."""
@@ -299,8 +332,8 @@ class InverseSTFT(nn.Module):
         return torch.cat([low, high - mean.view_as(high)], dim=2)
 
     @staticmethod
-    def noise_level(x: Tensor) -> Tensor:
-        """Starts low; a level must be able to change by 40 dB as soon as a network output can change by 1."""
+    def positive(x: Tensor) -> Tensor:
+        """Levels of network outputs. They start low, and change by 40 dB when an output changes by 1."""
         return (5 * x - 2).clamp(-9, 5).exp()
 
     def noise(self, frames: int, device) -> Tensor:
@@ -317,8 +350,13 @@ class InverseSTFT(nn.Module):
         return total.reshape(count, (frames + WINDOW_HOPS - 1) * self.hop)
 
 
+def unit(x: Tensor) -> Tensor:
+    """Complex numbers, brought to size 1."""
+    return x / x.abs().clamp(min=1e-9)
+
+
 class Decoder(nn.Module):
-    """Latents -> audio. No transposed convolution: it is what hums in the legacy network."""
+    """Latents -> audio and its levels. No transposed convolution: it is what hums in the legacy network."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -330,7 +368,7 @@ class Decoder(nn.Module):
         self.norm = ChannelNorm(second)
         self.head = InverseSTFT(second, config.channels, config.hop)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         x = self.first_blocks(self.from_latents(z))
         x = self.second_blocks(self.between(x))
         return self.head(self.norm(x))
@@ -517,6 +555,8 @@ class LegacyCore(nn.Module):
 
 
 class LegacyDecoder(nn.Sequential):
+    """Latents -> audio, and None: it has no levels."""
+
     def __init__(self, channels: int):
         super().__init__(
             nn.ConvTranspose1d(64, 128, 7, stride=2, padding=3, output_padding=1),
@@ -524,6 +564,9 @@ class LegacyDecoder(nn.Sequential):
             nn.ConvTranspose1d(128, 128, 3, stride=5, padding=1, output_padding=4),
             nn.ConvTranspose1d(128, channels, 9, stride=2, padding=4, output_padding=1),
         )
+
+    def forward(self, z: Tensor) -> tuple[Tensor, None]:
+        return super().forward(z), None
 
 
 # The whole
@@ -590,9 +633,13 @@ class ContinuationModel(nn.Module):
 
     def decode(self, z: Tensor, length: int | None = None) -> Tensor:
         """Audio of latents: (batch, channels, length); by default all samples that the latents stand for."""
+        return self.decode_with_levels(z)[0][..., :length]
+
+    def decode_with_levels(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Audio of latents (batch, channels, samples), and its `InverseSTFT.levels` (legacy: None)."""
         channels = self.config.latent_channels
         assert z.ndim == 3 and z.shape[1] == channels, f"expected (batch, {channels}, latents), got {tuple(z.shape)}"
-        return self.decoder(z)[..., :length]
+        return self.decoder(z)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """decode(encode(x)), of x's own length."""

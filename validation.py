@@ -76,22 +76,22 @@ class Validation:
             x = self.audio(pair)[..., : self.config.chunk_samples]
             with self.autocast():
                 mean, log_variance = self.model.posterior(x)
-                y = self.model.decode(mean, x.shape[-1])
-            row = {"loss": self.reconstruction_loss(x, mean, log_variance, y)}
-            signals = [t[0].float().cpu().numpy() for t in (x, y)]
+                decoded = self.model.decode_with_levels(mean)
+            row = {"loss": self.reconstruction_loss(x, mean, log_variance, decoded)}
+            signals = [t[0, :, : x.shape[-1]].float().cpu().numpy() for t in (x, decoded[0])]
             row["waveform_mse"] = metrics.waveform_mse(*signals)
             row["mr_stft"] = metrics.mr_stft_distance(*signals)
             row["si_sdr_below_1000_db"] = metrics.si_sdr(*signals, self.config.sample_rate, below_hz=1000)
             rows.append(row)
         return means_of(rows)
 
-    def reconstruction_loss(self, *signals: Tensor) -> float:
+    def reconstruction_loss(self, *signals) -> float:
         """Mean over all that a step draws from."""
         found = []
         for size in losses.spectral_sizes(self.config.sample_rate):
             for basis in (False, True):
                 draw = {"sample_rate": self.config.sample_rate, "size": size, "in_mid_side": basis}
-                found.append(losses.weighted_sum(losses.reconstruction_parts(*signals, draw)).item())
+                found.append(losses.weighted_sum(losses.reconstruction_parts(self.model, *signals, draw)).item())
         return sum(found) / len(found)
 
     def prediction(self) -> dict[str, float]:
