@@ -37,6 +37,7 @@ import numpy as np
 
 CHUNK_SECONDS = 10
 INT16_SCALE = 32768
+PEAK_LIMIT = 0.98  # louder sounds are scaled down before they are written
 AUDIO_SUFFIXES = frozenset(
     {".mp3", ".wav", ".flac", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".m4a", ".aac", ".wma"}
 )

@@ -29,7 +29,6 @@ from arguments import INTERRUPTED, UsageError, not_negative_float, positive_int,
 from gates import CEILING, ONE_STEP
 
 SHOWN_SONGS = 3  # songs whose first pair is drawn and written as sound
-PEAK_LIMIT = 0.98
 KEPT_OF_A_CHECKPOINT = ("config", "ema", "stage", "step", "data_meta")  # the rest is large
 GAINS = {"gain_another_song": "val_context_gain", "gain_same_song": "val_context_gain_same_song"}  # as train.py logs
 GUESS = ", guess"
@@ -512,7 +511,7 @@ class Judge:
         self.draw(pair, "continuation", pictures)
         suffix = ".mp3" if self.rate in audio.MP3_SAMPLE_RATES else ".wav"
         peak = max(np.abs(pair.context).max(), np.abs(pair.target).max())
-        gain = min(1.0, PEAK_LIMIT / peak)
+        gain = min(1.0, audio.PEAK_LIMIT / peak)
         systems = []
         for name, played in continuations.items():
             whole = gain * np.concatenate([played.context, played.sound], axis=1)

@@ -26,7 +26,6 @@ from arguments import (
 )
 
 OUTPUT_SUFFIXES = (".mp3", ".wav", ".flac", ".ogg", ".m4a")
-PEAK_LIMIT = 0.98
 SHORTEST_SECONDS = 0.1
 
 
@@ -174,8 +173,8 @@ def write_sample(
     """Write the continuation, or all of it, and the picture of both; return the number of samples written."""
     sound = whole if with_input else whole[:, join:]
     peak = float(np.abs(sound).max())
-    if peak > PEAK_LIMIT:
-        gain = PEAK_LIMIT / peak
+    if peak > audio.PEAK_LIMIT:
+        gain = audio.PEAK_LIMIT / peak
         print(f"{path}: peak {peak:.2f}, all of it scaled by {20 * math.log10(gain):.1f} dB")
         whole, sound = gain * whole, gain * sound
     audio.encode_audio(path, sound, sample_rate)

@@ -725,7 +725,7 @@ class ContinuationModel(nn.Module):
             heard = sound[:, -chunk:]
             gain = gain_to_level(heard)
             context = self.hear((gain * heard)[None].to(self.latent_mean.device))
-            own = (seed + roll * SEED_STRIDE) % 2**32  # other noise in every roll; torch would drop higher bits
+            own = (int(seed) + roll * SEED_STRIDE) % 2**32  # other noise in every roll; torch would drop higher bits
             predicted = self.predict(context, steps, guidance, own, temperature)
             before, after = ((part[0] / gain).cpu() for part in self.decode_behind(context, predicted))
             back = (gain / first_gain) ** torch.linspace(0, 4, after.shape[1]).clamp(max=1)
