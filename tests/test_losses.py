@@ -215,6 +215,39 @@ def test_kl_divergence_from_a_standard_normal_is_the_known_one(mean, log_varianc
     assert torch.allclose(found, torch.full((2,), expected), atol=1e-6)
 
 
+# ---- levels ----
+
+
+def test_level_divergence_is_least_at_the_mean_power_of_noise():
+    """Of the levels of normal noise the logarithms would say 2.5 dB less."""
+    reference = torch.randn(1, 1, 100, 100, dtype=torch.complex64, generator=torch.Generator().manual_seed(0)).abs()
+    decibels = torch.arange(-4, 4.1, 0.25)
+    levels = (torch.full_like(reference, 10 ** (d / 20)) for d in decibels)
+    found = torch.cat([losses.level_divergence(reference, level) for level in levels])
+    assert abs(decibels[found.argmin()]) <= 0.5
+    logarithms = (reference[..., None].log() - decibels * math.log(10) / 20).abs().mean((0, 1, 2, 3))
+    assert decibels[logarithms.argmin()] < -1
+
+
+def test_level_divergence_is_zero_for_equal_levels_and_one_value_an_item():
+    reference, estimate = noise(3, 2, 10, 20, seed=1).abs(), noise(3, 2, 10, 20, seed=2).abs()
+    assert losses.level_divergence(reference, reference).abs().max() < 1e-5
+    found = losses.level_divergence(reference, estimate)
+    assert torch.allclose(found[1:2], losses.level_divergence(reference[1:2], estimate[1:2]))
+    assert (found > 0.1).all()
+
+
+def test_level_divergence_does_not_explode_where_a_level_is_far_too_low():
+    quiet = torch.full((1, 1, 1, 1), 1e-3, requires_grad=True)
+    divergences = [losses.level_divergence(torch.full((1, 1, 1, 1), level), quiet).item() for level in (1.0, 10.0)]
+    twenty_decibels = math.log(100) * (losses.LOUDEST_RATIO - 1)
+    assert divergences[1] - divergences[0] == pytest.approx(twenty_decibels, rel=0.01)
+
+
+def test_without_bins_above_the_tones_the_levels_cost_nothing():
+    assert losses.level_divergence(torch.zeros(2, 1, 0, 5), torch.zeros(2, 1, 0, 5)).tolist() == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("level", [0.0, 1e-6, 1e-3])
 @pytest.mark.parametrize("size", [16, 256])
 def test_gradients_are_finite_on_silence_and_at_a_perfect_reconstruction(size, level):
