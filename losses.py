@@ -11,7 +11,7 @@ SPECTRAL_SECONDS = 2048 / 12000  # the longest window, which sees the partials o
 SPECTRAL_SIZES = 5
 BANDS = 32
 QUIET_LEVEL = 0.03  # softer ones do not count
-LOUDEST_RATIO = 7.4  # of powers
+LINEAR_FROM_RATIO = 7.4  # of the powers of reference and estimate, 8.7 dB
 LEVEL_WEIGHT = 0.5  # of the levels above the tones, beside the spectral distance
 QUIET_MAGNITUDE = 1e-2  # added to a bin before its logarithm, so that much softer ones do not count
 PHASE_WEIGHT = 0.75  # of the phase distance and the waveform's error, beside the spectral distance
@@ -96,14 +96,14 @@ def phase_distance(reference: tuple, estimate: tuple, sample_rate: int) -> Tenso
 
 def level_divergence(reference: Tensor, estimate: Tensor) -> Tensor:
     """Itakura-Saito divergence of the powers of two levels (batch, channels, bins, frames), linear in the logarithm
-    from LOUDEST_RATIO on, where it would explode: (batch,).
+    beyond LINEAR_FROM_RATIO, where it would explode: (batch,).
 
-    But for a constant it is minus the logarithm of the likelihood of normal noise (Fevotte et al. 2009), so that the
-    estimate has the right power in the mean. Logarithms are right in the median, and most of the energy of music is
-    in few loud bins.
+    But for a constant it is minus the logarithm of the likelihood of normal noise (Fevotte et al. 2009): of noise the
+    estimate has the right power in the mean, where logarithms are right in the median. Single bins that are louder
+    than the estimate by more than LINEAR_FROM_RATIO pull no harder than one that is as loud as that.
     """
     log_ratio = (reference.square() + QUIET_LEVEL**2).log() - (estimate.square() + QUIET_LEVEL**2).log()
-    beyond = (log_ratio - math.log(LOUDEST_RATIO)).clamp(min=0)
+    beyond = (log_ratio - math.log(LINEAR_FROM_RATIO)).clamp(min=0)
     ratio = (log_ratio - beyond).exp() * (1 + beyond)
     divergence = (ratio - log_ratio - 1).flatten(1)
     return divergence.sum(1) / max(1, divergence.shape[1])  # below a rate of 1800 Hz all bins have tones
@@ -176,10 +176,10 @@ def reconstruct_step(model, batch: dict, draw: dict, average=lambda own: own) ->
     draw: sample_rate, size and in_mid_side of `reconstruction_losses`. The latents' running statistics are updated,
     by what `average` makes of this process's: the mean over all.
     """
-    x = batch["x"]
-    mean, log_variance = model.posterior(x)
-    latents = mean.detach().float()
-    model.track_latents(*average(torch.stack([latents.mean((0, 2)), latents.square().mean((0, 2))])))
+    x, latents = batch["x"], batch["posterior_noise"].shape[-1]
+    mean, log_variance = (part[..., :latents] for part in model.posterior(x))  # the encoder rounds their number up
+    means = mean.detach().float()
+    model.track_latents(*average(torch.stack([means.mean((0, 2)), means.square().mean((0, 2))])))
     decoded = model.decode_with_levels(latent_noise(model, mean, log_variance, batch))
     parts = reconstruction_parts(model, x, mean, log_variance, decoded, draw)
     return weighted_sum(parts), parts
@@ -251,8 +251,8 @@ def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor
         target = model.encode(x)[..., config.chunk_latents : 2 * config.chunk_latents]
     mean = model.parts(context)[0]
     end, end_variance = mean[..., -latents:], log_variance[..., -latents:]
-    heard = model.decode_with_levels(latent_noise(model, end, end_variance, batch))
-    parts = reconstruction_parts(model, x[..., cut - samples : cut], mean, log_variance, heard, draw)
+    again = model.decode_with_levels(latent_noise(model, end, end_variance, batch))
+    parts = reconstruction_parts(model, x[..., cut - samples : cut], mean, log_variance, again, draw)
     loss = weighted_sum(parts)
     parts["prediction"], predicted = prediction_loss(model, context, target, batch)
     decoded = model.decode(model.destandardise(predicted)[..., :latents])

@@ -28,7 +28,8 @@ WINDOW_HOPS = 4  # of the encoder's filters and of the decoder's inverse STFT
 LONG_WINDOW_HOPS = 16  # of the encoder's second look, that tells neighbouring partials apart
 TONES_HZ = (600, 900)  # tones up to the first are whole, at the second they have faded out
 PHASE_STEPS = 2  # of Griffin and Lim's iteration, above the tones
-OVERLAP_GAIN = 1.055  # what is lost after them where frames that do not quite agree overlap: 0.47 dB
+OVERLAP_GAIN = 1.055  # where frames that do not quite agree overlap, 0.47 dB are lost after these steps
+NOISE_GAIN = 2  # and 6 dB where they are independent
 STEADY_HZ = 350  # tones above may not stay the same from frame to frame
 STEADY_FRAMES = 51  # half a second
 CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context is brought to this level before it is encoded
@@ -275,24 +276,25 @@ class InverseSTFT(nn.Module):
         weight = ((gone - torch.arange(self.tones)[:, None]) / (gone - whole)).clamp(max=1)
         scale = size / 4 * typical_magnitude(self.bins)
         self.register_buffer("tone_scale", scale[: self.tones] * weight, persistent=False)
-        self.register_buffer("scale", scale / 2, persistent=False)
+        self.register_buffer("scale", scale / NOISE_GAIN, persistent=False)
         self.register_buffer("window", torch.hann_window(size), persistent=False)
         self.project = nn.Conv1d(width, channels * (2 * self.tones + self.bins), 1)
         with torch.no_grad():  # start quiet: a loud start costs the first hundred steps
             self.project.weight.mul_(0.3)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Audio of frames (batch, width, frames), and the levels of its bins without tones (see `levels`)."""
+        """Frames (batch, width, frames) -> audio (batch, channels, frames * hop), and the levels asked for in the
+        bins without tones, of mid and side, in the unit of `levels`: (batch, channels, bins, frames)."""
         batch, _, frames = x.shape
         x = self.project(x).float().view(batch, self.channels, -1, frames)
         real, imaginary, log_levels = x.split([self.tones, self.tones, self.bins], dim=2)
         tones = torch.complex(*(self.moving(part) * self.tone_scale for part in (real, imaginary)))
         levels, noise = self.positive(log_levels), self.noise(frames, x.device)
         magnitudes = levels * self.scale
-        low = tones + 2 * noise[:, : self.tones] * magnitudes[:, :, : self.tones]
+        low = tones + NOISE_GAIN * noise[:, : self.tones] * magnitudes[:, :, : self.tones]
         high = magnitudes[:, :, self.tones :]
         high = OVERLAP_GAIN * high * self.phases(low, high, noise)
-        x = self.synthesise(torch.cat([low, high], dim=2))
+        x = self.istft(torch.cat([low, high], dim=2))
         x = x[..., self.before : self.before + frames * self.hop]
         if self.channels == 2:
             mid, side = x.unbind(1)
@@ -301,29 +303,30 @@ class InverseSTFT(nn.Module):
 
     @torch.no_grad()
     def phases(self, low: Tensor, magnitudes: Tensor, noise: Tensor) -> Tensor:
-        """Complex numbers of size 1 for the magnitudes (batch, channels, bins, frames) above the low bins: those of
-        the noise, led PHASE_STEPS times to what the audio of all bins has."""
-        phases = unit(noise[:, self.tones :])
+        """Complex numbers of size 1 (0 in silence) for the magnitudes (batch, channels, bins, frames) above `low`:
+        those of the noise (channels, bins, frames), led PHASE_STEPS times to what the audio of all bins has."""
+        phases = noise[:, self.tones :].sgn()
         for _ in range(PHASE_STEPS):
-            audio = self.synthesise(torch.cat([low, magnitudes * phases], dim=2))
-            phases = unit(self.analyse(audio)[:, :, self.tones :])
+            audio = self.istft(torch.cat([low, magnitudes * phases], dim=2))
+            phases = self.stft(audio)[:, :, self.tones :].sgn()
         return phases
 
-    def synthesise(self, spectrum: Tensor) -> Tensor:
+    def istft(self, spectrum: Tensor) -> Tensor:
         """Complex (batch, channels, bins, frames) -> audio (batch, channels, (frames + WINDOW_HOPS - 1) * hop)."""
         pieces = torch.fft.irfft(spectrum.flatten(0, 1), dim=1).transpose(1, 2) * self.window
         envelope = self.overlap_add(self.window.square().expand(1, spectrum.shape[-1], -1))
         return (self.overlap_add(pieces) / envelope.clamp(min=1e-4)).unflatten(0, spectrum.shape[:2])
 
-    def analyse(self, x: Tensor) -> Tensor:
-        """What `synthesise` would make the audio x of, if x has a spectrum of this kind at all."""
+    def stft(self, x: Tensor) -> Tensor:
+        """Audio (batch, channels, (frames + WINDOW_HOPS - 1) * hop) -> complex (batch, channels, bins, frames), which
+        `istft` undoes; it undoes `istft` only where overlapping frames agree."""
         return torch.fft.rfft(x.unfold(-1, len(self.window), self.hop) * self.window).transpose(2, 3)
 
     def levels(self, x: Tensor) -> Tensor:
-        """Magnitudes of audio x (batch, channels, frames * hop), relative to what is typical, in the bins without
-        tones: (batch, channels, bins, frames)."""
+        """Magnitudes of audio x (batch, channels, frames * hop), relative to half of what is typical, in the bins
+        without tones: (batch, channels, bins, frames)."""
         x = F.pad(x, (self.before, (WINDOW_HOPS - 1) * self.hop - self.before))
-        return (self.analyse(x).abs() / self.scale)[:, :, self.tones :]
+        return (self.stft(x).abs() / self.scale)[:, :, self.tones :]
 
     def moving(self, x: Tensor) -> Tensor:
         """A part of the tones (batch, channels, tones, frames), in higher bins less its mean over half a second."""
@@ -333,7 +336,7 @@ class InverseSTFT(nn.Module):
 
     @staticmethod
     def positive(x: Tensor) -> Tensor:
-        """Levels of network outputs. They start low, and change by 40 dB when an output changes by 1."""
+        """Levels of network outputs. They start low, and change by 43 dB when an output changes by 1."""
         return (5 * x - 2).clamp(-9, 5).exp()
 
     def noise(self, frames: int, device) -> Tensor:
@@ -350,13 +353,9 @@ class InverseSTFT(nn.Module):
         return total.reshape(count, (frames + WINDOW_HOPS - 1) * self.hop)
 
 
-def unit(x: Tensor) -> Tensor:
-    """Complex numbers, brought to size 1."""
-    return x / x.abs().clamp(min=1e-9)
-
-
 class Decoder(nn.Module):
-    """Latents -> audio and its levels. No transposed convolution: it is what hums in the legacy network."""
+    """Latents (batch, latent_channels, latents) -> audio and levels, as InverseSTFT gives them. No transposed
+    convolution: it is what hums in the legacy network."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -636,7 +635,8 @@ class ContinuationModel(nn.Module):
         return self.decode_with_levels(z)[0][..., :length]
 
     def decode_with_levels(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Audio of latents (batch, channels, samples), and its `InverseSTFT.levels` (legacy: None)."""
+        """Audio of latents (batch, channels, samples), and the levels that the head asked for above its tones, of mid
+        and side: (batch, channels, bins, frames); legacy: None."""
         channels = self.config.latent_channels
         assert z.ndim == 3 and z.shape[1] == channels, f"expected (batch, {channels}, latents), got {tuple(z.shape)}"
         return self.decoder(z)

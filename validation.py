@@ -85,13 +85,13 @@ class Validation:
             rows.append(row)
         return means_of(rows)
 
-    def reconstruction_loss(self, *signals) -> float:
+    def reconstruction_loss(self, *coded) -> float:
         """Mean over all that a step draws from."""
         found = []
         for size in losses.spectral_sizes(self.config.sample_rate):
             for basis in (False, True):
                 draw = {"sample_rate": self.config.sample_rate, "size": size, "in_mid_side": basis}
-                found.append(losses.weighted_sum(losses.reconstruction_parts(self.model, *signals, draw)).item())
+                found.append(losses.weighted_sum(losses.reconstruction_parts(self.model, *coded, draw)).item())
         return sum(found) / len(found)
 
     def prediction(self) -> dict[str, float]:
