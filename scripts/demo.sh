@@ -7,6 +7,7 @@
 # Everything is written under demo/. What is already there is kept: a second run installs, preprocesses and
 # trains nothing again. For a fresh start delete demo/.
 set -euo pipefail
+unset CDPATH  # where it is exported, cd may go elsewhere, and prints
 
 TRAINING_MINUTES=6
 SAMPLE_RATE=12000  # Hz; the network hears and plays up to half of it
@@ -14,7 +15,7 @@ START_SECONDS=10   # where the input begins in the held-out song
 
 if [ $# -gt 0 ]; then
   [ -d "$1" ] || { echo "error: there is no folder $1" >&2; exit 2; }
-  songs=$(cd "$1" && pwd)
+  songs=$(cd -- "$1" && pwd)
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 work=demo/synthetic

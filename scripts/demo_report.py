@@ -3,14 +3,15 @@
     python scripts/demo_report.py song demo/synthetic/dataset
     python scripts/demo_report.py figures demo/synthetic/checkpoints
 
-`song` prints the longest song of the test side, relative to the folder of songs. `figures` prints three
-measures on validation songs beside their values before training; the exit code is 1 when one of them is worse
-than that, or missing.
+`song` prints the longest song of the test side, relative to the folder of songs, byte for byte. `figures` prints
+three measures on validation songs beside their values before training; the exit code is 1 when one of them is
+worse than that, or missing.
 """
 
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ def print_figures(checkpoint_folder: Path) -> int:
 def print_song(dataset_folder: Path) -> int:
     meta = json.loads((dataset_folder / "meta.json").read_text(encoding="utf-8"))
     songs = [song for song in meta["songs"] if song["split"] == "test"]
-    print(max(songs, key=lambda song: song["rows"])["source"])
+    source = max(songs, key=lambda song: song["rows"])["source"]
+    sys.stdout.buffer.write(os.fsencode(source) + b"\n")  # for a shell, and names of files need not be valid UTF-8
     return 0
 
 

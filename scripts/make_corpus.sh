@@ -11,6 +11,7 @@
 # project.
 # Packages whose songs are already there are left alone.
 set -euo pipefail
+unset CDPATH  # where it is exported, cd may go elsewhere, and prints
 
 usage="usage: make_corpus.sh DIR [full]"
 out=${1:?$usage}
@@ -36,8 +37,8 @@ write_mp3() {
 }
 export -f write_mp3
 
-mkdir -p "$out"
-out=$(cd "$out" && pwd)
+mkdir -p -- "$out"
+out=$(cd -- "$out" && pwd)
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 for package in "${packages[@]}"; do

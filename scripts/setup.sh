@@ -11,6 +11,7 @@
 # GPU. To avoid them, set PIP_EXTRA_INDEX_URL before the first call, to the index of CPU wheels that
 # PyTorch's own installation page names.
 set -euo pipefail
+unset CDPATH  # where it is exported, cd may go elsewhere, and prints
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 fail() {

@@ -4,8 +4,9 @@
 #   bash scripts/test.sh                      everything
 #   bash scripts/test.sh -k audio -x          further arguments go to pytest
 #
-# What is skipped is named at the end, with its reason: no ffmpeg, no Slurm, no CUDA device.
+# What is skipped is named at the end, with its reason: no ffmpeg, no Slurm, no Chromium, no CUDA device.
 set -euo pipefail
+unset CDPATH  # where it is exported, cd may go elsewhere, and prints
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash scripts/setup.sh --dev

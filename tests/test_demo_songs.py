@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import demo_report
@@ -126,12 +128,14 @@ def test_report_fails_when_a_figure_is_missing(tmp_path, capsys):
     assert "multi-resolution STFT distance" in capsys.readouterr().err
 
 
-def test_demo_song_is_the_longest_of_the_test_side(tmp_path, capsys):
+@pytest.mark.parametrize("name", ["sub/c.mp3", "no UTF-8 \udcff.mp3", "two\nlines.mp3"])
+def test_demo_song_is_the_longest_of_the_test_side_byte_for_byte(tmp_path, capfdbinary, name):
     songs = [
         {"source": "a.mp3", "split": "train", "rows": 9},
         {"source": "b.mp3", "split": "test", "rows": 3},
-        {"source": "sub/c.mp3", "split": "test", "rows": 5},
+        {"source": name, "split": "test", "rows": 5},
     ]
     (tmp_path / "meta.json").write_text(json.dumps({"songs": songs}))
     assert report("song", tmp_path) == 0
-    assert capsys.readouterr().out == "sub/c.mp3\n"
+    sys.stdout.flush()
+    assert capfdbinary.readouterr().out == os.fsencode(name) + b"\n"
