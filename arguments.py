@@ -1,11 +1,14 @@
 """What the scripts have in common at the shell: types of numbers for argparse, which makes wrong usage of their
-complaints, the exit code of an interrupted run, what interrupts it, and what is printed."""
+complaints, numbers from the environment, folders for output, the exit code of an interrupted run, what interrupts it,
+and what is printed."""
 
 import argparse
 import math
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 INTERRUPTED = 75  # exit code: run me again
 
@@ -42,6 +45,32 @@ def seed_number(text: str) -> int:
 
 class UsageError(Exception):
     """The command does not fit its folders or its input; the message is one clear sentence."""
+
+
+def environment_int(environment: Mapping[str, str], name: str, least: int = 0) -> int:
+    """Read the whole number from `least` up that a variable of the environment holds; UsageError for all else."""
+    text = environment[name]
+    try:
+        value = int(text)
+    except ValueError:
+        value = None
+    if value is None or value < least:
+        raise UsageError(f"{name}={text} in the environment is not a whole number from {least} up")
+    return value
+
+
+def make_folder(path: Path, flag: str) -> None:
+    """Make the folder that a flag names, and those above it; UsageError where a file stands in the way."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{flag}: a file is in the place of the folder {path}, or of one above it") from None
+
+
+def one_line(text: object) -> str:
+    """Return foreign text (a file's name, what a file or another program says) as it may be shown: on one line, with
+    what does not print as backslash escapes, as in repr. A name could else command a terminal or forge a line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
 def print_any_name() -> None:

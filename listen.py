@@ -3,6 +3,8 @@
 import json
 from urllib.parse import quote
 
+from arguments import one_line
+
 
 def page(songs: list[dict]) -> str:
     """One html file that needs no server.
@@ -10,11 +12,13 @@ def page(songs: list[dict]) -> str:
     songs: {"title", "systems": [{"name", "sound", "picture"}]} each; sounds and pictures by paths from the page.
     """
     shown = [
-        {"title": song["title"], "systems": [system | {key: quote(system[key]) for key in ("sound", "picture")}
-                                             for system in song["systems"]]}
+        {"title": one_line(song["title"]), "systems": [
+            {"name": one_line(system["name"]), "sound": quote(system["sound"]), "picture": quote(system["picture"])}
+            for system in song["systems"]
+        ]}
         for song in songs
     ]  # fmt: skip
-    content = json.dumps(shown).replace("</", "<\\/")  # a title must not end the script that it stands in
+    content = json.dumps(shown).replace("<", "\\u003c")  # a title must not end, or double, the script it stands in
     return PAGE.replace("@SONGS@", content)
 
 
@@ -113,7 +117,8 @@ function show() {
 }
 
 function csv() {
-  const quoted = (text) => '"' + String(text).replaceAll('"', '""') + '"';
+  const inert = (text) => (/^[=+@-]/.test(text) ? "'" : "") + text;  // no formula to a spreadsheet
+  const quoted = (text) => '"' + inert(text).replaceAll('"', '""') + '"';
   const rows = [...document.querySelectorAll("article")].map((card) => {
     const rating = card.querySelector("input:checked");
     return [card.dataset.song, card.dataset.letter, card.dataset.system, rating ? rating.value : ""];

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from arguments import one_line
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -65,7 +67,7 @@ def plot_waveforms(path: str | Path, items: Sequence[tuple[str, np.ndarray]], sa
         rows = figure.subplots(len(items), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for axes, (title, x) in zip(rows, items, strict=True):
             _draw_waveform(axes, x, sample_rate, INPUT_COLOUR)
-            axes.set_title(title)
+            axes.set_title(one_line(title))
         limit = max([0.05, *(np.abs(x).max(initial=0.0) for _, x in items)])
         rows[0].set_ylim(-1.05 * limit, 1.05 * limit)
         rows[0].set_xlim(0, max(x.shape[-1] for _, x in items) / sample_rate)
@@ -111,7 +113,7 @@ def plot_continuation(
         _draw_waveform(top, context, sample_rate, INPUT_COLOUR, label="input")
         _draw_waveform(top, continuation, sample_rate, CONTINUATION_COLOUR, start=join, label="continuation")
         limit = 1.05 * max(0.05, np.abs(whole).max(initial=0.0))
-        top.set(ylim=(-limit, limit), title=title)
+        top.set(ylim=(-limit, limit), title=one_line(title))
         top.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
         image = _draw_spectrogram(bottom, _log_spectrogram(whole, sample_rate), end, sample_rate)
         bottom.set(xlabel="time (s)", ylabel="frequency (Hz)", xlim=(0, end))
@@ -163,7 +165,7 @@ def plot_spectrograms(path: str | Path, items: Sequence[tuple[str, np.ndarray]],
         for axes, (title, x), spectrogram in zip(grid.flat, items, spectrograms, strict=False):
             end = x.shape[-1] / sample_rate
             image = _draw_spectrogram(axes, spectrogram, end, sample_rate, top)
-            axes.set_title(title)
+            axes.set_title(one_line(title))
         for axes in grid[:, 0]:
             axes.set_ylabel("frequency (Hz)")
         for column in range(columns):

@@ -16,13 +16,24 @@ def needs_ffmpeg() -> None:
         pytest.skip("ffmpeg is not on PATH")
 
 
+def skip_without(program: str) -> None:
+    """Skip the test, or fail it where the environment has REQUIRE_ and the program's name."""
+    (pytest.fail if os.environ.get(f"REQUIRE_{program.upper()}") else pytest.skip)(f"skipped: no {program}")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a browser of Chromium's kin."""
+    return shutil.which("chromium") or shutil.which("google-chrome") or skip_without("Chromium")
+
+
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[PrivateSlurm]:
-    """A cluster of this test run's own. Without Slurm its tests are skipped, and fail where REQUIRE_SLURM is set."""
+    """A cluster of this test run's own."""
     cluster = PrivateSlurm()
     try:
         if not cluster.is_installed():
-            (pytest.fail if os.environ.get("REQUIRE_SLURM") else pytest.skip)("skipped: no Slurm")
+            skip_without("Slurm")
         cluster.start()
         yield cluster
     finally:

@@ -3,7 +3,6 @@
 import csv
 import html
 import json
-import shutil
 import string
 import subprocess
 from urllib.parse import unquote
@@ -22,20 +21,23 @@ def test_page_is_not_ended_by_a_title_nor_lost_by_a_strange_path():
     assert not set(song["systems"][0]["sound"]) & set(" #?")
 
 
-@pytest.fixture
-def in_browser(tmp_path):
-    """Open a page of two songs and so many systems, run a script in it: the value of its last expression."""
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("there is no Chromium")
+def test_title_stays_on_its_line_and_is_text_that_a_browser_can_show():
+    page = listen.page([{"title": "a\n\x1b\udcff", "systems": [{"name": "b\r", "sound": "b.wav", "picture": "b.png"}]}])
+    (song,) = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
+    assert (song["title"], song["systems"][0]["name"]) == (r"a\n\x1b\udcff", r"b\r")
 
-    def run(systems: int, script: str):
-        made = [{"name": f"system {number}", "sound": "none.wav", "picture": "none.png"} for number in range(systems)]
-        page = listen.page([{"title": title, "systems": made} for title in ("one", "two")])
+
+@pytest.fixture
+def in_browser(chromium, tmp_path):
+    """Open a page of these songs and so many systems, run a script in it: the value of its last expression."""
+
+    def run(systems: int, script: str, titles=("one", "two"), name="system"):
+        made = [{"name": f"{name} {number}", "sound": "none.wav", "picture": "none.png"} for number in range(systems)]
+        page = listen.page([{"title": title, "systems": made} for title in titles])
         path = tmp_path / "listen.html"
         path.write_text(f"{page}<script>document.title = JSON.stringify(eval({json.dumps(script)}))</script>")
         flags = ["--headless", "--no-sandbox", f"--user-data-dir={tmp_path}", "--virtual-time-budget=5000"]
-        done = subprocess.run([program, *flags, "--dump-dom", path.as_uri()], capture_output=True, text=True)
+        done = subprocess.run([chromium, *flags, "--dump-dom", path.as_uri()], capture_output=True, text=True)
         return json.loads(html.unescape(done.stdout.partition("<title>")[2].partition("</title>")[0]))
 
     return run
@@ -60,3 +62,16 @@ def test_ratings_survive_a_look_at_the_names_and_a_reload(in_browser, then):
     text = in_browser(2, f"if (!location.search) {{ {RATE} {then} }} {BLIND} csv()")
     rated = [row for row in csv.DictReader(text.splitlines()) if row["rating"]]
     assert [(row["song"], row["system"], row["rating"]) for row in rated] == [("two", "system 1", "4")]
+
+
+def test_name_that_looks_like_the_page_blanks_nothing(in_browser):
+    name = "<!--<script>"
+    shown = "[...document.querySelectorAll('h2, h3')].map((heading) => heading.textContent)"
+    assert in_browser(1, shown, titles=[name], name=name) == [name, f"{name} 0"]
+
+
+@pytest.mark.parametrize("first", "=+-@")
+def test_ratings_hold_no_formula(in_browser, first):
+    text = in_browser(1, f"{BLIND} csv()", titles=[f'{first}HYPERLINK("x", "y")'], name=f"{first}1")
+    (row,) = csv.DictReader(text.splitlines())
+    assert (row["song"], row["system"]) == (f'\'{first}HYPERLINK("x", "y")', f"'{first}1 0")

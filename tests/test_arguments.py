@@ -1,0 +1,46 @@
+"""What the scripts have in common at the shell keeps foreign text harmless and refuses with one sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from arguments import UsageError, environment_int, make_folder, one_line
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Ænima - 夜 01.mp3", "Ænima - 夜 01.mp3"),
+        ("a\nerror: b\r\tc", r"a\nerror: b\r\tc"),
+        ("\x1b[2J\x07\x7f\x9b", r"\x1b[2J\x07\x7f\x9b"),
+        ("caf\udce9.mp3", r"caf\udce9.mp3"),
+        ("a\u2028b\u202egpj", r"a\u2028b\u202egpj"),
+        (ValueError("a\nb"), r"a\nb"),
+    ],
+    ids=["letters", "line breaks", "control", "no UTF-8", "separators and direction", "exception"],
+)
+def test_foreign_text_is_shown_on_one_line_without_control_characters(text, shown):
+    assert one_line(text) == shown
+
+
+def test_whole_number_of_the_environment_is_read():
+    assert environment_int({"CPUS": "4"}, "CPUS", least=1) == 4
+
+
+@pytest.mark.parametrize("text", ["abc", "0", "-1", "", "1.5", "4(x2)", "9" * 5000])
+def test_anything_else_in_the_environment_is_refused_by_name(text):
+    with pytest.raises(UsageError, match=r"^CPUS=.* in the environment is not a whole number from 1 up$"):
+        environment_int({"CPUS": text}, "CPUS", least=1)
+
+
+def test_folder_is_made_with_those_above_it(tmp_path):
+    for _ in range(2):
+        make_folder(tmp_path / "a" / "b", "--output_folder")
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "file/further/below"])
+def test_folder_in_whose_place_a_file_is_is_refused(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=f"^--output_folder: a file is in the place of the folder {tmp_path / name}"):
+        make_folder(tmp_path / name, "--output_folder")
