@@ -12,6 +12,8 @@ from pathlib import Path
 
 INTERRUPTED = 75  # exit code: run me again
 
+LONGEST_SECONDS = 86400  # a day: no song is longer, and no number of samples overflows
+
 SEEDS = 2**32  # torch's generator on the CPU drops the higher bits
 
 
@@ -34,6 +36,12 @@ def not_negative_float(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
     return value
+
+
+def up_to_a_day(seconds: float) -> float:
+    if seconds > LONGEST_SECONDS:
+        raise argparse.ArgumentTypeError(f"{seconds:g} s is more than a day, {LONGEST_SECONDS} s")
+    return seconds
 
 
 def seed_number(text: str) -> int:

@@ -311,8 +311,9 @@ class _SoundfileSource:
         self._notes = notes
         self._is_mp3 = is_mp3
         try:
-            # Bytes, because soundfile cannot encode the surrogates of a name that is not UTF-8.
-            self._file = ForwardFile(os.fsencode(path) if os.name == "posix" else str(path))
+            # A descriptor, because soundfile takes what is called .raw for samples without a header, whatever it
+            # holds, and cannot encode a name that is not UTF-8. Windows has no descriptors that both would know.
+            self._file = ForwardFile(os.open(path, os.O_RDONLY) if os.name == "posix" else str(path))
         except self._error as error:
             raise AudioError(f"no audio: {error.error_string}") from error
         self.sample_rate: int = self._file.samplerate
@@ -628,7 +629,8 @@ def _write_soundfile(path: Path, x: np.ndarray, sample_rate: int, options: dict)
     import soundfile
 
     try:
-        with soundfile.SoundFile(path, "w", sample_rate, x.shape[0], **options) as file:
+        name = os.fsencode(path) if os.name == "posix" else str(path)  # soundfile cannot encode what is not UTF-8
+        with soundfile.SoundFile(name, "w", sample_rate, x.shape[0], **options) as file:
             # In blocks, because libsndfile's vorbis encoder overflows the stack on a long write.
             for start in range(0, x.shape[1], BLOCK_FRAMES):
                 file.write(x[:, start : start + BLOCK_FRAMES].T)

@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from arguments import one_line
 from model import ContinuationModel, ModelConfig
 
 try:
@@ -277,7 +278,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def read_records(path: Path) -> list[dict]:

@@ -18,11 +18,14 @@ import audio
 from arguments import (
     INTERRUPTED,
     UsageError,
+    make_folder,
     not_negative_float,
+    one_line,
     positive_int,
     print_any_name,
     seed_number,
     sigterm_as_ctrl_c,
+    up_to_a_day,
 )
 
 OUTPUT_SUFFIXES = (".mp3", ".wav", ".flac", ".ogg", ".m4a")
@@ -67,7 +70,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def length_seconds(text: str) -> float:
-    value = not_negative_float(text)
+    value = up_to_a_day(not_negative_float(text))
     if value < SHORTEST_SECONDS:
         raise argparse.ArgumentTypeError(f"must be at least {SHORTEST_SECONDS}")
     return value
@@ -75,7 +78,7 @@ def length_seconds(text: str) -> float:
 
 def start_seconds(text: str) -> float | None:
     """Seconds, or None for the song's end."""
-    return None if text == "end" else not_negative_float(text)
+    return None if text == "end" else up_to_a_day(not_negative_float(text))
 
 
 # Input
@@ -92,12 +95,19 @@ def check_files(args: argparse.Namespace) -> None:
         raise UsageError(f"--plot {args.plot}: pictures are .png files")
     if not args.input.is_file():
         raise UsageError(f"{args.input}: there is no such file")
-    for number in range(1, args.num_samples + 1):
-        path = numbered(args.output, number, args.num_samples)
-        if path.exists() and path.samefile(args.input):
-            raise UsageError(f"--output {path} would overwrite the input")
+    for flag, path in (("--output", args.output), ("--plot", args.plot)):
+        for number in range(1, args.num_samples + 1) if path else ():
+            check_output(flag, numbered(path, number, args.num_samples), args.input)
     if not args.checkpoint_folder.is_dir():
         raise UsageError(f"there is no checkpoint folder {args.checkpoint_folder}")
+
+
+def check_output(flag: str, path: Path, source: Path) -> None:
+    """Refuse to write over the input, or over a folder."""
+    if path.is_dir():
+        raise UsageError(f"{flag} {path} is a folder")
+    if path.exists() and path.samefile(source):
+        raise UsageError(f"{flag} {path} would overwrite the input")
 
 
 def load_network(args: argparse.Namespace):
@@ -116,7 +126,8 @@ def load_network(args: argparse.Namespace):
     rate = model.config.sample_rate
     if args.output.suffix.lower() == ".mp3" and rate not in audio.MP3_SAMPLE_RATES:
         raise UsageError(f"--output {args.output}: mp3 cannot hold {rate} Hz; write .wav or .flac instead")
-    print(f"{path}: {model.config.preset}, {model.config.objective}, step {state['step']}, on {device.type}")
+    what = f"{model.config.preset}, {model.config.objective}, step {state['step']}"
+    print(one_line(f"{path}: {what}, on {device.type}"))
     return model, checkpoint.choose_precision(args.precision, device)
 
 
@@ -137,7 +148,7 @@ def read_context(path: Path, sample_rate: int, channels: int, samples: int, star
     except audio.AudioError as error:
         raise UsageError(f"{path}: {error}") from error
     for note in decoder.notes:
-        print(f"note: {path}: {note}")
+        print(one_line(f"note: {path}: {note}"))
     need, found = samples / sample_rate, length / sample_rate
     if length < samples:
         raise UsageError(f"{path} is {found:.2f} s long, and the network needs to hear {need:g} s")
@@ -175,7 +186,7 @@ def write_sample(
     peak = float(np.abs(sound).max())
     if peak > audio.PEAK_LIMIT:
         gain = audio.PEAK_LIMIT / peak
-        print(f"{path}: peak {peak:.2f}, all of it scaled by {20 * math.log10(gain):.1f} dB")
+        print(one_line(f"{path}: peak {peak:.2f}, all of it scaled by {20 * math.log10(gain):.1f} dB"))
         whole, sound = gain * whole, gain * sound
     audio.encode_audio(path, sound, sample_rate)
     if plot:
@@ -195,8 +206,9 @@ def run(args: argparse.Namespace) -> None:
     model, precision = load_network(args)
     config = model.config
     context = read_context(args.input, config.sample_rate, config.channels, config.chunk_samples, args.start)
-    for path in filter(None, (args.output, args.plot)):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    for flag, path in (("--output", args.output), ("--plot", args.plot)):
+        if path:
+            make_folder(path.parent, flag)
     for number in range(1, args.num_samples + 1):
         began = time.perf_counter()
         whole = continue_song(model, precision, context, args.seed + number - 1, args)
@@ -204,9 +216,10 @@ def run(args: argparse.Namespace) -> None:
         path, plot = (numbered(name, number, args.num_samples) for name in (args.output, args.plot))
         samples = write_sample(whole, context.shape[1], config.sample_rate, path, plot, args.with_input)
         speed = (whole.shape[1] - context.shape[1]) / config.sample_rate / taken
-        print(f"{path}: {samples / config.sample_rate:.2f} s, generated in {taken:.2f} s, {speed:.1f} x real time")
+        length = f"{samples / config.sample_rate:.2f} s"
+        print(one_line(f"{path}: {length}, generated in {taken:.2f} s, {speed:.1f} x real time"))
         if plot:
-            print(f"{plot}: its picture")
+            print(one_line(f"{plot}: its picture"))
 
 
 def main(args: argparse.Namespace) -> int:
@@ -218,10 +231,10 @@ def main(args: argparse.Namespace) -> int:
         print("interrupted: run the same command again", file=sys.stderr)
         return INTERRUPTED
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except (audio.AudioError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except RuntimeError as error:
         import torch  # not earlier: what is refused should be refused at once

@@ -29,7 +29,16 @@ from pathlib import Path
 import numpy as np
 
 import audio
-from arguments import INTERRUPTED, positive_float, positive_int, print_any_name
+from arguments import (
+    INTERRUPTED,
+    UsageError,
+    environment_int,
+    one_line,
+    positive_float,
+    positive_int,
+    print_any_name,
+    up_to_a_day,
+)
 
 SILENCE_DB = -60.0
 SILENCE_FRAMES_PER_SECOND = 10
@@ -55,7 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--sample_rate", type=_sample_rate, default=24000, help="Hz, a multiple of 100")
     add("--channels", type=int, choices=(1, 2), default=2, help="mono is doubled for 2, stereo averaged for 1")
     add("--chunk_seconds", type=_chunk_seconds, default=audio.CHUNK_SECONDS, help="length of a chunk, s")
-    add("--clip_seconds", type=positive_float, help="use only the first seconds of each song (None: all)")
+    add("--clip_seconds", type=_clip_seconds, help="use only the first seconds of each song (None: all)")
     add("--workers", type=positive_int, help="processes (None: SLURM_CPUS_PER_TASK, else the cores given)")
     add("--max_files", type=positive_int, help="do only the first files in sorted order (None: all)")
     add("--shard", type=_shard, help="I/N: do the files i with i %% N == I (None: the Slurm array, if any)")
@@ -70,8 +79,12 @@ def _sample_rate(text: str) -> int:
     return rate
 
 
+def _clip_seconds(text: str) -> float:
+    return up_to_a_day(positive_float(text))
+
+
 def _chunk_seconds(text: str) -> float:
-    seconds = positive_float(text)
+    seconds = up_to_a_day(positive_float(text))
     latents = seconds * LATENT_GRID_PER_SECOND
     if abs(latents - round(latents)) > 1e-6:
         raise argparse.ArgumentTypeError(
@@ -88,11 +101,13 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def shard_of_slurm_array(environment: dict[str, str]) -> tuple[int, int] | None:
-    """(I, N) of a Slurm array task, None outside of one. Raises AudioError for an irregular array."""
+    """(I, N) of a Slurm array task, None outside of one. AudioError for an irregular array, UsageError where it is
+    no number that the environment holds."""
     names = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "STEP", "COUNT")]
     if not all(name in environment for name in names):
         return None
-    task, first, step, count = (int(environment[name]) for name in names)
+    task, first = (environment_int(environment, name) for name in names[:2])
+    step, count = (environment_int(environment, name, least=1) for name in names[2:])
     index, rest = divmod(task - first, step)
     if rest or not 0 <= index < count:
         raise audio.AudioError("the Slurm array's task numbers are not evenly spaced: give --shard I/N")
@@ -100,8 +115,9 @@ def shard_of_slurm_array(environment: dict[str, str]) -> tuple[int, int] | None:
 
 
 def default_workers() -> int:
+    """The cores that this process was given."""
     if "SLURM_CPUS_PER_TASK" in os.environ:
-        return int(os.environ["SLURM_CPUS_PER_TASK"])
+        return environment_int(os.environ, "SLURM_CPUS_PER_TASK", least=1)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -638,7 +654,7 @@ def print_summary(args: argparse.Namespace, lines: dict[str, dict], kept: int) -
     if bad:
         print(f"{len(bad)} rejected: " + ", ".join(f"{n} x {kind}" for kind, n in kinds.most_common()))
     for line in bad[:LISTED_REJECTIONS]:
-        print(f"  {line['source']!r}: {line['reason']}")
+        print(f"  {line['source']!r}: {one_line(line['reason'])}")
     if len(bad) > LISTED_REJECTIONS:
         print(f"  ... and {len(bad) - LISTED_REJECTIONS} more in the manifest")
 
@@ -659,7 +675,7 @@ def plot_songs(args: argparse.Namespace, lines: dict[str, dict]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings = Settings(args.sample_rate, args.channels, args.chunk_seconds, args.clip_seconds)
-    shard = args.shard or shard_of_slurm_array(os.environ)
+    shard, workers = args.shard or shard_of_slurm_array(os.environ), args.workers or default_workers()
     if shard and not args.shard:
         print(f"shard {shard[0]}/{shard[1]}, from the Slurm array")
     check_folders(args.input_folder, args.output_folder)
@@ -669,7 +685,7 @@ def run(args: argparse.Namespace) -> int:
     with locked(lock), StopSignals() as stop:
         plan = make_plan(args, settings, shard)
         kept = len(plan.lines)
-        do_songs(plan, settings, args.workers or default_workers(), stop)
+        do_songs(plan, settings, workers, stop)
         if stop.received:
             print(f"interrupted with {len(plan.lines)} files done: run the same command again to go on")
             return INTERRUPTED
@@ -694,8 +710,8 @@ def main(args: argparse.Namespace) -> int:
     print_any_name()
     try:
         return run(args)
-    except audio.AudioError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (audio.AudioError, UsageError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: cannot write to {args.output_folder}: {error.strerror or error}", file=sys.stderr)

@@ -7,12 +7,14 @@ alone prints and writes; what it decides, the others are told.
 import os
 import signal
 import sys
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from arguments import UsageError, environment_int
 
 TIMEOUT = timedelta(minutes=30)  # the others wait so long while process 0 evaluates
 LOST_PEER_WORDS = ("closed by peer", "reset by peer", "broken pipe", "timed out", "connection refused")
@@ -29,11 +31,13 @@ class LostPeerError(Exception):
 def environment() -> tuple[int, int, int]:
     """(rank, rank on this node, number of processes) as torchrun or else srun says; (0, 0, 1) without either.
 
-    A batch script that runs no srun is one process, however many tasks its job has.
+    A batch script that runs no srun is one process, however many tasks its job has. Raises UsageError where
+    the environment holds no such numbers.
     """
     for names in (("RANK", "LOCAL_RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")):
         if all(name in os.environ for name in names):
-            return tuple(int(os.environ[name]) for name in names)
+            rank, local_rank = (environment_int(os.environ, name) for name in names[:2])
+            return rank, local_rank, environment_int(os.environ, names[2], least=1)
     return 0, 0, 1
 
 
@@ -76,10 +80,11 @@ def leave(code: int) -> None:
     moment later than their first one. One of several ends at once, since gloo's threads sometimes outlive the process
     group and abort the interpreter on its own way out, after one finished run in 14."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if environment()[2] > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    with suppress(UsageError):  # which was said, and is the reason to leave
+        if environment()[2] > 1:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
     sys.exit(code)
 
 

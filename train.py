@@ -20,7 +20,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from arguments import INTERRUPTED, UsageError, print_any_name, seed_number
+from arguments import INTERRUPTED, UsageError, make_folder, one_line, print_any_name, seed_number
 
 CROP_SECONDS = 1  # of audio in one item of stage 1
 COOLDOWN_SHARE = 0.4  # of a stage, its end, while the learning rate falls to zero
@@ -1013,7 +1013,7 @@ def main(args: argparse.Namespace) -> int:
         if args.dry_run:
             dry_run(args)
             return 0
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, "--checkpoint_folder")
         device = checkpoint.choose_device(args.device)
         with checkpoint.StopSignals() as stop, ranks.joined(device), ranks.first_alone(checkpoint.FolderLock(folder)):
             fit_batch(args, device)  # before the run takes memory of its own
@@ -1034,10 +1034,10 @@ def main(args: argparse.Namespace) -> int:
         checkpoint.DeviceError,
         ranks.LaunchError,
     ) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except (TrainingError, ranks.LostPeerError, OSError, audio.AudioError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except torch.cuda.OutOfMemoryError:
         print("error: the GPU's memory ran out: run the same command with a smaller --batch_size", file=sys.stderr)

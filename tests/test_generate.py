@@ -20,6 +20,7 @@ import torch
 import audio
 import checkpoint
 import generate
+from arguments import one_line
 from model import PRESETS, ContinuationModel
 
 PROJECT = Path(generate.__file__).parent
@@ -274,12 +275,28 @@ def test_start_beyond_the_song_is_refused_with_the_latest_start(refuses, start):
     assert "start at 14.5 at the latest" in error
 
 
-@pytest.mark.parametrize("content", [None, b"", b"#EXTM3U\nother.mp3\n"])
-def test_unreadable_input_is_refused(tmp_path, refuses, content):
-    path = tmp_path / "bad.mp3"
+@pytest.mark.parametrize("name", ["bad.mp3", "bad.raw", "bad\n\x1b.mp3"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"#EXTM3U\nother.mp3\n", b"RIFF" + bytes(100), bytes(range(256)) * 99]
+)
+def test_unreadable_input_is_refused(tmp_path, refuses, content, name):
+    path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    assert f"error: {path}: " in refuses(source=path)
+    assert f"error: {one_line(path)}: " in refuses(source=path)
+
+
+def test_song_is_read_by_what_it_holds_whatever_it_is_called(tmp_path, song, hears):
+    assert np.array_equal(hears(source=shutil.copy(song, tmp_path / "song.raw")), hears())
+
+
+@pytest.mark.parametrize("suffix", ["wav", "mp3", "m4a"])
+def test_name_that_is_not_utf8_is_read_written_and_drawn(tmp_path, run, song, suffix, needs_ffmpeg):
+    source = shutil.copy(song, tmp_path / "in\udcff.flac")
+    output, picture = tmp_path / f"out\udcff.{suffix}", tmp_path / "out\udcff.png"
+    assert run(output, "--seconds", 1, "--plot", picture, source=source) == 0
+    assert audio.load_audio(output, RATE, 2).shape[1] == pytest.approx(RATE, abs=2500)  # m4a is padded
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_output_over_the_input_is_refused(song, run, capsys):
@@ -295,6 +312,41 @@ def test_a_numbered_output_over_the_input_is_refused(tmp_path, song, run, capsys
     assert run(tmp_path / "song.flac", "--num_samples", 2, source=numbered) == 2
     assert "song-2.flac would overwrite the input" in capsys.readouterr().err
     assert numbered.read_bytes() == before
+
+
+@pytest.mark.parametrize(("plot", "count"), [("song.png", 1), ("song.PNG", 2)])
+def test_picture_over_the_input_is_refused(tmp_path, song, run, capsys, plot, count):
+    """A song is known by its content, and may be called anything."""
+    source = tmp_path / ("song.png" if count == 1 else "song-2.PNG")
+    before = Path(shutil.copy(song, source)).read_bytes()
+    assert run(tmp_path / "next.wav", "--num_samples", count, "--plot", tmp_path / plot, source=source) == 2
+    assert capsys.readouterr().err == f"error: --plot {source} would overwrite the input\n"
+    assert source.read_bytes() == before
+
+
+def test_other_names_of_the_input_are_refused_too(tmp_path, song, run):
+    source = Path(shutil.copy(song, tmp_path / "song.flac"))
+    before = source.read_bytes()
+    os.link(source, tmp_path / "hard.flac")
+    (tmp_path / "soft.flac").symlink_to(source)
+    (tmp_path / "soft.png").symlink_to(source)
+    for name in ("hard.flac", "soft.flac"):
+        assert run(tmp_path / name, source=source) == 2
+    assert run(tmp_path / "next.wav", "--plot", tmp_path / "soft.png", source=source) == 2
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("flag", ["--output", "--plot"])
+def test_output_that_is_a_folder_or_lies_in_a_file_is_refused(tmp_path, run, capsys, monkeypatch, flag):
+    monkeypatch.setattr(ContinuationModel, "generate", None)
+    suffix = {"--output": ".wav", "--plot": ".png"}[flag]
+    (tmp_path / f"folder{suffix}").mkdir()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / f"folder{suffix}", tmp_path / "file" / f"next{suffix}"):
+        flags = [] if flag == "--output" else ["--plot", path]
+        assert run(path if flag == "--output" else tmp_path / "next.wav", *flags) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {flag}") and error.count("\n") == 1
 
 
 def test_mp3_of_a_rate_that_mp3_does_not_know_is_refused_before_generation(tmp_path, refuses, monkeypatch):
@@ -354,7 +406,8 @@ def test_interrupted_while_writing_ends_with_75_and_leaves_no_file(tmp_path, run
 
 @pytest.mark.parametrize(
     "flags",
-    [("--start", "-1"), ("--start", "nan"), ("--start", "middle"), ("--seconds", "0"), ("--num_samples", "0"),
+    [("--start", "-1"), ("--start", "nan"), ("--start", "middle"), ("--start", "1e305"), ("--start", "86401"),
+     ("--seconds", "1e305"), ("--seconds", "0"), ("--num_samples", "0"),
      ("--steps", "0"), ("--temperature", "-1"), ("--precision", "fp8"), ("--guidance", "nan"), ("--guidance", "inf"),
      ("--seed", "-1"), ("--seed", str(2**32))],
 )  # fmt: skip

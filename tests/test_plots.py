@@ -59,6 +59,16 @@ def test_waveforms_and_spectrograms_of_several_signals_are_drawn(tmp_path, music
     assert pixels(tmp_path / "spectrograms.png").min() < 0.05
 
 
+def test_name_that_is_no_text_is_drawn_escaped(tmp_path, music):
+    name, shown = "caf\udce9\x1b\n.mp3", r"caf\udce9\x1b\n.mp3"
+    for title, path in ((name, tmp_path / "name.png"), (shown, tmp_path / "shown.png")):
+        plots.plot_continuation(path, music[:, :RATE], music[:, RATE:], RATE, title)
+        plots.plot_waveforms(path.with_suffix(".waveforms.png"), [(title, music)], RATE)
+        plots.plot_spectrograms(path.with_suffix(".spectrograms.png"), [(title, music)], RATE)
+    for suffix in (".png", ".waveforms.png", ".spectrograms.png"):
+        np.testing.assert_array_equal(pixels(tmp_path / f"name{suffix}"), pixels(tmp_path / f"shown{suffix}"))
+
+
 def test_dataset_shows_every_split_and_leaves_out_unknown_tempos(tmp_path):
     tempos = [("train", 120.0), ("train", None), ("val", float("nan")), ("test", 90)]
     rows = [

@@ -517,6 +517,8 @@ def test_a_slurm_array_task_finds_its_shard_and_says_so(tmp_path, no_workers, mo
         (("--shard", "2/2"), "is not I/N"),
         (("--workers", "0"), "0 is not above 0"),
         (("--clip_seconds", "nan"), "nan is not above 0"),
+        (("--clip_seconds", "1e305"), "1e+305 s is more than a day"),
+        (("--chunk_seconds", "1e305"), "1e+305 s is more than a day"),
     ],
 )
 def test_a_senseless_flag_is_refused_in_a_sentence(tmp_path, capsys, arguments, sentence):
@@ -524,6 +526,25 @@ def test_a_senseless_flag_is_refused_in_a_sentence(tmp_path, capsys, arguments, 
         preprocess_here(tmp_path, tmp_path / "out", *arguments)
     assert stopped.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("CPUS_PER_TASK", "abc"), ("CPUS_PER_TASK", "0"), ("CPUS_PER_TASK", ""), ("CPUS_PER_TASK", "-1"),
+     ("ARRAY_TASK_ID", "abc"), ("ARRAY_TASK_STEP", "0"), ("ARRAY_TASK_COUNT", "4.5")],
+)  # fmt: skip
+def test_slurm_variables_that_are_no_numbers_are_refused_before_anything_is_written(
+    tmp_path, no_workers, monkeypatch, capsys, name, value
+):
+    for part in ("ID", "MIN", "STEP", "COUNT"):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{part}", "1")
+    monkeypatch.setenv(f"SLURM_{name}", value)
+    (tmp_path / "in").mkdir()
+    flags = ["--input_folder", str(tmp_path / "in"), "--output_folder", str(tmp_path / "out")]
+    assert preprocess.main(preprocess.parse_args(flags)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: SLURM_{name}={value} in the environment is not a whole number")
+    assert error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_folders_that_make_no_sense_exit_2_and_a_folder_without_songs_exits_1(tmp_path, no_workers):

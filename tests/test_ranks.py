@@ -22,6 +22,7 @@ import checkpoint
 import data
 import ranks
 import train
+from arguments import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "tests" / "run_quietly.py"
@@ -211,6 +212,18 @@ def test_launcher_says_which_process_this_is(monkeypatch, variables, expected):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert ranks.environment() == expected
+
+
+@pytest.mark.parametrize(("rank", "count"), [("x", "2"), ("0", "0"), ("-1", "2")])
+def test_launcher_that_gives_no_numbers_is_refused_by_name(monkeypatch, rank, count):
+    for name, value in {"RANK": rank, "LOCAL_RANK": "0", "WORLD_SIZE": count}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=r"^(RANK|WORLD_SIZE)=.* in the environment is not a whole number"):
+        ranks.environment()
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as caught:  # the code of the refusal stands
+        ranks.leave(2)
+    assert caught.value.code == 2
 
 
 def test_alone_every_exchange_returns_what_it_was_given():

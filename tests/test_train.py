@@ -330,6 +330,16 @@ def test_missing_dataset_is_refused(tmp_path, capsys):
     assert "error: " in capsys.readouterr().err
 
 
+def test_checkpoint_folder_in_whose_place_a_file_is_is_refused_on_one_line(tmp_path, capsys):
+    (tmp_path / "a\n\x1b").touch()
+    for folder in (tmp_path / "a\n\x1b", tmp_path / "a\n\x1b" / "below"):
+        argv = ["--dataset_folder", "none", "--checkpoint_folder", str(folder), *TINY.split()]
+        assert train.main(train.parse_args(argv)) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: --checkpoint_folder: a file is in the place of the folder")
+        assert error.count("\n") == 1 and "\x1b" not in error
+
+
 @pytest.mark.parametrize(
     "flags",
     [
