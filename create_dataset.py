@@ -36,7 +36,7 @@ import numpy as np
 
 import audio
 import data
-from arguments import INTERRUPTED, print_any_name, sigterm_as_ctrl_c
+from arguments import INTERRUPTED, one_line, print_any_name, sigterm_as_ctrl_c
 
 TEMPO_SECONDS = 60
 LISTED_GROUPS = 20
@@ -149,8 +149,9 @@ def _read_line(text: bytes, where: str) -> dict:
     data.check_keys(line, {"status": str}, where)
     if line["status"] == "ok":
         data.check_keys(line, _LINE_KEYS, where)
-        if not re.fullmatch(r"[\w-][\w.-]*", line["id"]) or line["chunks"] < 1:
-            raise data.DataError(f"{where} is damaged: id {line['id'][:80]!r}, {line['chunks']} chunks")
+        data.check_id(line["id"], where)
+        if line["chunks"] < 1:
+            raise data.DataError(f"{where} is damaged: {line['chunks']} chunks")
     return line
 
 
@@ -417,7 +418,7 @@ def main(args: argparse.Namespace) -> int:
         print("interrupted: run the same command again", file=sys.stderr)
         return INTERRUPTED
     except (data.DataError, audio.AudioError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"error: {error.filename or args.dataset_folder}: {error.strerror or error}", file=sys.stderr)

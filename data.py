@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,7 +67,16 @@ def read_meta(folder: str | os.PathLike, kind: str) -> dict:
         check_keys(meta, {"songs": list}, path)
         for song in meta["songs"]:
             check_keys(song, _SONG_KEYS, path)
+            check_id(song["id"], path)
+        if len({song["id"] for song in meta["songs"]}) < len(meta["songs"]):
+            raise DataError(f"{path} is damaged: two songs have the same id")
     return meta
+
+
+def check_id(id: str, where: object) -> None:
+    """Raise DataError, naming `where`, unless a song's id is a plain name: files are called after it."""
+    if not re.fullmatch(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,99}", id):
+        raise DataError(f"{where} is damaged: id {id[:80]!r}")
 
 
 def check_keys(values: object, types: dict[str, type | tuple[type, ...]], where: object) -> None:

@@ -203,6 +203,22 @@ def test_song_with_a_wrong_value_is_refused(folder, changes):
         data.open_dataset(folder)
 
 
+@pytest.mark.parametrize(
+    "id", ["../../x", "/x", "a/b", "a\\b", "..", ".x", "", "a\n", "a b", "a\0", "x" * 101, "\udcff", "-x", "é"]
+)
+def test_id_after_which_no_file_may_be_called_is_refused(folder, id):
+    edit_song(folder, id=id)
+    with pytest.raises(data.DataError, match=r"meta\.json is damaged: id '") as caught:
+        data.open_dataset(folder)
+    assert str(caught.value).isprintable()
+
+
+def test_id_that_two_songs_have_is_refused(folder):
+    edit_song(folder, id="train0")
+    with pytest.raises(data.DataError, match="two songs have the same id"):
+        data.open_dataset(folder)
+
+
 def test_folder_without_meta_is_refused_by_saying_who_writes_it(tmp_path):
     with pytest.raises(data.DataError, match=r"create_dataset\.py has not finished"):
         data.open_dataset(tmp_path)
