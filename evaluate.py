@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or refused input, 75 interrupted: ru
 """
 
 import argparse
+import hashlib
 import math
 import re
 import sys
@@ -25,7 +26,16 @@ import listen
 import metrics
 import plots
 import scorecard
-from arguments import INTERRUPTED, UsageError, not_negative_float, positive_int, print_any_name, seed_number
+from arguments import (
+    INTERRUPTED,
+    UsageError,
+    make_folder,
+    not_negative_float,
+    one_line,
+    positive_int,
+    print_any_name,
+    seed_number,
+)
 from gates import CEILING, ONE_STEP
 
 SHOWN_SONGS = 3  # songs whose first pair is drawn and written as sound
@@ -35,6 +45,7 @@ GUESS = ", guess"
 WITHOUT_NETWORK = ("silence", "input repeated", "tempo-locked loop", "another song", "same song elsewhere")
 NO_EMBEDDING = [np.zeros((0, embedding.DIMENSIONS), np.float32)]  # of a song in which a system is silent
 REAL_AUDIO = WITHOUT_NETWORK[1:]  # judged through each codec too
+LONGEST_FILE_NAME = 100  # bytes of a system's; a suffix and a temporary name's additions come to it
 PASSAGES_AT_ONCE = 2**30  # bytes of continuations that are looked for in the training songs together
 
 
@@ -76,6 +87,8 @@ def named_folder(text: str) -> tuple[str, Path]:
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR")
+    if not file_name(name):
+        raise argparse.ArgumentTypeError(f"{text!r}: a name needs a letter or a digit, files are called after it")
     return name, Path(folder)
 
 
@@ -90,6 +103,7 @@ class Pair:
     number: int  # in the split
     id: str  # the song's, and the second at which the input begins
     song: str
+    title: str  # the song's file, as listen.html names it
     gain: float  # from the song's own level
     context: np.ndarray
     target: np.ndarray
@@ -119,8 +133,9 @@ class Pairs:
                 pairs = self.chosen[other]
                 another = self.windows.pair(pairs[i % len(pairs)])[:, :chunk]
             elsewhere = self.windows.elsewhere(number)
-            song, gain = self.songs[position]["id"], self.windows.gain(number)
-            yield Pair(number, self.id(number), song, gain, x[:, :chunk], x[:, chunk:], another, elsewhere)
+            song, gain = self.songs[position], self.windows.gain(number)
+            names = (self.id(number), song["id"], song["source"])
+            yield Pair(number, *names, gain, x[:, :chunk], x[:, chunk:], another, elsewhere)
 
     def id(self, number: int) -> str:
         return f"{self.windows.song(number)['id']}-{self.windows.start_seconds(number):g}"
@@ -307,34 +322,43 @@ def names_of(folders: list[Path], configs: list[dict]) -> list[str]:
     longest = [f"{name} ({folder})" for name, folder in zip(short, folders, strict=True)]
     names = [n if short.count(n) == 1 else m for n, m in zip(short, long, strict=True)]
     names = [n if names.count(n) == 1 else m for n, m in zip(names, longest, strict=True)]
-    if len(set(names)) < len(names):
-        raise UsageError("--checkpoint_folder names the same folder twice")
+    if len({file_name(name) for name in names}) < len(names):
+        raise UsageError("--checkpoint_folder names the same folder twice, or two that differ in signs alone")
     return names
 
 
-def check_predictions(predictions: list[tuple[str, Path]], networks: list[Network], ids: list[str]) -> None:
-    """Refuse, before hours of work, names that other systems have or might have, and missing sounds."""
+def check_predictions(predictions: list[tuple[str, Path]], networks: list[Network], pairs: Pairs, meta: dict) -> None:
+    """Refuse, before hours of work, names that other systems have or might have, and sounds that are missing or
+    cannot be judged."""
     taken = {file_name(name) for name in (*WITHOUT_NETWORK, "truth", *(network.name for network in networks))}
     for name, folder in predictions:
         if file_name(name) in taken or "," in name or " through " in name:
             raise UsageError(f"--predictions {name}={folder}: the name is taken by another system")
         taken.add(file_name(name))
-        for path in (folder / f"{id}.wav" for id in ids):
+        for path in (folder / f"{id}.wav" for id in pairs.ids()):
             if not path.is_file():
                 raise UsageError(f"{path} is missing: there must be a continuation of every pair")
+            load_prediction(path, meta["sample_rate"], meta["channels"], meta["chunk_samples"])
 
 
-def read_prediction(folder: Path, pair: Pair, sample_rate: int) -> np.ndarray:
-    """Somebody's continuation of the pair, given at the song's own level, at the pair's."""
-    path = folder / f"{pair.id}.wav"
-    channels, samples = pair.target.shape
+def load_prediction(path: Path, sample_rate: int, channels: int, samples: int) -> np.ndarray:
+    """The first samples of somebody's continuation, float32 (channels, samples); the rest is not read. UsageError for
+    a shorter one, and for one that the decoder mends: what it would judge is not what was played."""
+    decoder = audio.Decoder(path, sample_rate, channels, samples / sample_rate)
     try:
-        x = audio.load_audio(path, sample_rate, channels)
+        x = np.concatenate([np.zeros((channels, 0), np.float32), *decoder], axis=1)
     except audio.AudioError as error:
         raise UsageError(f"{path}: {error}") from error
     if x.shape[1] < samples:
         raise UsageError(f"{path} is too short: {x.shape[1] / sample_rate:g} s of {samples / sample_rate:g} s")
-    return pair.gain * x[:, :samples]
+    if decoder.notes:
+        raise UsageError(f"{path} cannot be judged as it is: {'; '.join(decoder.notes)}")
+    return x
+
+
+def read_prediction(folder: Path, pair: Pair, sample_rate: int) -> np.ndarray:
+    """Somebody's continuation of the pair, given at the song's own level, at the pair's."""
+    return pair.gain * load_prediction(folder / f"{pair.id}.wav", sample_rate, *pair.target.shape)
 
 
 # Judging
@@ -523,7 +547,7 @@ class Judge:
             audio.encode_audio(self.output / shown["sound"], whole, self.rate)
             plots.plot_join(self.output / shown["picture"], whole, self.rate, pair.context.shape[-1] / self.rate)
             systems.append({"name": name, **shown})
-        self.listening.append({"title": pair.song, "systems": systems})
+        self.listening.append({"title": pair.title, "systems": systems})
 
 
 def worst_hum(frequencies: np.ndarray, songs: dict[str, list[np.ndarray]]) -> dict[str, float]:
@@ -533,7 +557,12 @@ def worst_hum(frequencies: np.ndarray, songs: dict[str, list[np.ndarray]]) -> di
 
 
 def file_name(system: str) -> str:
-    return re.sub(r"[^\w.]+", "-", system).strip("-")
+    """What the files of a system are called; '' where its name has no letter or digit."""
+    name = re.sub(r"[^\w.]+", "-", system).strip("-._")
+    if len(name.encode()) <= LONGEST_FILE_NAME:
+        return name
+    digest = hashlib.sha256(system.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{name[:20]}-{digest[:10]}"
 
 
 # The scorecard
@@ -657,11 +686,11 @@ def run(args: argparse.Namespace, stop) -> None:
     meta, sides = data.open_dataset(args.dataset_folder)
     pairs = Pairs(data.Windows(sides[args.split], meta), args.pairs_per_song)
     networks = load_networks(args, meta)
-    check_predictions(args.predictions, networks, pairs.ids())
+    check_predictions(args.predictions, networks, pairs, meta)
+    make_folder(args.output_folder, "--output_folder")
     notes = notes_on(networks, pairs, args.split)
     for note in notes:
-        print(f"note: {note}")
-    args.output_folder.mkdir(parents=True, exist_ok=True)
+        print(f"note: {one_line(note)}")
     judge = Judge(networks, dict(args.predictions), meta["sample_rate"], args)
 
     def look_for_copies() -> None:
@@ -684,7 +713,8 @@ def run(args: argparse.Namespace, stop) -> None:
     write_card(args.output_folder, card)
     if judge.listening:
         audio.write_atomic(args.output_folder / "listen.html", listen.page(judge.listening))
-    print(f"done: {args.output_folder / 'scorecard.md'}; listen.html, .json, .csv, pictures and sounds are beside it")
+    card_path = one_line(args.output_folder / "scorecard.md")
+    print(f"done: {card_path}; listen.html, .json, .csv, pictures and sounds are beside it")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -701,10 +731,10 @@ def main(args: argparse.Namespace) -> int:
         print(f"interrupted by {stop.name}: run the same command again", file=sys.stderr)
         return INTERRUPTED
     except (UsageError, data.DataError, checkpoint.CheckpointError, checkpoint.DeviceError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except (audio.AudioError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except torch.cuda.OutOfMemoryError:
         print("error: the GPU's memory ran out: free some of it, or use --device cpu", file=sys.stderr)

@@ -4,6 +4,9 @@ import csv
 import io
 import json
 import math
+import re
+
+from arguments import one_line
 
 UNDEFINED = "-"
 
@@ -88,8 +91,14 @@ def as_csv(figures: dict) -> str:
         for system, measures in systems.items():
             for measure, figure in measures.items():
                 values = [figure[key] if math.isfinite(figure[key]) else "" for key in ("mean", "low", "high")]
-                writer.writerow([section, system, measure, *values, defined_songs(figure)])
+                writer.writerow([section, spreadsheet_text(system), measure, *values, defined_songs(figure)])
     return text.getvalue()
+
+
+def spreadsheet_text(name: str) -> str:
+    """Return foreign text as a cell of CSV that no spreadsheet takes for a formula."""
+    text = one_line(name)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def as_markdown(card: dict) -> str:
@@ -102,7 +111,7 @@ def as_markdown(card: dict) -> str:
         f"{settings['steps']} steps, guidance {settings['guidance']:g}.",
         "Every figure is a mean over songs, with its 95 % bootstrap interval over songs in brackets; n: over so many "
         "songs only; a dash: undefined. Definitions: metrics.py.",
-        *(f"\n**Note:** {note}." for note in card["notes"]),
+        *(f"\n**Note:** {markdown(note)}." for note in card["notes"]),
         "",
         *checkpoint_table(card["checkpoints"]),
     ]
@@ -170,8 +179,13 @@ def rank_table(ranks: dict[str, dict]) -> list[str]:
 
 
 def table(header: list[str], rows: list[list]) -> list[str]:
-    rows = [[str(entry).replace("|", r"\|") for entry in row] for row in [header, ["---"] * len(header), *rows]]
+    rows = [[markdown(entry) for entry in row] for row in [header, ["---"] * len(header), *rows]]
     return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def markdown(text: object) -> str:
+    """Return text that may hold foreign names so that it stays in its cell and is neither HTML nor a link."""
+    return re.sub(r"[\\|]|<(?=[a-zA-Z/!?])|(?<=\])[(\[]", r"\\\g<0>", one_line(text))
 
 
 def cell(figure: dict | None, total: int) -> str:

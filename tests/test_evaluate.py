@@ -4,8 +4,10 @@ import csv
 import dataclasses
 import json
 import math
+import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote
@@ -330,6 +332,51 @@ def test_missing_and_short_predictions_are_refused(dataset, checkpoints, somebod
     assert f"{last} is missing" in capsys.readouterr().err
 
 
+def test_prediction_with_a_sample_that_is_no_number_is_refused_before_any_work(
+    dataset, checkpoints, somebody, tmp_path, capsys
+):
+    last = sorted(somebody.iterdir())[-1]
+    x, _ = soundfile.read(last)
+    x[7, 0] = math.nan
+    soundfile.write(last, x, RATE, subtype="FLOAT")
+    args = arguments(dataset, checkpoints[:1], tmp_path / "scores", "--predictions", f"somebody={somebody}")
+    assert evaluate.main(args) == 2
+    assert f"error: {last} cannot be judged as it is: 1 non-finite samples" in capsys.readouterr().err
+    assert not (tmp_path / "scores").exists()
+
+
+def test_prediction_of_three_hours_is_read_as_far_as_it_is_judged(tmp_path):
+    path = synth.write(tmp_path / "long.wav", synth.tone(440, CHUNK_SECONDS, RATE, 2), RATE, subtype="PCM_16")
+    size = path.stat().st_size - 44 + 3 * 3600 * RATE * 4  # bytes of samples behind the header
+    with open(path, "r+b") as file:
+        for place, value in ((4, size + 36), (40, size)):
+            file.seek(place)
+            file.write(value.to_bytes(4, "little"))
+        file.truncate(44 + size)
+    tracemalloc.start()
+    try:
+        x = evaluate.load_prediction(path, RATE, 2, CHUNK)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert x.shape == (2, CHUNK)
+    assert np.abs(x).max() == pytest.approx(0.5, abs=1e-3)
+    assert peak < 10 * x.nbytes
+
+
+@pytest.mark.parametrize("name", ["!!!", "..", "-", "\n", "\udcff", "_"])
+def test_name_that_no_file_can_bear_is_wrong_usage(dataset, checkpoints, name):
+    with pytest.raises(SystemExit) as caught:
+        arguments(dataset, checkpoints, "scores", "--predictions", f"{name}=somewhere")
+    assert caught.value.code == 2
+
+
+def test_files_of_a_system_with_a_long_name_have_short_names_of_their_own():
+    one, other = (evaluate.file_name("夜" * 200 + end) for end in ("a", "b"))
+    assert one != other
+    assert max(len(one.encode()), len(other.encode())) <= evaluate.LONGEST_FILE_NAME
+
+
 # ---- what a network does ----
 
 
@@ -507,6 +554,39 @@ def test_cell_shows_interval_and_missing_songs(figure, text):
     assert scorecard.cell(figure, 2) == text
 
 
+HOSTILE = "a|b\n<script>\x1b[2J[x](http://x)\\|\udcff"
+FIGURE = {"mean": 0.5, "low": 0.5, "high": 0.5, "songs": {"a": 0.5}}
+
+
+def test_name_stays_in_its_cell_of_a_table_as_text():
+    (_, _, row) = scorecard.table(["system", "loss"], [[HOSTILE, "1"]])
+    assert row == r"| a\|b\\n\<script>\\x1b[2J[x]\(http://x)\\\|\\udcff | 1 |"
+
+
+@pytest.mark.parametrize("first", "=+-@")
+def test_csv_holds_no_formula(first):
+    name = f'{first}HYPERLINK("x")'
+    _, row = csv.reader(scorecard.as_csv({"context": {name: {"loss": FIGURE}}}).splitlines())
+    assert row[1] == f"'{name}"
+
+
+def test_csv_holds_a_name_on_one_line():
+    _, row = csv.reader(scorecard.as_csv({"context": {"\tb\n\udcff": {"loss": FIGURE}}}).splitlines())
+    assert row[1] == r"\tb\n\udcff"
+
+
+def test_checkpoint_folders_of_any_name_are_judged(checkpoints, tmp_path, capsys, without_pictures):
+    dataset, names = write_dataset(tmp_path / "dataset", (2,)), ("<!--|\n\x1b=\udcff", "b" * 120)
+    folders = [Path(shutil.copytree(checkpoints[3], tmp_path / name)) for name in names]
+    assert evaluate.main(arguments(dataset, folders, tmp_path / "scores")) == 0
+    printed = "".join(capsys.readouterr())
+    assert "\x1b" not in printed and r"tiny-flow (<!--|\n\x1b=\udcff) is still in stage 1" in printed
+    assert all(name in read_card(tmp_path / "scores")["figures"]["reconstruction"]
+               for name in (f"tiny-flow ({folder.name})" for folder in folders))  # fmt: skip
+    lines = (tmp_path / "scores" / "scorecard.md").read_text(encoding="utf-8").splitlines()
+    assert any(line.startswith(r"| tiny-flow (\<!--\|\\n\\x1b=\\udcff) |") for line in lines)
+
+
 def test_pictures_and_sounds_of_the_first_songs_are_written(scores, card):
     pictures = {path.name for path in (scores / "pictures").glob("*.png")}
     assert pictures == {"test-0-reconstruction.png", "test-0-continuation.png"}
@@ -519,7 +599,7 @@ def test_pictures_and_sounds_of_the_first_songs_are_written(scores, card):
 def test_listening_page_plays_every_continuation_with_its_picture(scores, card):
     page = (scores / "listen.html").read_text(encoding="utf-8")
     (song,) = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
-    assert song["title"] == "test-0"
+    assert song["title"] == "test-0.mp3"  # the file, not the id made of it
     assert [system["name"] for system in song["systems"]] == list(card["figures"]["continuation"])
     for system in song["systems"]:
         for kind in ("sound", "picture"):
@@ -568,6 +648,24 @@ def test_checkpoint_of_another_sample_rate_is_refused(refuses, tmp_path):
 def test_mono_checkpoint_is_refused_for_a_stereo_dataset(refuses, tmp_path):
     folder = write_checkpoint(tmp_path / "ck", dataclasses.replace(SMALL, channels=1))
     assert "was trained at 1 channels, and the dataset has 2 channels" in refuses(folders=[folder])
+
+
+@pytest.mark.parametrize("id", ["../../outside", "/outside", "a\n"])
+def test_dataset_whose_ids_lead_outside_is_refused(refuses, tmp_path, id):
+    folder = write_dataset(tmp_path / "dataset")
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["songs"][-1]["id"] = id
+    (folder / "meta.json").write_text(json.dumps(meta))
+    assert f"meta.json is damaged: id {id!r}" in refuses(source=folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset"]
+
+
+def test_output_folder_in_whose_place_a_file_is_is_refused(dataset, checkpoints, tmp_path, capsys):
+    (tmp_path / "scores").touch()
+    for folder in (tmp_path / "scores", tmp_path / "scores" / "below"):
+        assert evaluate.main(arguments(dataset, checkpoints[:1], folder)) == 2
+        error = capsys.readouterr().err
+        assert error == f"error: --output_folder: a file is in the place of the folder {folder}, or of one above it\n"
 
 
 def test_same_folder_twice_is_refused(refuses, checkpoints):

@@ -22,7 +22,8 @@ def test_page_is_not_ended_by_a_title_nor_lost_by_a_strange_path():
 
 
 def test_title_stays_on_its_line_and_is_text_that_a_browser_can_show():
-    page = listen.page([{"title": "a\n\x1b\udcff", "systems": [{"name": "b\r", "sound": "b.wav", "picture": "b.png"}]}])
+    system = {"name": "b\r", "sound": "b.wav", "picture": "b.png"}
+    page = listen.page([{"title": "a\n\x1b\udcff", "systems": [system]}])
     (song,) = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
     assert (song["title"], song["systems"][0]["name"]) == (r"a\n\x1b\udcff", r"b\r")
 
