@@ -1,0 +1,398 @@
+"""Songs as encoders, recorders and `cat` leave them: each is read whole and right, or its note says what is not.
+
+Lengths and levels are those of the synthesised song, and those of an independent decode by ffmpeg.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+import soundfile
+import synth
+
+import audio
+import containers
+
+RATE = 44100
+TONES = (440, 550, 660)  # left, centre, right
+CONTAINERS = {
+    "x.ogg": ("-c:a", "libvorbis", "-q:a", "6"),
+    "x.opus": ("-c:a", "libopus", "-mapping_family", "1", "-b:a", "256k"),
+    "x.flac": ("-c:a", "flac"),
+    "x.wav": ("-c:a", "pcm_s16le"),
+    "x.m4a": ("-c:a", "aac", "-b:a", "256k"),
+    "x.mka": ("-c:a", "flac"),
+    "x.wv": ("-c:a", "wavpack"),
+}
+
+
+def read(path, rate: int = RATE, channels: int = 2) -> tuple[np.ndarray, list[str]]:
+    """(float32 (channels, samples), notes)"""
+    decoder = audio.Decoder(path, rate, channels)
+    return np.concatenate(list(decoder), axis=1), decoder.notes
+
+
+def levels(x: np.ndarray, rate: int = RATE) -> np.ndarray:
+    """The peak levels of TONES in every channel, (channels, tones), over the second half of the sound."""
+    x = x[:, x.shape[1] // 2 :]
+    window = np.hanning(x.shape[1])
+    times = np.arange(x.shape[1]) / rate
+    return np.array([[2 * abs(np.sum(c * window * np.exp(-2j * np.pi * f * times))) for f in TONES] for c in x]) / (
+        window.sum()
+    )
+
+
+def append(path, *parts) -> object:
+    """Write files, or bytes, one behind another."""
+    path.write_bytes(b"".join(part if isinstance(part, bytes) else part.read_bytes() for part in parts))
+    return path
+
+
+# --- more than two channels ---
+
+
+@pytest.fixture(scope="module")
+def three_tones() -> np.ndarray:
+    """3.0: left, right, centre, as wav and ffmpeg order them."""
+    return np.concatenate([synth.tone(TONES[i], 3, RATE, level=0.2) for i in (0, 2, 1)])
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_surround_is_mixed_down_the_same_in_every_container(tmp_path, needs_ffmpeg, three_tones, name):
+    path = synth.encode(tmp_path / name, three_tones, RATE, "-af", "aformat=channel_layouts=3.0", *CONTAINERS[name])
+    x, notes = read(path)
+    assert notes == ["3 channels, mixed down to stereo"]
+    assert x.shape[1] == pytest.approx(three_tones.shape[1], abs=1024)  # an AAC frame of padding
+    side, centre = 0.2 / (1 + 0.5**0.5), 0.2 / (1 + 2**0.5)  # ITU-R BS.775: 1 and 0.71, with a sum of 1
+    np.testing.assert_allclose(levels(x), [[side, centre, 0], [0, centre, side]], atol=0.004)
+    mono, notes = read(path, channels=1)
+    assert notes == ["3 channels, mixed down to stereo"]
+    np.testing.assert_allclose(levels(mono), [[side / 2, centre, side / 2]], atol=0.004)
+
+
+def test_loud_surround_does_not_clip(tmp_path, needs_ffmpeg):
+    path = synth.write(tmp_path / "x.flac", synth.tone(440, 1, RATE, 6, level=0.99), RATE)
+    x, notes = read(path)
+    assert notes == ["6 channels, mixed down to stereo"]
+    assert np.abs(x).max() == pytest.approx(0.99, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "sentence"),
+    [
+        (1, 1, "no audio: a sample rate of 1 Hz, below 1000"),
+        (999, 2, "no audio: a sample rate of 999 Hz, below 1000"),
+        (RATE, 33, "no audio: 33 channels, more than 32"),
+        (RATE, 1024, "no audio: 1024 channels, more than 32"),
+    ],
+)
+def test_what_is_no_music_is_refused_before_it_takes_memory(tmp_path, rate, channels, sentence):
+    path = synth.write(tmp_path / "x.wav", synth.noise(0, 8192 / rate, rate, channels), rate)
+    tracemalloc.start()
+    with pytest.raises(audio.AudioError, match=sentence):
+        read(path, 24000)
+    assert tracemalloc.get_traced_memory()[1] < 1e7
+    tracemalloc.stop()
+
+
+def test_channels_whose_places_nobody_tells_are_refused(tmp_path, needs_ffmpeg):
+    path = synth.write(tmp_path / "x.wav", synth.noise(0, 1, RATE, 10), RATE)
+    with pytest.raises(audio.AudioError, match="10 channels in no known layout: they cannot be mixed down"):
+        read(path)
+
+
+def test_surround_without_ffmpeg_waits_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "find_ffmpeg", lambda: None)
+    with pytest.raises(audio.FfmpegMissing):
+        read(synth.write(tmp_path / "x.wav", synth.noise(0, 1, RATE, 6), RATE))
+
+
+# --- files joined into one ---
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("x.ogg", "libvorbis"), ("x.opus", "libopus"), ("x.oga", "flac"), ("x.flac", "flac")]
+)
+def test_streams_joined_in_one_file_are_all_read(tmp_path, needs_ffmpeg, name, codec):
+    first, second = (synth.tone(tone, 3, 48000, 2) for tone in TONES[:2])
+    parts = [synth.encode(tmp_path / f"{i}-{name}", x, 48000, "-c:a", codec) for i, x in enumerate((first, second))]
+    path = append(tmp_path / name, *parts)
+    x, notes = read(path, 48000)
+    assert len(notes) == 1 and notes[0].startswith("2 ") and "in one" in notes[0]
+    # ffmpeg loses a quarter of a second between two FLAC files, as the note says.
+    assert x.shape[1] == pytest.approx(6 * 48000, abs=0.3 * 48000 if name == "x.flac" else 300)
+    assert x.shape == synth.decode(path, 48000, 2).shape
+    np.testing.assert_allclose(levels(x, 48000)[:, 1], 0.5, atol=0.02)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_chained_ogg_of_another_rate_and_number_of_channels_is_read_in_stereo(tmp_path, needs_ffmpeg, order):
+    stereo = synth.encode(tmp_path / "s.ogg", synth.tone(440, 3, RATE, 2), RATE, "-c:a", "libvorbis")
+    mono = synth.encode(tmp_path / "m.ogg", synth.tone(440, 3, 22050), 22050, "-c:a", "libvorbis")
+    path = append(tmp_path / "x.ogg", *((stereo, mono)[i] for i in order))
+    x, _ = read(path)
+    assert x.shape[1] == pytest.approx(6 * RATE, abs=0.1 * RATE)
+    expected = [[0.5, 0.5], [0.5**1.5, 0.5**1.5]]  # ffmpeg doubles mono at the same power
+    found = [levels(x[:, start : start + 2 * RATE])[:, 0] for start in (RATE // 2, 7 * RATE // 2)]
+    np.testing.assert_allclose(found, [expected[i] for i in order], atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["x.wav", "x.aiff"])
+def test_wav_joined_behind_a_wav_is_noted(tmp_path, needs_ffmpeg, name):
+    part = synth.write(tmp_path / name, synth.tone(440, 2, RATE), RATE)
+    x, notes = read(append(tmp_path / f"joined-{name}", part, part))
+    assert x.shape[1] == 2 * RATE
+    assert "another file joined behind this one is left out" in notes
+
+
+def headerless_mp3(path, channels: int) -> bytes:
+    x = synth.tone(440, 3, RATE, channels, level=0.5)
+    options = ("-c:a", "libmp3lame", "-b:a", "128k", "-write_xing", "0", "-id3v2_version", "0")
+    return synth.encode(path, x, RATE, *options).read_bytes()
+
+
+@pytest.mark.parametrize(("first", "change"), [(2, "stereo to mono"), (1, "mono to stereo")])
+def test_mp3_that_changes_its_channels_is_read_to_its_end(tmp_path, needs_ffmpeg, first, change):
+    parts = [headerless_mp3(tmp_path / "x.mp3", channels) for channels in (first, 3 - first)]
+    path = append(tmp_path / "x.mp3", *parts)
+    x, notes = read(path)
+    assert notes == [f"changes from {change} at 3.06 s"]
+    assert x.shape == synth.decode(path, RATE, 2).shape
+    assert x.shape[1] == pytest.approx(6.1 * RATE, abs=0.05 * RATE)
+    assert audio.rms_db(x[:, -RATE:-2000]) == pytest.approx(-9 if first == 1 else -12, abs=0.3)  # see above
+
+
+def test_joint_and_plain_stereo_in_one_mp3_are_no_change(tmp_path, needs_ffmpeg):
+    wide = synth.encode(tmp_path / "w.mp3", synth.noise(0, 3, RATE, 2), RATE, "-b:a", "320k", "-joint_stereo", "0")
+    assert containers.scan_mp3(wide).channels_change_at is None
+    narrow = headerless_mp3(tmp_path / "n.mp3", 2)
+    assert containers.scan_mp3(append(tmp_path / "x.mp3", wide, narrow)).channels_change_at is None
+
+
+# --- far beyond full scale ---
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("x.wav", ("-c:a", "pcm_f32le")),
+        ("x.aiff", ("-c:a", "pcm_f32be")),
+        ("x.caf", ("-c:a", "pcm_f32le")),
+        ("x.w64", ("-c:a", "pcm_f64le")),
+        ("x.wv", ("-c:a", "wavpack", "-sample_fmt", "fltp")),
+        ("x.ogg", ("-c:a", "libvorbis")),
+    ],
+)
+@pytest.mark.parametrize("scale", [32767, 2.0**31])
+def test_samples_of_another_scale_are_brought_to_full_scale(tmp_path, needs_ffmpeg, name, arguments, scale):
+    if name == "x.ogg" and scale > 1e6:
+        pytest.skip("Vorbis cannot hold it")
+    x = np.concatenate([synth.tone(440, 2, RATE, 2, level=0.25), synth.tone(440, 2, RATE, 2, level=1)], axis=1)
+    path = (
+        synth.encode(tmp_path / name, scale * x, RATE, "-f", "aiff", *arguments)
+        if name == "x.aiff"
+        else (synth.encode(tmp_path / name, scale * x, RATE, *arguments))
+    )
+    y, (note,) = read(path)
+    assert note.startswith("far louder than full scale: scaled by -")
+    tolerance = 0.1 if name == "x.ogg" else 1e-4
+    np.testing.assert_allclose(levels(y)[:, 0], 0.98, atol=tolerance)
+    np.testing.assert_allclose(levels(y[:, : 2 * RATE])[:, 0], 0.98 / 4, atol=tolerance)
+    part = audio.load_audio(path, RATE, 2, seconds=1)  # of the quiet beginning
+    np.testing.assert_array_equal(part, y[:, :RATE])
+
+
+def test_a_loud_master_is_left_as_it_is(tmp_path):
+    x = synth.tone(440, 1, RATE, level=1.4)
+    y, notes = read(synth.write(tmp_path / "x.wav", x, RATE, subtype="FLOAT"), channels=1)
+    np.testing.assert_array_equal(y, x)
+    assert notes == []
+
+
+def test_a_file_of_infinities_is_refused_and_not_scaled(tmp_path):
+    x = np.full((1, RATE), np.inf, np.float32)
+    with pytest.raises(audio.AudioError, match="non-finite samples: 44100 of 44100"):
+        read(synth.write(tmp_path / "x.wav", x, RATE, subtype="FLOAT"))
+
+
+# --- what one decoder refuses or cuts short, and the other reads ---
+
+
+@pytest.mark.parametrize("rate", [44100, 22050])
+def test_layer_ii_in_an_mp3_is_read(tmp_path, needs_ffmpeg, rate):
+    path = synth.encode(tmp_path / "x.mp3", synth.tone(440, 3, rate, 2), rate, "-c:a", "mp2", "-f", "mp2")
+    x, notes = read(path, rate)
+    assert notes == []
+    assert x.shape == synth.decode(path, rate, 2).shape
+    assert x.shape[1] == pytest.approx(3 * rate, abs=2 * 1152)
+
+
+def test_layer_i_frames_are_counted(tmp_path):
+    frame = b"\xff\xff\xc0\x04" + bytes(12 * 384000 // 44100 * 4 - 4)  # MPEG 1, 384 kbit/s, 44.1 kHz: silence
+    scan = containers.scan_mp3(append(tmp_path / "x.mp3", 100 * frame))
+    assert (scan.frames, scan.gaps, scan.is_cut) == (100, [], False)
+    assert scan.seconds == pytest.approx(100 * 384 / 44100)
+
+
+@pytest.mark.parametrize("zeros", [1000, 70_000, 300_000])
+def test_zeros_before_the_first_mp3_frame_cost_nothing(tmp_path, needs_ffmpeg, zeros):
+    x, notes = read(append(tmp_path / "x.mp3", bytes(zeros), headerless_mp3(tmp_path / "y.mp3", 2)))
+    assert notes == []
+    assert x.shape[1] == pytest.approx(3 * RATE, abs=3 * 1152)
+
+
+@pytest.mark.parametrize("extension", ["oga", "ogg", "flac"])
+def test_flac_in_ogg_is_read(tmp_path, needs_ffmpeg, extension):
+    x = synth.tone(440, 3, RATE, 2)
+    y, notes = read(synth.encode(tmp_path / f"x.{extension}", x, RATE, "-c:a", "flac", "-f", "ogg"))
+    assert notes == []
+    np.testing.assert_allclose(y, x, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["x.wav", "x.aiff", "x.w64", "x.caf", "x.au", "x.flac", "x.mka", "x.wv"])
+def test_what_was_written_to_a_pipe_is_read_whole_and_not_called_cut(tmp_path, needs_ffmpeg, name):
+    """Nobody could go back and write the length into the header."""
+    x = synth.tone(440, 3, RATE, 2)
+    whole = synth.encode(tmp_path / name, x, RATE)
+    form = {"x.mka": "matroska"}.get(name, whole.suffix[1:])
+    piped = append(tmp_path / f"piped-{name}", piped_bytes(x, form))
+    y, notes = read(piped)
+    assert notes == []
+    assert y.shape[1] == pytest.approx(3 * RATE, abs=0 if name != "x.mka" else 1152)
+    assert synth.decode(whole, RATE, 2).shape[1] == pytest.approx(y.shape[1], abs=1152)
+
+
+def piped_bytes(x: np.ndarray, form: str) -> bytes:
+    import subprocess
+
+    command = ["ffmpeg", "-v", "error", "-f", "f32le", "-ar", str(RATE), "-ac", "2", "-i", "-", "-f", form, "-"]
+    return subprocess.run(command, input=x.T.tobytes(), stdout=subprocess.PIPE, check=True).stdout
+
+
+@pytest.mark.parametrize("length", [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x24\0\0\x80"])
+def test_wav_without_a_length_is_read_to_its_end(tmp_path, needs_ffmpeg, length):
+    """A crashed recorder leaves 0, others enter the largest number there is."""
+    x = synth.tone(440, 3, RATE, 2)
+    data = synth.write(tmp_path / "x.wav", x, RATE).read_bytes()
+    place = data.index(b"data") + 4
+    y, notes = read(append(tmp_path / "x.wav", data[:place], length, data[place + 4 :]))
+    assert notes == []
+    np.testing.assert_allclose(y, x, atol=1e-4)
+
+
+def test_wav_whose_header_is_wrong_by_minutes_is_still_called_cut(tmp_path):
+    data = synth.write(tmp_path / "x.wav", synth.tone(440, 6, RATE), RATE).read_bytes()
+    assert read(append(tmp_path / "x.wav", data[: len(data) // 2]))[1] == ["cut: 3.00 s of 6.00 s are there"]
+
+
+def test_flac_with_an_id3v1_tag_behind_it_keeps_its_last_block(tmp_path, needs_ffmpeg):
+    x = synth.tone(440, 3.02, RATE, 2)
+    flac = synth.write(tmp_path / "x.flac", x, RATE)
+    y, notes = read(append(tmp_path / "tagged.flac", flac, b"TAG" + bytes(125)))
+    assert notes == []
+    np.testing.assert_allclose(y, x, atol=1e-4)
+
+
+def test_damage_in_a_flac_costs_the_damaged_place_only(tmp_path, needs_ffmpeg):
+    x = synth.noise(0, 10, RATE)
+    data = bytearray(synth.write(tmp_path / "x.flac", x, RATE).read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 3000] = bytes(3000)
+    y, (note,) = read(append(tmp_path / "x.flac", bytes(data)), channels=1)
+    assert note.startswith("damaged at 4.") or note.startswith("damaged at 5.")
+    assert y.shape[1] == pytest.approx(10 * RATE, abs=RATE)
+    np.testing.assert_allclose(y[:, -RATE:], x[:, -RATE:], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["x.webm", "x.mp4", "x.m4b", "x.wv", "x.mka", "x.tta", "x.au", "x.caf", "x.w64"])
+def test_containers_are_read_and_known_by_their_content(tmp_path, needs_ffmpeg, name):
+    form = {"x.webm": ("-c:a", "libopus"), "x.m4b": ("-c:a", "aac", "-f", "ipod")}.get(name, ())
+    path = synth.encode(tmp_path / name, synth.tone(440, 3, 48000, 2), 48000, *form)
+    x, notes = read(path, 48000)
+    assert notes == []
+    assert x.shape == synth.decode(path, 48000, 2).shape
+    assert x.shape[1] == pytest.approx(3 * 48000, abs=1024)
+    shutil.copy(path, tmp_path / "nameless")
+    assert containers.begins_as_audio(tmp_path / "nameless")
+
+
+@pytest.mark.parametrize(
+    ("content", "is_audio"),
+    [
+        (b"MAC \x96\x0f" + bytes(100), True),  # Monkey's Audio
+        (b"\0\0\0\x20ftypheic" + bytes(100), False),
+        (b"RIFF\x10\0\0\0WEBPVP8 " + bytes(100), False),
+        (b"RIFF\x10\0\0\0AVI LIST" + bytes(100), False),
+        (b"\xff\xfb\x90\x64" + bytes(413) + b"\xff\xfb\x90\x64" + bytes(413), True),
+        (b"\xff\xfb\x90\x64" + bytes(500), False),
+        (b"\xff\xfe" + "text".encode("utf-16-le"), False),
+        (b"It was a dark and stormy night.", False),
+        (b"", False),
+    ],
+)
+def test_first_bytes_tell_audio_from_pictures_films_and_text(tmp_path, content, is_audio):
+    assert containers.begins_as_audio(append(tmp_path / "x", content)) == is_audio
+
+
+def test_first_bytes_of_what_cannot_be_read_are_those_of_no_audio(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert not any(containers.begins_as_audio(tmp_path / name) for name in ("pipe", "missing", "."))
+
+
+def test_a_file_that_neither_decoder_reads_is_refused_with_the_reason_of_the_first(tmp_path):
+    with pytest.raises(audio.AudioError, match="no audio: "):
+        read(append(tmp_path / "x.wav", b"RIFF\x24\0\0\0WAVEfmt " + bytes(100)))
+    with pytest.raises(audio.AudioError):
+        read(append(tmp_path / "x.ape", b"MAC \x96\x0f" + bytes(100)))
+
+
+def test_the_name_of_a_raw_file_does_not_matter(tmp_path, needs_ffmpeg):
+    x = synth.tone(440, 1, RATE, 2)
+    synth.write(tmp_path / "x.wav", x, RATE).rename(tmp_path / "x.raw")
+    np.testing.assert_allclose(read(tmp_path / "x.raw")[0], x, atol=1e-4)
+    with pytest.raises(audio.AudioError, match="of no known audio format"):
+        read(
+            append(tmp_path / "y.raw", soundfile.read(tmp_path / "x.raw.wav")[0].tobytes() if False else bytes(9999))
+        )
+
+
+# --- the scan of the frames takes linear time ---
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        b"\xff",
+        b"\xff\xfb\x90\x64",  # a header everywhere, but none where the frame before it ends
+        2 * (b"\xff\xf3\x14\xc4" + bytes(22)) + b"x",  # the smallest frames, and garbage behind every two
+        b"ID3\x04\0\0\0\0\0\0",
+    ],
+    ids=["ones", "headers", "frames", "tags"],
+)
+def test_twenty_megabytes_of_anything_are_scanned_in_seconds(tmp_path, pattern):
+    path = append(tmp_path / "x.mp3", pattern * (20_000_000 // len(pattern)))
+    before = time.process_time()
+    with pytest.raises(audio.AudioError):
+        audio.load_audio(path, RATE, 2) if containers.inspect(path) is None else pytest.skip("is an mp3")
+    assert time.process_time() - before < 10
+
+
+def test_the_search_finds_every_frame_that_a_slow_one_finds(monkeypatch):
+    monkeypatch.setattr(containers._FrameSearch, "WINDOW_BYTES", 997)
+    frame = b"\xff\xfb\x90\x64" + bytes(413)
+    rng = np.random.default_rng(0)
+    data, starts = b"", []
+    for size in rng.integers(1, 3000, 20):
+        data += rng.integers(0, 250, size, np.uint8).tobytes()  # without 0xFF
+        starts.append(len(data))
+        data += 2 * frame
+    search = containers._FrameSearch(data)
+    position, found = 0, []
+    while (position := search.next(position)) < len(data):
+        found.append(position)
+        position += 2 * len(frame)
+    assert found == starts
