@@ -10,7 +10,7 @@ Which decoder reads a file is decided by its content, never by its name:
     wav, flac, ogg, opus, aiff, w64, caf, au    soundfile
     mp3 that mpg123 reads to its end            soundfile
     mp3 headerless VBR, joined, with garbage    ffmpeg (libsndfile truncates or gives up on these)
-    chained ogg, joined flac                    ffmpeg (libsndfile reads the first part)
+    chained ogg, joined flac, wav or aiff       part by part (both decoders stop after the first, or lose some)
     m4a, aac, wma, matroska, ape, wv, tta       ffmpeg
     more than two channels                      ffmpeg (it knows what is left, centre and right)
     what soundfile refuses or breaks off        ffmpeg
@@ -30,7 +30,7 @@ import tempfile
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
@@ -51,9 +51,13 @@ READ_FRAMES = 4096
 MAX_NONFINITE_SHARE = 0.01
 LARGEST_SAMPLE = 1e10  # int32 as floats reaches 2**31
 LOUDEST_PEAK = 1.5  # a lossy decoder overshoots by less: what is louder is not of full scale 1
+LOUD_SHARE = 0.01  # of the time
 SCALE_SECONDS = 30
 LOWEST_SAMPLE_RATE = 1000
 MOST_CHANNELS = 32
+MOST_PARTS = 1000  # files joined into one
+MIX_TO_STEREO = ("-af", "aresample=rematrix_maxval=1", "-ac", "2")
+DOUBLE_MONO = ("-af", "pan=stereo|FL=FL+FC|FR=FR+FC")  # stereo, where FC is missing, stays as it is
 LARGEST_LENGTH = 1 << 48  # samples: longer than a century
 
 
@@ -207,16 +211,17 @@ class Decoder:
         """Blocks (n, channels) at the wanted rate."""
         import soxr
 
-        with closing(_open_source(self.path, self.notes)) as source:
-            if source.sample_rate == self.sample_rate:
-                yield from self._cleaned(source)
-                return
-            stream = soxr.ResampleStream(
-                source.sample_rate, self.sample_rate, self.channels, dtype="float32", quality="HQ"
-            )
-            for block in self._cleaned(source):
-                yield stream.resample_chunk(block)
-            yield stream.resample_chunk(np.zeros((0, self.channels), np.float32), last=True)
+        with closing(_open_sources(self.path, self.notes)) as sources:
+            for source in sources:
+                if source.sample_rate == self.sample_rate:
+                    yield from self._cleaned(source)
+                    continue
+                stream = soxr.ResampleStream(
+                    source.sample_rate, self.sample_rate, self.channels, dtype="float32", quality="HQ"
+                )
+                for block in self._cleaned(source):
+                    yield stream.resample_chunk(block)
+                yield stream.resample_chunk(np.zeros((0, self.channels), np.float32), last=True)
 
     def _cleaned(self, source: _SoundfileSource | _FfmpegSource) -> Iterator[np.ndarray]:
         """Blocks (n, channels) at the file's own rate, every sample finite and of full scale 1."""
@@ -247,18 +252,21 @@ def _gain(source: _SoundfileSource | _FfmpegSource) -> float:
     """1, or less for a file whose samples are of another scale than full scale 1, int16 for example.
 
     The first half minute tells whether it is, the whole file by how much: so the gain is the same
-    wherever one stops to read.
+    wherever one stops to read. A single burst, as a damaged mp3 has, is no scale.
     """
     if source.is_integer:
         return 1.0
-    peak, frames = 0.0, 0
+    peak, loud_parts, parts = 0.0, 0, 0
     with closing(source.reopened()) as again:
         for block in again.blocks():
-            peak = max(peak, float(np.abs(block[_is_sound(block)]).max(initial=0)))
-            frames += len(block)
-            if peak <= LOUDEST_PEAK and frames > SCALE_SECONDS * again.sample_rate:
-                break
-    return PEAK_LIMIT / peak if peak > LOUDEST_PEAK else 1.0
+            x = np.where(_is_sound(block), np.abs(block), np.float32(0))
+            peaks = [float(x[start : start + READ_FRAMES].max()) for start in range(0, len(x), READ_FRAMES)]
+            peak, parts = max(peak, *peaks), parts + len(peaks)
+            loud_parts += sum(peak > LOUDEST_PEAK for peak in peaks)
+            is_scale = loud_parts > LOUD_SHARE * parts
+            if not is_scale and parts * READ_FRAMES > SCALE_SECONDS * again.sample_rate:
+                return 1.0
+    return PEAK_LIMIT / peak if loud_parts > LOUD_SHARE * parts else 1.0
 
 
 def load_audio(
@@ -295,13 +303,53 @@ def _map_channels(block: np.ndarray, channels: int) -> np.ndarray:
     return np.repeat(block, channels, axis=1)
 
 
+def _open_sources(path: Path, notes: list[str]) -> Iterator[_SoundfileSource | _FfmpegSource]:
+    """Open a file, or one after the other the files that were joined in it; each is closed before the next.
+
+    A joined file that cannot be read is left out, and goes to `notes`.
+    """
+    with _readable(path):
+        parts = containers.joined_parts(path)
+    if len(parts) == 1:
+        with closing(_open_source(path, notes)) as source:
+            yield source
+        return
+    if len(parts) > MOST_PARTS:
+        raise AudioError(f"{len(parts)} files joined in one, more than {MOST_PARTS}")
+    notes.append(f"{len(parts)} files joined in one")
+    for number, (start, end) in enumerate(parts, 1):
+        part_notes: list[str] = []
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder) / "part"
+            _copy_bytes(path, part, start, end)
+            try:
+                with closing(_open_source(part, part_notes)) as source:
+                    yield source
+            except FfmpegMissing:
+                raise
+            except AudioError as error:
+                part_notes.append(str(error))
+            finally:
+                notes += [f"file {number}: {note}" for note in part_notes]
+
+
+def _copy_bytes(path: Path, target: Path, start: int, end: int) -> None:
+    with open(path, "rb") as source, open(target, "wb") as copy:
+        source.seek(start)
+        while data := source.read(min(1 << 20, end - source.tell())):
+            copy.write(data)
+
+
 def _open_source(path: Path, notes: list[str]) -> _SoundfileSource | _FfmpegSource:
     """Open a file with the decoder that reads it right; what is wrong with the file goes to `notes`.
 
     ffmpeg takes what libsndfile would cut short, refuses, or has no channel layout of. It also goes on
     where libsndfile breaks off, see `_SoundfileSource.blocks`.
     """
-    content = _inspect(path)
+    with _readable(path):
+        content = containers.inspect(path)
+    if content is None:
+        raise AudioError("no audio: the content is of no known audio format")
     notes += content.notes
     refusal = ""
     if not content.needs_ffmpeg:
@@ -314,26 +362,25 @@ def _open_source(path: Path, notes: list[str]) -> _SoundfileSource | _FfmpegSour
                 return source
             source.close()
     try:
-        return _FfmpegSource(path, notes, mixes=content.changes_channels)
+        return _FfmpegSource(path, notes, DOUBLE_MONO if content.changes_channels else ())
     except FfmpegMissing as error:
         raise FfmpegMissing(f"{refusal}; ffmpeg may read it: there is none on PATH" if refusal else error) from error
     except _Undecodable as error:
         raise AudioError(refusal or str(error)) from error
 
 
-def _inspect(path: Path) -> containers.Content:
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise AudioError for a file that cannot be read, or holds nothing."""
     try:
         if not path.is_file():  # a pipe or device would block for ever
             path.stat()  # raises the right error where there is nothing at all
             raise AudioError("unreadable: not a regular file")
         if not path.stat().st_size:
             raise AudioError("no audio: the file is empty")
-        content = containers.inspect(path)
+        yield
     except OSError as error:
         raise AudioError(f"unreadable: {error.strerror or error}") from error
-    if content is None:
-        raise AudioError("no audio: the content is of no known audio format")
-    return content
 
 
 class _Undecodable(AudioError):
@@ -459,21 +506,22 @@ class _FfmpegSource:
     """Blocks (frames, channels) float32 of a file that ffmpeg reads, as a Sun .au stream from a pipe.
 
     Mono or stereo: of more channels ffmpeg knows the places, and mixes them down with the weights of ITU-R
-    BS.775 (centre and surround at -3 dB, no LFE), lowered so that nothing clips. With `mixes` mono becomes
-    stereo too, at the same power.
+    BS.775 (centre and surround at -3 dB, no LFE), lowered so that nothing clips. `filters` are arguments of
+    ffmpeg.
     The whitelists keep ffmpeg from following a playlist, or a name like 'concat:a|b', to other files.
     """
 
     FORMATS = "mp3,wav,flac,ogg,aiff,aac,asf,matroska,mov,w64,caf,au,ape,wv,tta"
     is_integer = False  # or not: the stream does not say
 
-    def __init__(self, path: Path, notes: list[str], mixes: bool = False):
-        self._path, self._notes, self._mixes = path, notes, mixes
+    def __init__(self, path: Path, notes: list[str], filters: Sequence[str] = ()):
+        self._path, self._notes, self._filters = path, notes, filters
+        self._is_known_damage = bool(notes)  # which the scan of an mp3 describes better
         self._start()
         if self.channels > 2:
             channels = self.channels
             self.close()
-            self._mixes = True
+            self._filters = MIX_TO_STEREO
             try:
                 self._start()
             except _Undecodable as error:
@@ -488,8 +536,7 @@ class _FfmpegSource:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         command = [program, "-nostdin", "-v", "error", "-protocol_whitelist", "file"]
         command += ["-format_whitelist", self.FORMATS, "-i", f"file:{self._path}", "-map", "0:a:0", "-vn"]
-        command += ["-af", "aresample=rematrix_maxval=1", "-ac", "2"] if self._mixes else []
-        command += ["-c:a", "pcm_f32be", "-f", "au", "-"]
+        command += [*self._filters, "-c:a", "pcm_f32be", "-f", "au", "-"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors
         )
@@ -511,7 +558,7 @@ class _FfmpegSource:
 
     def reopened(self) -> _FfmpegSource:
         """The same from its beginning, without notes."""
-        return _FfmpegSource(self._path, [], self._mixes)
+        return _FfmpegSource(self._path, [], self._filters)
 
     def blocks(self) -> Iterator[np.ndarray]:
         frame_bytes = 4 * self.channels
@@ -519,7 +566,7 @@ class _FfmpegSource:
             data = data[: len(data) // frame_bytes * frame_bytes]
             yield np.frombuffer(data, ">f4").astype(np.float32).reshape(-1, self.channels)
         failed = self._process.wait() != 0
-        if failed or (self._has_errors() and not self._notes):
+        if failed or (self._has_errors() and not self._is_known_damage):
             self._notes.append(f"damaged: {self._last_error()}")
 
     def close(self) -> None:

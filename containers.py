@@ -2,17 +2,17 @@
 
     content = containers.inspect("song.mp3")  # Content, or None: no audio
 
-A decoder that is given the wrong file often reads a part of it without a word. So the parts are counted
-here: the links of a chained Ogg file, FLAC files joined into one, and every frame of an mp3.
+A decoder that is given the wrong file often reads a part of it without a word. So the parts are looked for
+here: the links of a chained Ogg file, files joined into one, and every frame of an mp3.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import mmap
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,7 +35,7 @@ class Content:
 
     needs_ffmpeg: bool  # else libsndfile reads it, or at least a part
     changes_channels: bool = False  # between mono and stereo, on the way
-    notes: list[str] = field(default_factory=list)  # what is missing or odd, a short phrase each
+    notes: list[str] = field(default_factory=list)  # what is missing or odd in an mp3, a short phrase each
 
 
 def inspect(path: str | os.PathLike) -> Content | None:
@@ -45,12 +45,8 @@ def inspect(path: str | os.PathLike) -> Content | None:
         head = data[start : start + _HEAD_BYTES]
         if _FFMPEG_MAGIC.match(head) or _ADTS_MAGIC.match(head):
             return Content(needs_ffmpeg=True)
-        if head[:4] == b"OggS":
-            return _inspect_ogg(data, start)
-        if head[:4] == b"fLaC":
-            return _inspect_flac(data)
         if _SOUNDFILE_MAGIC.match(head):
-            return Content(needs_ffmpeg=False, notes=_notes_of_chunks(data, start))
+            return Content(needs_ffmpeg=False)
         scan = _scan_mp3(data)
     if scan.frames < Mp3Scan.LEAST_FRAMES:
         return None
@@ -74,54 +70,48 @@ def begins_as_audio(path: str | os.PathLike) -> bool:
 # Files joined into one
 
 
-def _inspect_ogg(data: mmap.mmap, start: int) -> Content:
-    """A chained Ogg file holds one stream behind another, and libsndfile reads the first alone."""
-    links, channels, was_beginning = 0, set(), False
-    for page, body in _ogg_pages(data, start):
-        is_beginning = bool(data[page + 5] & 2)
-        links += is_beginning and not was_beginning  # several may begin together: sound and pictures
-        if is_beginning:
-            channels.add(_ogg_channels(data[body : body + 12]))
-        was_beginning = is_beginning
-    if links < 2:
-        return Content(needs_ffmpeg=False)
-    note = f"{links} Ogg streams chained in one file"
-    return Content(needs_ffmpeg=True, changes_channels=len(channels - {None}) > 1, notes=[note])
+def joined_parts(path: str | os.PathLike) -> list[tuple[int, int]]:
+    """(start, end) in bytes of every file that `cat` joined into this one, which is not empty; raises OSError.
+
+    Of Ogg (a chained stream), FLAC, wav and aiff, of which a decoder reads the first alone. Joined mp3s, whose
+    frames go on, are one part.
+    """
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start = id3_bytes(data[:10])
+        magic = data[start : start + 4]
+        if magic == b"OggS":
+            starts = _ogg_starts(data, start)
+        elif magic == b"fLaC":
+            starts = [match.start() for match in re.finditer(rb"fLaC[\x00\x80]\x00\x00\x22", data)]
+        elif magic in (b"RIFF", b"RIFX", b"FORM"):
+            starts = _chunk_starts(data, start)
+        else:
+            starts = []
+        return list(itertools.pairwise([0, *starts[1:], len(data)]))
 
 
-def _ogg_pages(data: mmap.mmap, position: int) -> Iterator[tuple[int, int]]:
-    """(start, start of the body) of every page; damaged places are skipped."""
+def _ogg_starts(data: mmap.mmap, position: int) -> list[int]:
+    """The page at which each link of a chained Ogg file begins; of sound and pictures several begin together."""
+    starts, was_beginning = [], False
     while (position := data.find(b"OggS", position)) >= 0 and position + 27 <= len(data):
+        is_beginning = bool(data[position + 5] & 2)
+        if is_beginning and not was_beginning:
+            starts.append(position)
+        was_beginning = is_beginning
         body = position + 27 + data[position + 26]
-        yield position, body
         position = body + sum(data[position + 27 : body])
+    return starts
 
 
-def _ogg_channels(identification: bytes) -> int | None:
-    """The number of channels that the first packet of a Vorbis or Opus stream tells."""
-    if identification[:7] == b"\x01vorbis" and len(identification) > 11:
-        return identification[11]
-    if identification[:8] == b"OpusHead" and len(identification) > 9:
-        return identification[9]
-    return None
-
-
-def _inspect_flac(data: mmap.mmap) -> Content:
-    """libsndfile reads the first of several FLAC files joined into one."""
-    files = sum(1 for _ in re.finditer(rb"fLaC[\x00\x80]\x00\x00\x22", data))
-    if files < 2:
-        return Content(needs_ffmpeg=False)
-    return Content(needs_ffmpeg=True, notes=[f"{files} FLAC files joined in one, a moment between them may be lost"])
-
-
-def _notes_of_chunks(data: mmap.mmap, start: int) -> list[str]:
-    """A wav or aiff says where it ends: no decoder looks at a second one behind it."""
-    order = {b"RIFF": "little", b"RIFX": "big", b"FORM": "big"}.get(data[start : start + 4])
-    if order is None:
-        return []
-    end = start + 8 + int.from_bytes(data[start + 4 : start + 8], order)
-    is_joined = data[end : end + 4] == data[start : start + 4]
-    return ["another file joined behind this one is left out"] if is_joined else []
+def _chunk_starts(data: mmap.mmap, position: int) -> list[int]:
+    """Where each of the wav or aiff files begins that stand behind one another."""
+    magic = data[position : position + 4]
+    order = "little" if magic == b"RIFF" else "big"
+    starts = []
+    while data[position : position + 4] == magic:
+        starts.append(position)
+        position += 8 + int.from_bytes(data[position + 4 : position + 8], order)
+    return starts
 
 
 # ---------------------------------------------------------------------------------------------------
