@@ -54,7 +54,10 @@ def inspect(path: str | os.PathLike) -> Content | None:
 
 
 def begins_as_audio(path: str | os.PathLike) -> bool:
-    """Whether the first bytes of a regular file are those of a known audio format; no error is raised."""
+    """Whether the first bytes of a regular file are those of a known audio format; no error is raised.
+
+    Raw AAC is not told: two bytes are all that its frames begin with.
+    """
     try:
         if not os.path.isfile(path):  # opening a pipe would block for ever
             return False
@@ -110,7 +113,10 @@ def _chunk_starts(data: mmap.mmap, position: int) -> list[int]:
     starts = []
     while data[position : position + 4] == magic:
         starts.append(position)
-        position += 8 + int.from_bytes(data[position + 4 : position + 8], order)
+        size = int.from_bytes(data[position + 4 : position + 8], order)
+        position += 8 + size
+        if data[position : position + 4] != magic:
+            position += size & 1  # a byte of padding, which not every writer adds
     return starts
 
 

@@ -152,6 +152,14 @@ def test_tags_between_joined_flacs_cost_nothing(tmp_path, needs_ffmpeg):
     np.testing.assert_allclose(y, np.concatenate([x, x], axis=1), atol=1e-4)
 
 
+@pytest.mark.parametrize("padding", [b"", b"\0"])
+def test_wav_of_odd_size_is_found_before_another_with_and_without_its_padding(tmp_path, padding):
+    wav = b"RIFF" + (45).to_bytes(4, "little") + b"WAVE" + bytes(41)
+    path = append(tmp_path / "x.wav", wav, padding, wav)
+    second = len(wav) + len(padding)
+    assert containers.joined_parts(path) == [(0, second), (second, second + len(wav))]
+
+
 def test_a_damaged_file_among_joined_ones_costs_itself_only(tmp_path, needs_ffmpeg):
     x = synth.tone(440, 3, RATE, 2)
     good = synth.write(tmp_path / "x.flac", x, RATE)
