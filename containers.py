@@ -136,10 +136,12 @@ class Mp3Scan:
     kinds: set[tuple[int, int]] = field(default_factory=set)  # (sample rate, bit rate)
     channels: int = 0  # of the first frame
     channels_change_at: float | None = None  # seconds
+    lead_bytes: int = 0  # before the first frame, tags left out
     gaps: list[tuple[float, int]] = field(default_factory=list)  # (seconds, bytes that are no frame)
     is_cut: bool = False  # the last frame is incomplete
 
-    # mpg123 gives up after this many bytes of garbage.
+    # mpg123 gives up after this many bytes of garbage, before the first frame and later.
+    MAX_LEAD_BYTES = 65536
     MAX_GAP_BYTES = 1024
     LEAST_FRAMES = 10  # fewer are found in any noise
 
@@ -151,7 +153,9 @@ class Mp3Scan:
         frame's bit rate for the whole file: joined files and headerless VBR end too early. So does a
         file at the place where mono follows stereo.
         """
-        if self.channels_change_at is not None or any(size > self.MAX_GAP_BYTES for _, size in self.gaps):
+        if self.lead_bytes > self.MAX_LEAD_BYTES or any(size > self.MAX_GAP_BYTES for _, size in self.gaps):
+            return True
+        if self.channels_change_at is not None:
             return True
         if self.promised_frames:
             return self.info_headers > 1 or self.frames > self.promised_frames + 2
@@ -195,7 +199,9 @@ def _scan_mp3(data: mmap.mmap) -> Mp3Scan:
         else:
             start, position = position, search.next(position)
             # What precedes the first frame is no loss, and zeros are padding.
-            if scan.frames and data[start:position].strip(b"\0"):
+            if not scan.frames:
+                scan.lead_bytes += position - start
+            elif data[start:position].strip(b"\0"):
                 scan.gaps.append((scan.seconds, position - start))
     return scan
 

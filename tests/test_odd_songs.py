@@ -274,10 +274,11 @@ def test_layer_i_frames_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize("zeros", [1000, 70_000, 300_000])
-def test_zeros_before_the_first_mp3_frame_cost_nothing(tmp_path, needs_ffmpeg, zeros):
+def test_zeros_before_the_first_mp3_frame_cost_nothing(tmp_path, needs_ffmpeg, capfd, zeros):
     x, notes = read(append(tmp_path / "x.mp3", bytes(zeros), headerless_mp3(tmp_path / "y.mp3", 2)))
     assert notes == []
     assert x.shape[1] == pytest.approx(3 * RATE, abs=3 * 1152)
+    assert capfd.readouterr().err == ""  # where mpg123 complains
 
 
 @pytest.mark.parametrize("extension", ["oga", "ogg", "flac"])
@@ -401,9 +402,8 @@ def test_the_name_of_a_raw_file_does_not_matter(tmp_path, needs_ffmpeg):
         b"\xff",
         b"\xff\xfb\x90\x64",  # a header everywhere, but none where the frame before it ends
         2 * (b"\xff\xf3\x14\xc4" + bytes(22)) + b"x",  # the smallest frames, and garbage behind every two
-        b"ID3\x04\0\0\0\0\0\0",
     ],
-    ids=["ones", "headers", "frames", "tags"],
+    ids=["ones", "headers", "frames"],
 )
 def test_twenty_megabytes_of_anything_are_scanned_in_seconds(tmp_path, pattern):
     path = append(tmp_path / "x.mp3", pattern * (20_000_000 // len(pattern)))
