@@ -397,19 +397,19 @@ def test_the_name_of_a_raw_file_does_not_matter(tmp_path, needs_ffmpeg):
 
 
 @pytest.mark.parametrize(
-    "pattern",
+    ("pattern", "frames"),
     [
-        b"\xff",
-        b"\xff\xfb\x90\x64",  # a header everywhere, but none where the frame before it ends
-        2 * (b"\xff\xf3\x14\xc4" + bytes(22)) + b"x",  # the smallest frames, and garbage behind every two
+        (b"\xff", 0),
+        (b"\x00\xff\xfb\x90", 0),  # a header everywhere, but none where the frame before it ends
+        (2 * (b"\xff\xf3\x10\xc4" + bytes(22)) + b"x", 2),  # the smallest frames, and garbage behind every two
     ],
     ids=["ones", "headers", "frames"],
 )
-def test_twenty_megabytes_of_anything_are_scanned_in_seconds(tmp_path, pattern):
-    path = append(tmp_path / "x.mp3", pattern * (20_000_000 // len(pattern)))
+def test_twenty_megabytes_of_anything_are_scanned_in_seconds(tmp_path, pattern, frames):
+    count = 20_000_000 // len(pattern)
+    path = append(tmp_path / "x.mp3", pattern * count)
     before = time.process_time()
-    with pytest.raises(audio.AudioError):
-        audio.load_audio(path, RATE, 2) if containers.inspect(path) is None else pytest.skip("is an mp3")
+    assert containers.scan_mp3(path).frames == frames * count
     assert time.process_time() - before < 10
 
 
