@@ -7,10 +7,13 @@ There is one decoding path. `Decoder` streams a file in blocks of bounded memory
 those very blocks. Arrays are float32 (channels, samples) with full scale 1 unless said otherwise.
 Which decoder reads a file is decided by its content, never by its name:
 
-    wav, flac, ogg, opus, aiff, w64, caf        soundfile
+    wav, flac, ogg, opus, aiff, w64, caf, au    soundfile
     mp3 that mpg123 reads to its end            soundfile
     mp3 headerless VBR, joined, with garbage    ffmpeg (libsndfile truncates or gives up on these)
-    m4a, aac, wma, matroska                     ffmpeg
+    chained ogg, joined flac, wav or aiff       part by part (both decoders stop after the first, or lose some)
+    m4a, aac, wma, matroska, ape, wv, tta       ffmpeg
+    more than two channels                      ffmpeg (it knows what is left, centre and right)
+    what soundfile refuses or breaks off        ffmpeg
     anything else (text, playlists, pictures)   refused before a decoder sees it
 """
 
@@ -18,7 +21,6 @@ from __future__ import annotations
 
 import base64
 import itertools
-import mmap
 import os
 import re
 import shutil
@@ -28,23 +30,35 @@ import tempfile
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
+import containers
 
 CHUNK_SECONDS = 10
 INT16_SCALE = 32768
 PEAK_LIMIT = 0.98  # louder sounds are scaled down before they are written
 AUDIO_SUFFIXES = frozenset(
-    {".mp3", ".wav", ".flac", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".m4a", ".aac", ".wma"}
+    {".mp3", ".mp2", ".mpga", ".wav", ".flac", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".aifc", ".w64", ".caf"}
+    | {".au", ".snd", ".m4a", ".m4b", ".mp4", ".aac", ".wma", ".mka", ".webm", ".ape", ".wv", ".tta"}
 )
 NPY_HEADER_BYTES = 128
 BLOCK_FRAMES = 65536
 READ_FRAMES = 4096
 MAX_NONFINITE_SHARE = 0.01
+LARGEST_SAMPLE = 1e10  # int32 as floats reaches 2**31
+LOUDEST_PEAK = 1.5  # a lossy decoder overshoots by less: what is louder is not of full scale 1
+LOUD_SHARE = 0.01  # of the time
+SCALE_SECONDS = 30
+LOWEST_SAMPLE_RATE = 1000
+MOST_CHANNELS = 32
+MOST_PARTS = 1000  # files joined into one
+MIX_TO_STEREO = ("-af", "aresample=rematrix_maxval=1", "-ac", "2")
+DOUBLE_MONO = ("-af", "pan=stereo|FL=FL+FC|FR=FR+FC")  # stereo, where FC is missing, stays as it is
+LARGEST_LENGTH = 1 << 48  # samples: longer than a century
 
 
 class AudioError(Exception):
@@ -159,9 +173,10 @@ class ArrayWriter:
 class Decoder:
     """Iterate over one file as float32 (channels, n) blocks at the wanted rate, in bounded memory.
 
-    Resampled by soxr HQ, bit-identical to a one-shot call. Mono is doubled for stereo, stereo is averaged
-    for mono, of more channels the first ones are kept. `clip_seconds` stops after so much output.
-    `notes` says, after the iteration, what was found missing or damaged, one short phrase each.
+    Resampled by soxr HQ, bit-identical to a one-shot call. Mono is doubled for stereo, more than two channels
+    are mixed down to stereo, stereo is averaged for mono. A file that is far louder than full scale is scaled
+    down as a whole. `clip_seconds` stops after so much output.
+    `notes` says, after the iteration, what was found missing, damaged or odd, one short phrase each.
     Raises AudioError (without the file's name) when the file is no audio, or is hopeless.
     """
 
@@ -196,27 +211,28 @@ class Decoder:
         """Blocks (n, channels) at the wanted rate."""
         import soxr
 
-        with closing(_open_source(self.path, self.notes)) as source:
-            if source.channels > max(2, self.channels):
-                self.notes.append(f"{source.channels} channels, of which the first are used")
-            if source.sample_rate == self.sample_rate:
-                yield from self._cleaned(source)
-                return
-            stream = soxr.ResampleStream(
-                source.sample_rate, self.sample_rate, self.channels, dtype="float32", quality="HQ"
-            )
-            for block in self._cleaned(source):
-                yield stream.resample_chunk(block)
-            yield stream.resample_chunk(np.zeros((0, self.channels), np.float32), last=True)
+        with closing(_open_sources(self.path, self.notes)) as sources:
+            for source in sources:
+                if source.sample_rate == self.sample_rate:
+                    yield from self._cleaned(source)
+                    continue
+                stream = soxr.ResampleStream(
+                    source.sample_rate, self.sample_rate, self.channels, dtype="float32", quality="HQ"
+                )
+                for block in self._cleaned(source):
+                    yield stream.resample_chunk(block)
+                yield stream.resample_chunk(np.zeros((0, self.channels), np.float32), last=True)
 
     def _cleaned(self, source: _SoundfileSource | _FfmpegSource) -> Iterator[np.ndarray]:
-        """Blocks (n, channels) at the file's own rate, every sample finite."""
+        """Blocks (n, channels) at the file's own rate, every sample finite and of full scale 1."""
+        gain = np.float32(_gain(source))
+        if gain < 1:
+            self.notes.append(f"far louder than full scale: scaled by {20 * np.log10(gain):.1f} dB")
         for block in source.blocks():
-            # Not only NaN and infinity: float32 files with values near 1e38 overflow in the resampler.
-            bad = ~(np.abs(block) < 1e6)
+            bad = ~_is_sound(block)
             self._total += block.size
             self._nonfinite += int(bad.sum())
-            yield _map_channels(np.where(bad, np.float32(0), block), self.channels)
+            yield _map_channels(np.where(bad, np.float32(0), block) * gain, self.channels)
 
     def _judge(self) -> None:
         if not self._total:
@@ -225,6 +241,32 @@ class Decoder:
             raise AudioError(f"non-finite samples: {self._nonfinite} of {self._total}")
         if self._nonfinite:
             self.notes.append(f"{self._nonfinite} non-finite samples set to 0")
+
+
+def _is_sound(x: np.ndarray) -> np.ndarray:
+    """Which samples are finite; of values near 1e38 too, which overflow in the resampler, none is."""
+    return np.abs(x) < LARGEST_SAMPLE
+
+
+def _gain(source: _SoundfileSource | _FfmpegSource) -> float:
+    """1, or less for a file whose samples are of another scale than full scale 1, int16 for example.
+
+    The first half minute tells whether it is, the whole file by how much: so the gain is the same
+    wherever one stops to read. A single burst, as a damaged mp3 has, is no scale.
+    """
+    if source.is_integer:
+        return 1.0
+    peak, loud_parts, parts = 0.0, 0, 0
+    with closing(source.reopened()) as again:
+        for block in again.blocks():
+            x = np.where(_is_sound(block), np.abs(block), np.float32(0))
+            peaks = [float(x[start : start + READ_FRAMES].max()) for start in range(0, len(x), READ_FRAMES)]
+            peak, parts = max(peak, *peaks), parts + len(peaks)
+            loud_parts += sum(peak > LOUDEST_PEAK for peak in peaks)
+            is_scale = loud_parts > LOUD_SHARE * parts
+            if not is_scale and parts * READ_FRAMES > SCALE_SECONDS * again.sample_rate:
+                return 1.0
+    return PEAK_LIMIT / peak if loud_parts > LOUD_SHARE * parts else 1.0
 
 
 def load_audio(
@@ -253,52 +295,110 @@ def load_audio(
 
 
 def _map_channels(block: np.ndarray, channels: int) -> np.ndarray:
-    """(n, any) -> (n, channels)."""
-    if block.shape[1] == 1:
-        return np.repeat(block, channels, axis=1)
+    """(n, 1 or 2) -> (n, channels)."""
+    if block.shape[1] == channels:
+        return block
     if channels == 1:
         return block.mean(axis=1, keepdims=True, dtype=np.float32)
-    return block[:, :channels]
+    return np.repeat(block, channels, axis=1)
+
+
+def _open_sources(path: Path, notes: list[str]) -> Iterator[_SoundfileSource | _FfmpegSource]:
+    """Open a file, or one after the other the files that were joined in it; each is closed before the next.
+
+    A joined file that cannot be read is left out, and goes to `notes`.
+    """
+    with _readable(path):
+        parts = containers.joined_parts(path)
+    if len(parts) == 1:
+        with closing(_open_source(path, notes)) as source:
+            yield source
+        return
+    if len(parts) > MOST_PARTS:
+        raise AudioError(f"{len(parts)} files joined in one, more than {MOST_PARTS}")
+    notes.append(f"{len(parts)} files joined in one")
+    for number, (start, end) in enumerate(parts, 1):
+        part_notes: list[str] = []
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder) / "part"
+            _copy_bytes(path, part, start, end)
+            try:
+                with closing(_open_source(part, part_notes)) as source:
+                    yield source
+            except FfmpegMissing:
+                raise
+            except AudioError as error:
+                part_notes.append(str(error))
+            finally:
+                notes += [f"file {number}: {note}" for note in part_notes]
+
+
+def _copy_bytes(path: Path, target: Path, start: int, end: int) -> None:
+    with open(path, "rb") as source, open(target, "wb") as copy:
+        source.seek(start)
+        while data := source.read(min(1 << 20, end - source.tell())):
+            copy.write(data)
 
 
 def _open_source(path: Path, notes: list[str]) -> _SoundfileSource | _FfmpegSource:
-    """Choose the decoder by the file's first bytes; what is wrong with the file goes to `notes`."""
+    """Open a file with the decoder that reads it right; what is wrong with the file goes to `notes`.
+
+    ffmpeg takes what libsndfile would cut short, refuses, or has no channel layout of. It also goes on
+    where libsndfile breaks off, see `_SoundfileSource.blocks`.
+    """
+    with _readable(path):
+        content = containers.inspect(path)
+    if content is None:
+        raise AudioError("no audio: the content is of no known audio format")
+    notes += content.notes
+    refusal = ""
+    if not content.needs_ffmpeg:
+        try:
+            source = _SoundfileSource(path, notes)
+        except _Undecodable as error:
+            refusal = str(error)
+        else:
+            if source.channels <= 2:
+                return source
+            source.close()
     try:
-        kind = _container(path)
-        scan = scan_mp3(path) if kind == "mp3" else None
+        return _FfmpegSource(path, notes, DOUBLE_MONO if content.changes_channels else ())
+    except FfmpegMissing as error:
+        raise FfmpegMissing(f"{refusal}; ffmpeg may read it: there is none on PATH" if refusal else error) from error
+    except _Undecodable as error:
+        raise AudioError(refusal or str(error)) from error
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise AudioError for a file that cannot be read, or holds nothing."""
+    try:
+        if not path.is_file():  # a pipe or device would block for ever
+            path.stat()  # raises the right error where there is nothing at all
+            raise AudioError("unreadable: not a regular file")
+        if not path.stat().st_size:
+            raise AudioError("no audio: the file is empty")
+        yield
     except OSError as error:
         raise AudioError(f"unreadable: {error.strerror or error}") from error
-    if scan:
-        notes += scan.notes()
-        kind = "ffmpeg" if scan.needs_ffmpeg else "soundfile"
-    if kind == "ffmpeg":
-        return _FfmpegSource(path, notes)
-    return _SoundfileSource(path, notes, is_mp3=scan is not None)
 
 
-def _container(path: Path) -> str:
-    """'soundfile', 'ffmpeg' or 'mp3' (that is: perhaps an mp3, the frames will tell)."""
-    if not path.is_file():  # a pipe or device would block for ever
-        path.stat()  # raises the right error where there is nothing at all
-        raise AudioError("unreadable: not a regular file")
-    with open(path, "rb") as file:
-        file.seek(_id3_bytes(file.read(10)))
-        head = file.read(16)
-    if not head:
-        raise AudioError("no audio: the file is empty")
-    if head[:4] in (b"RIFF", b"RF64", b"riff", b"fLaC", b"OggS", b"FORM", b"caff"):
-        return "soundfile"
-    is_mp4 = head[4:8] == b"ftyp"
-    is_asf = head[:4] == b"\x30\x26\xb2\x75"
-    is_matroska = head[:4] == b"\x1a\x45\xdf\xa3"
-    is_adts = head[0] == 0xFF and head[1:2] and head[1] & 0xF6 == 0xF0
-    return "ffmpeg" if is_mp4 or is_asf or is_matroska or is_adts else "mp3"
+class _Undecodable(AudioError):
+    """One decoder does not read the file: another may."""
+
+
+def _check_shape(sample_rate: int, channels: int) -> None:
+    """Refuse what is no music before it takes memory: a resampler's grows with the ratio of the rates."""
+    if sample_rate < LOWEST_SAMPLE_RATE:
+        raise AudioError(f"no audio: a sample rate of {sample_rate} Hz, below {LOWEST_SAMPLE_RATE}")
+    if channels > MOST_CHANNELS:
+        raise AudioError(f"no audio: {channels} channels, more than {MOST_CHANNELS}")
 
 
 class _SoundfileSource:
     """Blocks (frames, channels) float32 of a file that libsndfile reads."""
 
-    def __init__(self, path: Path, notes: list[str], is_mp3: bool = False):
+    def __init__(self, path: Path, notes: list[str]):
         import soundfile
 
         class ForwardFile(soundfile.SoundFile):
@@ -308,89 +408,158 @@ class _SoundfileSource:
                 return False
 
         self._error = soundfile.LibsndfileError
-        self._notes = notes
-        self._is_mp3 = is_mp3
+        self._path, self._notes = path, notes
+        self._damage = ""
+        self._frames_read = 0
         try:
             # A descriptor, because soundfile takes what is called .raw for samples without a header, whatever it
             # holds, and cannot encode a name that is not UTF-8. Windows has no descriptors that both would know.
             self._file = ForwardFile(os.open(path, os.O_RDONLY) if os.name == "posix" else str(path))
         except self._error as error:
-            raise AudioError(f"no audio: {error.error_string}") from error
+            raise _Undecodable(f"no audio: {error.error_string}") from error
+        except TypeError as error:  # the name ends in .raw: soundfile wants to be told the format
+            raise _Undecodable("no audio: libsndfile reads no file whose name ends in .raw") from error
         self.sample_rate: int = self._file.samplerate
         self.channels: int = self._file.channels
+        try:
+            _check_shape(self.sample_rate, self.channels)
+            if not self._file.frames:
+                raise _Undecodable("no audio: it holds no samples")
+        except AudioError:
+            self.close()
+            raise
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether no sample can be louder than full scale."""
+        return self._file.subtype.startswith("PCM")
+
+    def reopened(self) -> _SoundfileSource:
+        """The same from its beginning, without notes."""
+        return _SoundfileSource(self._path, [])
 
     def blocks(self) -> Iterator[np.ndarray]:
-        parts = self._parts()
+        """All blocks. From a place on where libsndfile breaks off they are ffmpeg's, where it knows more."""
+        parts = itertools.chain(self._parts(), self._rest())
         while some := list(itertools.islice(parts, BLOCK_FRAMES // READ_FRAMES)):
             yield np.concatenate(some)
+        promised = _promised_frames(self._file)
+        if self._frames_read < promised:
+            lack = containers.missing(self._frames_read / self.sample_rate, promised / self.sample_rate)
+            self._notes.append(f"{self._damage}, {lack}" if self._damage else lack)
+        elif self._damage:
+            self._notes.append(self._damage)
 
     def _parts(self) -> Iterator[np.ndarray]:
         """Small reads, because the read in which an error shows is lost."""
-        done = 0
         while True:
             try:
                 part = self._file.read(READ_FRAMES, dtype="float32", always_2d=True)
             except self._error as error:
-                self._notes.append(f"damaged at {done / self.sample_rate:.2f} s: {error.error_string}")
+                self._damage = f"damaged at {self._frames_read / self.sample_rate:.2f} s: {error.error_string}"
                 return
             if not len(part):
-                break
-            done += len(part)
+                return
+            self._frames_read += len(part)
             yield part
-        # What an mp3 lacks was counted in its frames; `frames` of an mp3 is only an estimate.
-        promised = _promised_frames(self._file)
-        if not self._is_mp3 and done < promised:
-            self._notes.append(_missing(done / self.sample_rate, promised / self.sample_rate))
+
+    def _rest(self) -> Iterator[np.ndarray]:
+        """What ffmpeg reads behind a damaged place; there is no damage when it has no complaint."""
+        if not self._damage:
+            return
+        complaints: list[str] = []
+        try:
+            source = _FfmpegSource(self._path, complaints)
+        except AudioError:
+            return
+        with closing(source):
+            if (source.sample_rate, source.channels) != (self.sample_rate, self.channels):
+                return
+            skip = self._frames_read
+            for block in source.blocks():
+                part, skip = block[skip:], max(0, skip - len(block))
+                self._frames_read += len(part)
+                yield from np.split(part, range(READ_FRAMES, len(part), READ_FRAMES)) if len(part) else ()
+        if not complaints:
+            self._damage = ""
 
     def close(self) -> None:
         self._file.close()
 
 
 def _promised_frames(file) -> int:
-    """The frames a header promises; for a wav cut short libsndfile tells it only in its log."""
+    """The frames a header promises, 0 where it promises none.
+
+    Of an mp3 libsndfile has only an estimate, and what is missing was counted in its frames. Of a wav cut
+    short it tells the promise in its log. What was written to a pipe has the largest number there is as its
+    length, since nobody could go back and enter the true one.
+    """
+    if file.subtype.startswith("MPEG") or file.frames > LARGEST_LENGTH:
+        return 0
     cut = re.search(r"data : (\d+) \(should be (\d+)\)", file.extra_info)
     if not cut or int(cut[1]) <= int(cut[2]):
         return file.frames
-    return file.frames * int(cut[1]) // max(1, int(cut[2]))
-
-
-def _missing(found_seconds: float, promised_seconds: float) -> str:
-    return f"cut: {found_seconds:.2f} s of {promised_seconds:.2f} s are there"
+    is_placeholder = any(abs(int(cut[1]) - largest) < 1 << 16 for largest in (1 << 31, 1 << 32))
+    return 0 if is_placeholder else file.frames * int(cut[1]) // max(1, int(cut[2]))
 
 
 class _FfmpegSource:
     """Blocks (frames, channels) float32 of a file that ffmpeg reads, as a Sun .au stream from a pipe.
 
+    Mono or stereo: of more channels ffmpeg knows the places, and mixes them down with the weights of ITU-R
+    BS.775 (centre and surround at -3 dB, no LFE), lowered so that nothing clips. `filters` are arguments of
+    ffmpeg.
     The whitelists keep ffmpeg from following a playlist, or a name like 'concat:a|b', to other files.
     """
 
-    FORMATS = "mp3,wav,flac,ogg,aiff,aac,asf,matroska,mov,w64,caf"
+    FORMATS = "mp3,wav,flac,ogg,aiff,aac,asf,matroska,mov,w64,caf,au,ape,wv,tta"
+    is_integer = False  # or not: the stream does not say
 
-    def __init__(self, path: Path, notes: list[str]):
+    def __init__(self, path: Path, notes: list[str], filters: Sequence[str] = ()):
+        self._path, self._notes, self._filters = path, notes, filters
+        self._is_known_damage = bool(notes)  # which the scan of an mp3 describes better
+        self._start()
+        if self.channels > 2:
+            channels = self.channels
+            self.close()
+            self._filters = MIX_TO_STEREO
+            try:
+                self._start()
+            except _Undecodable as error:
+                raise AudioError(f"{channels} channels in no known layout: they cannot be mixed down") from error
+            notes.append(f"{channels} channels, mixed down to stereo")
+
+    def _start(self) -> None:
+        """Start ffmpeg and read the header of its stream."""
         program = find_ffmpeg()
         if program is None:
             raise FfmpegMissing("needs ffmpeg: there is none on PATH")
-        self._path = path
-        self._notes = notes
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         command = [program, "-nostdin", "-v", "error", "-protocol_whitelist", "file"]
-        command += ["-format_whitelist", self.FORMATS, "-i", f"file:{path}", "-map", "0:a:0", "-vn"]
-        command += ["-c:a", "pcm_f32be", "-f", "au", "-"]
+        command += ["-format_whitelist", self.FORMATS, "-i", f"file:{self._path}", "-map", "0:a:0", "-vn"]
+        command += [*self._filters, "-c:a", "pcm_f32be", "-f", "au", "-"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors
         )
         # A minute, and ten seconds for each MB: decoding takes less than a hundredth of that.
-        limit_seconds = 60 + path.stat().st_size / 1e5
+        limit_seconds = 60 + self._path.stat().st_size / 1e5
         self._watchdog = threading.Timer(limit_seconds, self._process.kill)
         self._watchdog.daemon = True
         self._watchdog.start()
         header = self._process.stdout.read(24)
-        if len(header) < 24:
-            message = self._last_error()
+        try:
+            if len(header) < 24:
+                raise _Undecodable(f"cannot be decoded: {self._last_error()}")
+            _magic, offset, _size, _encoding, self.sample_rate, self.channels = struct.unpack(">4s5I", header)
+            _check_shape(self.sample_rate, self.channels)
+        except AudioError:
             self.close()
-            raise AudioError(f"cannot be decoded: {message}")
-        _magic, offset, _size, _encoding, self.sample_rate, self.channels = struct.unpack(">4s5I", header)
+            raise
         self._process.stdout.read(offset - 24)
+
+    def reopened(self) -> _FfmpegSource:
+        """The same from its beginning, without notes."""
+        return _FfmpegSource(self._path, [], self._filters)
 
     def blocks(self) -> Iterator[np.ndarray]:
         frame_bytes = 4 * self.channels
@@ -398,7 +567,7 @@ class _FfmpegSource:
             data = data[: len(data) // frame_bytes * frame_bytes]
             yield np.frombuffer(data, ">f4").astype(np.float32).reshape(-1, self.channels)
         failed = self._process.wait() != 0
-        if failed or (self._has_errors() and not self._notes):
+        if failed or (self._has_errors() and not self._is_known_damage):
             self._notes.append(f"damaged: {self._last_error()}")
 
     def close(self) -> None:
@@ -431,154 +600,6 @@ def find_ffmpeg() -> str | None:
 
             program = get_ffmpeg_exe()
     return program
-
-
-# ---------------------------------------------------------------------------------------------------
-# The frames of an mp3
-
-
-@dataclass
-class Mp3Scan:
-    """What a walk from frame header to frame header found in an mp3, without decoding anything."""
-
-    frames: int = 0
-    seconds: float = 0.0
-    info_headers: int = 0  # Xing, Info or VBRI: one for each file joined into this one
-    promised_frames: int = 0  # as the first of them says; 0: it doesn't
-    frame_seconds: float = 0.0
-    kinds: set[tuple[int, int]] = field(default_factory=set)  # (sample rate, bit rate)
-    gaps: list[tuple[float, int]] = field(default_factory=list)  # (seconds, bytes that are no frame)
-    is_cut: bool = False  # the last frame is incomplete
-
-    # mpg123 gives up after this many bytes of garbage.
-    MAX_GAP_BYTES = 1024
-
-    @property
-    def needs_ffmpeg(self) -> bool:
-        """Whether libsndfile would lose a part.
-
-        It believes the first header's count of frames, and where there is none it takes the first
-        frame's bit rate for the whole file: joined files and headerless VBR end too early.
-        """
-        if any(size > self.MAX_GAP_BYTES for _, size in self.gaps):
-            return True
-        if self.promised_frames:
-            return self.info_headers > 1 or self.frames > self.promised_frames + 2
-        return len(self.kinds) > 1
-
-    def notes(self) -> list[str]:
-        notes = [f"{size} bytes of garbage at {seconds:.2f} s" for seconds, size in self.gaps]
-        if len(notes) > 3:
-            notes = [*notes[:3], f"and in {len(notes) - 3} more places"]
-        if self.promised_frames > self.frames + 2:
-            notes.append(_missing(self.seconds, self.promised_frames * self.frame_seconds))
-        elif self.is_cut:
-            notes.append(f"cut: the last frame, at {self.seconds:.2f} s, is incomplete")
-        return notes
-
-
-def scan_mp3(path: str | os.PathLike) -> Mp3Scan:
-    """Walk over all frames of an mp3. Raises AudioError when there are none (text, playlists, noise)."""
-    scan = Mp3Scan()
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        position, end = 0, len(data)
-        while position < end:
-            if frame := _mp3_frame(data, position):
-                _count_frame(scan, frame, data[position : position + 64])
-                position += frame.size
-                scan.is_cut = position > end
-            elif tag_bytes := _tag_bytes(data, position):
-                position += tag_bytes
-            else:
-                start, position = position, _next_frame(data, position)
-                # What precedes the first frame is no loss, and zeros are padding.
-                if scan.frames and data[start:position].strip(b"\0"):
-                    scan.gaps.append((scan.seconds, position - start))
-    if scan.frames < 10:
-        raise AudioError("no audio: the content is of no known audio format")
-    return scan
-
-
-@dataclass(frozen=True)
-class _Mp3Frame:
-    size: int  # bytes
-    sample_rate: int
-    bitrate: int  # bit/s
-    samples: int
-    is_mpeg1: bool
-
-
-_MPEG1_KBPS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
-_MPEG2_KBPS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
-
-
-def _mp3_frame(data: mmap.mmap, position: int) -> _Mp3Frame | None:
-    """The MPEG 1, 2 or 2.5 layer III frame whose header stands at this place, if one does."""
-    header = int.from_bytes(data[position : position + 4], "big")
-    version, layer = header >> 19 & 3, header >> 17 & 3  # version 3: MPEG 1, 2: MPEG 2, 0: MPEG 2.5
-    bitrate_index, rate_index = header >> 12 & 15, header >> 10 & 3
-    is_frame = header >> 21 == 0x7FF and version != 1 and layer == 1
-    if not is_frame or bitrate_index in (0, 15) or rate_index == 3:
-        return None
-    sample_rate = (44100, 48000, 32000)[rate_index] >> {3: 0, 2: 1, 0: 2}[version]
-    bitrate = 1000 * (_MPEG1_KBPS if version == 3 else _MPEG2_KBPS)[bitrate_index]
-    samples = 1152 if version == 3 else 576
-    size = samples // 8 * bitrate // sample_rate + (header >> 9 & 1)
-    return _Mp3Frame(size, sample_rate, bitrate, samples, version == 3)
-
-
-def _count_frame(scan: Mp3Scan, frame: _Mp3Frame, head: bytes) -> None:
-    """Add a frame, or, when it is an information header, what it says."""
-    if marker := re.search(rb"Xing|Info|VBRI", head[:40]):
-        scan.info_headers += 1
-        if scan.info_headers == 1 and not scan.frames:
-            scan.promised_frames = _promised_by_info(head, marker)
-            scan.frame_seconds = frame.samples / frame.sample_rate
-        return
-    scan.frames += 1
-    scan.seconds += frame.samples / frame.sample_rate
-    scan.kinds.add((frame.sample_rate, frame.bitrate))
-
-
-def _promised_by_info(head: bytes, marker: re.Match[bytes]) -> int:
-    at = marker.start()
-    if marker[0] == b"VBRI":
-        return int.from_bytes(head[at + 14 : at + 18], "big")
-    has_count = head[at + 7] & 1
-    return int.from_bytes(head[at + 8 : at + 12], "big") if has_count else 0
-
-
-def _next_frame(data: mmap.mmap, start: int) -> int:
-    """The first place from `start` on where two frames of one kind follow each other, else the end."""
-    position = start
-    while (position := data.find(b"\xff", position)) >= 0:
-        first = _mp3_frame(data, position)
-        second = first and _mp3_frame(data, position + first.size)
-        if second and (first.sample_rate, first.is_mpeg1) == (second.sample_rate, second.is_mpeg1):
-            return position
-        position += 1
-    return len(data)
-
-
-def _tag_bytes(data: mmap.mmap, position: int) -> int:
-    """The size of the ID3v1, ID3v2 or APE tag that stands at this place; 0 without one."""
-    head = data[position : position + 32]
-    if head[:3] == b"TAG":
-        return 128
-    if head[:8] == b"APETAGEX":
-        return 32 + int.from_bytes(head[12:16], "little")
-    return _id3_bytes(head)
-
-
-def _id3_bytes(head: bytes) -> int:
-    """The size of the ID3v2 tag that these first ten bytes of a file open; 0 without one."""
-    if len(head) < 10 or head[:3] != b"ID3":
-        return 0
-    has_footer = head[5] & 0x10
-    size = 0
-    for seven_bits in head[6:10]:
-        size = size << 7 | seven_bits & 0x7F
-    return size + (20 if has_footer else 10)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -674,7 +695,8 @@ SAME_MUSIC_SIMILARITY = 0.38
 class Fingerprinter:
     """The fingerprint of audio that comes in blocks: what survives an mp3 encoder, a fader and a trim.
 
-    Every 250 ms the energy of one second in 33 bands from 250 to 3000 Hz; of these the sign of the
+    Every 250 ms the energy of one second in 33 bands from 250 to 3000 Hz, summed over the channels: the
+    energies of a sum of channels would vanish where they are of opposite phase. Of these the sign of the
     difference between neighbouring bands, and between now and half a second ago, so that neither level
     nor equaliser matters (after Haitsma and Kalker, "A Highly Robust Audio Fingerprinting System", 2002,
     with longer frames). -1, 0 or 1, where 0 is silence. Memory: the energies of the first five minutes.
@@ -683,19 +705,19 @@ class Fingerprinter:
     def __init__(self, sample_rate: int):
         self._window = np.hanning(sample_rate).astype(np.float32)  # 1 s, so that bin k lies at k Hz
         self._hop = sample_rate // FINGERPRINTS_PER_SECOND
-        self._rest = np.zeros(0, np.float32)  # mono, what the next frames need
+        self._rest: np.ndarray | None = None  # (channels, n), what the next frames need
         self._energies: list[np.ndarray] = []
 
     def add(self, block: np.ndarray) -> None:
         """Count a block, float32 (channels, n)."""
         if self._is_full():
             return
-        self._rest = np.concatenate([self._rest, block.mean(axis=0, dtype=np.float32)])
+        joined = block if self._rest is None else np.concatenate([self._rest, block], axis=1)
         start, second = 0, len(self._window)
-        while start + second <= len(self._rest) and not self._is_full():
-            self._energies.append(self._band_energies(self._rest[start : start + second]))
+        while start + second <= joined.shape[1] and not self._is_full():
+            self._energies.append(self._band_energies(joined[:, start : start + second]))
             start += self._hop
-        self._rest = self._rest[start:].copy()
+        self._rest = joined[:, start:].copy()
 
     def result(self) -> str:
         """The compressed matrix int8 (frames, bands) as text, at most some 8 kB; see `read_fingerprint`."""
@@ -708,9 +730,9 @@ class Fingerprinter:
         return len(self._energies) == FINGERPRINT_SECONDS * FINGERPRINTS_PER_SECOND
 
     def _band_energies(self, second: np.ndarray) -> np.ndarray:
-        spectrum = np.fft.rfft(second * self._window)[: _BAND_EDGES_HZ[-1]]
+        spectrum = np.fft.rfft(second * self._window)[:, : _BAND_EDGES_HZ[-1]]
         power = np.zeros(_BAND_EDGES_HZ[-1])  # a low sample rate has nothing in the upper bands
-        power[: len(spectrum)] = np.abs(spectrum) ** 2
+        power[: spectrum.shape[1]] = (np.abs(spectrum) ** 2).sum(axis=0)
         return np.add.reduceat(power, _BAND_EDGES_HZ[:-1])
 
 

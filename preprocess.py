@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 import audio
+import containers
 from arguments import (
     INTERRUPTED,
     UsageError,
@@ -527,11 +528,12 @@ def is_done(line: dict | None, song: Song, settings: Settings) -> bool:
 def find_songs(folder: Path, skipped_folder: Path) -> tuple[list[str], bool]:
     """(sources, complete): the relative paths of all audio files, sorted; whether all folders could be read.
 
+    A file without the name of an audio file is one by its first bytes; such files are named to the user.
     Linked folders are followed, after all real ones, and each real folder is entered once.
     """
     seen = {os.path.realpath(skipped_folder)}
     folders, links = deque([""]), deque()
-    sources, is_complete = [], True
+    sources, by_content, is_complete = [], [], True
     while folders or links:
         here = folders.popleft() if folders else links.popleft()
         real = os.path.realpath(os.path.join(folder, here))
@@ -550,7 +552,13 @@ def find_songs(folder: Path, skipped_folder: Path) -> tuple[list[str], bool]:
                 (links if os.path.islink(path) else folders).append(source)
             elif os.path.splitext(name)[1].lower() in audio.AUDIO_SUFFIXES:
                 sources.append(source)
-    return sorted(sources), is_complete
+            elif containers.begins_as_audio(path):
+                by_content.append(source)
+    if by_content:
+        listed = ", ".join(repr(source) for source in sorted(by_content)[:LISTED_REJECTIONS])
+        more = ", ..." if len(by_content) > LISTED_REJECTIONS else ""
+        print(f"audio by content and not by name, read too: {len(by_content)} ({listed}{more})")
+    return sorted(sources + by_content), is_complete
 
 
 # ---------------------------------------------------------------------------------------------------

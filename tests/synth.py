@@ -1,7 +1,9 @@
-"""Sound with a known answer, made with numpy alone: float32 (channels, samples), full scale 1."""
+"""Sound with a known answer, made with numpy: float32 (channels, samples), full scale 1; ffmpeg is for odd files."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +48,19 @@ def write(path: str | Path, x: np.ndarray, sample_rate: int, **options) -> Path:
 
     soundfile.write(path, x.T, sample_rate, **options)
     return Path(path)
+
+
+def encode(path: str | Path, x: np.ndarray, sample_rate: int, *arguments: str) -> Path:
+    """Write (channels, samples) with ffmpeg, whose output arguments these are, and return the path."""
+    command = ["ffmpeg", "-v", "error", "-y", "-f", "f32le", "-ar", str(sample_rate), "-ac", str(len(x))]
+    command += ["-i", "-", *arguments, os.fspath(path)]
+    subprocess.run(command, input=np.ascontiguousarray(x.T, "<f4").tobytes(), check=True)
+    return Path(path)
+
+
+def decode(path: str | Path, sample_rate: int, channels: int) -> np.ndarray:
+    """What ffmpeg reads from a file of this rate: float32 (channels, samples)."""
+    command = ["ffmpeg", "-nostdin", "-v", "fatal", "-i", os.fspath(path), "-map", "0:a:0", "-ar", str(sample_rate)]
+    command += ["-ac", str(channels), "-f", "f32le", "-"]
+    data = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+    return np.frombuffer(data, "<f4").reshape(-1, channels).T

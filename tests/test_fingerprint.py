@@ -46,6 +46,35 @@ def test_reencoded_quieter_trimmed_copy_is_the_same_music(tmp_path):
     assert matches(song_print(0), fingerprint(audio.load_audio(path, RATE, 2)))
 
 
+def wide(seed: int) -> np.ndarray:
+    """A song whose chords are of opposite phase left and right: in a sum of the channels only drums are left."""
+    x = song(seed).copy()
+    x[1] -= 2 * chords_of(x)[1]
+    return x
+
+
+@pytest.mark.parametrize("original", [song, wide])
+@pytest.mark.parametrize(
+    "copy",
+    [
+        lambda x: x * np.float32([[1], [-1]]),
+        lambda x: -x,
+        lambda x: x[::-1],
+        lambda x: x.mean(axis=0, keepdims=True),
+        lambda x: x[:1],
+        lambda x: x[:1] * np.float32([[1], [-1]]),
+    ],
+    ids=["one channel inverted", "both inverted", "swapped", "mono", "left", "left and its inverse"],
+)
+def test_copy_with_its_channels_changed_is_the_same_music(original, copy):
+    assert matches(fingerprint(original(0)), fingerprint(copy(original(0))))
+
+
+def test_songs_of_opposite_channels_are_not_joined():
+    mono = [song(seed).mean(axis=0, keepdims=True) for seed in range(6)]
+    assert not matches(*(fingerprint(x * np.float32([[1], [-1]])) for x in mono))
+
+
 @pytest.mark.parametrize("sample_rate", [8000, 24000, 44100])
 def test_copy_at_another_sample_rate_in_mono_is_the_same_music(sample_rate, tmp_path):
     import soxr

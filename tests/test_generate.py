@@ -124,6 +124,20 @@ def test_mono_song_is_doubled_for_a_stereo_network(tmp_path, hears):
     assert np.abs(heard).max() == pytest.approx(0.5, abs=0.03)
 
 
+def test_song_of_another_scale_is_heard_at_full_scale_and_said(tmp_path, hears, capsys):
+    x = np.concatenate([synth.tone(440, 11, 8000, level=9000), synth.tone(440, 5, 8000, level=32767)], axis=1)
+    path = synth.write(tmp_path / "loud.wav", x, 8000, subtype="FLOAT")
+    heard = hears(source=path)
+    assert np.abs(heard).max() == pytest.approx(0.98 * 9000 / 32767, abs=0.01)
+    assert f"note: {path}: far louder than full scale: scaled by -90.5 dB" in capsys.readouterr().out
+
+
+def test_name_of_the_song_does_not_matter(tmp_path, hears, song, needs_ffmpeg):
+    raw = tmp_path / "song.raw"
+    raw.write_bytes(song.read_bytes())
+    assert np.array_equal(hears(source=raw), hears(source=song))
+
+
 # ---- what it writes ----
 
 
@@ -277,7 +291,8 @@ def test_start_beyond_the_song_is_refused_with_the_latest_start(refuses, start):
 
 @pytest.mark.parametrize("name", ["bad.mp3", "bad.raw", "bad\n\x1b.mp3"])
 @pytest.mark.parametrize(
-    "content", [None, b"", b"#EXTM3U\nother.mp3\n", b"RIFF" + bytes(100), bytes(range(256)) * 99]
+    "content",
+    [None, b"", b"#EXTM3U\nother.mp3\n", b"RIFF" + bytes(100), bytes(range(256)) * 99, 100 * b"\x01\x02\xf0\xf1"],
 )
 def test_unreadable_input_is_refused(tmp_path, refuses, content, name):
     path = tmp_path / name

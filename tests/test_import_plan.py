@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What each file may import of the project.
 SCRIPTS = {
-    "preprocess": {"arguments", "audio", "plots"},
+    "preprocess": {"arguments", "audio", "containers", "plots"},
     "create_dataset": {"arguments", "audio", "data", "plots"},
     "train": {
         "arguments",
@@ -56,7 +56,8 @@ MODULES = {
     "memory": {"model", "losses", "muon", "data", "ranks"},
     "validation": {"data", "losses", "metrics"},
     "checkpoint": {"arguments", "model"},
-    "audio": set(),
+    "audio": {"containers"},
+    "containers": set(),
     "listen": {"arguments"},
     "embedding": set(),
     "gates": {"metrics"},

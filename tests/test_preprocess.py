@@ -252,6 +252,43 @@ def test_the_manifest_is_sorted_and_meta_says_how_the_arrays_were_made(everythin
     }
 
 
+def test_audio_under_another_name_is_read_counted_and_named(tmp_path, no_workers, capsys):
+    folder, out = make_songs(tmp_path / "songs", 2), tmp_path / "out"
+    (folder / "song 0.wav").rename(folder / "nameless")
+    (folder / "sub").mkdir()
+    (folder / "song 1.wav").rename(folder / "sub" / "song.wav.bak")
+    synth.write(folder / "good.wav", synth.song(2, 2.5, RATE), RATE)
+    (folder / "cover.jpg").write_bytes(b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(1000))
+    (folder / "notes.txt").write_text("no song")
+    os.mkfifo(folder / "pipe")
+    assert preprocess_here(folder, out) == 0
+    lines = manifest(out)
+    assert lines.keys() == {"good.wav", "nameless", "sub/song.wav.bak"}
+    assert [line["status"] for line in lines.values()] == ["ok", "ok", "ok"]
+    said = capsys.readouterr().out
+    assert "audio by content and not by name, read too: 2 ('nameless', 'sub/song.wav.bak')" in said
+
+
+@pytest.mark.parametrize("name", ["x.webm", "x.mp4", "x.m4b", "x.wv", "x.mka"])
+def test_containers_that_ffmpeg_reads_are_songs(tmp_path, needs_ffmpeg, no_workers, name):
+    (tmp_path / "songs").mkdir()
+    form = {"x.webm": ("-c:a", "libopus"), "x.m4b": ("-c:a", "aac", "-f", "ipod")}.get(name, ())
+    synth.encode(tmp_path / "songs" / name, synth.song(0, 3, 48000), 48000, *form)
+    assert preprocess_here(tmp_path / "songs", tmp_path / "out") == 0
+    (line,) = manifest(tmp_path / "out").values()
+    assert (line["source"], line["status"], line["chunks"], line["reason"]) == (name, "ok", 3, "")
+
+
+def test_inverted_copy_of_a_mono_song_has_its_fingerprint(tmp_path):
+    mono = synth.song(0, 30, RATE, 1)
+    lines = [
+        process(synth.write(tmp_path / f"{name}.wav", x, RATE))
+        for name, x in {"mono": mono, "inverted": mono * np.float32([[1], [-1]])}.items()
+    ]
+    prints = [audio.read_fingerprint(line["fingerprint"]) for line in lines]
+    assert [(i, j) for i, j, _ in audio.find_same_music(prints)] == [(0, 1)]
+
+
 def test_files_that_need_ffmpeg_are_rejected_without_it_and_tried_again_with_it(
     tmp_path, needs_ffmpeg, monkeypatch, no_workers
 ):
