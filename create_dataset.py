@@ -36,6 +36,7 @@ import numpy as np
 
 import audio
 import data
+import files
 from arguments import INTERRUPTED, print_any_name, sigterm_as_ctrl_c
 
 TEMPO_SECONDS = 60
@@ -294,7 +295,7 @@ def write_dataset(folder: Path, songs: list[Song], meta: dict) -> None:
             entries += write_side(new, split, [song for song in songs if song.split == split], meta, bar)
         names = [f"{split}{kind}.npy" for split in data.SPLITS for kind in ("", "_pairs")]
         text = json.dumps(meta | {"songs": entries}, indent=1) + "\n"
-        audio.write_atomic(new / "meta.json", text)
+        files.write_atomic(new / "meta.json", text)
         (folder / "meta.json").unlink(missing_ok=True)
         for name in [*names, "meta.json"]:
             (new / name).replace(folder / name)
@@ -305,8 +306,8 @@ def write_side(folder: Path, split: str, songs: list[Song], meta: dict, bar) -> 
     row_shape = (meta["channels"], meta["chunk_samples"])
     entries = []
     with ExitStack() as stack:
-        rows = stack.enter_context(audio.ArrayWriter(folder / f"{split}.npy", np.int16, row_shape))
-        pairs = stack.enter_context(audio.ArrayWriter(folder / f"{split}_pairs.npy", np.int64, (2,)))
+        rows = stack.enter_context(files.ArrayWriter(folder / f"{split}.npy", np.int16, row_shape))
+        pairs = stack.enter_context(files.ArrayWriter(folder / f"{split}_pairs.npy", np.int64, (2,)))
         for song in songs:
             first_row = rows.rows
             entries.append(

@@ -20,6 +20,7 @@ import numpy as np
 import audio
 import data
 import embedding
+import files
 import gates
 import listen
 import metrics
@@ -626,9 +627,9 @@ def make_card(args: argparse.Namespace, judge: Judge, pairs: Pairs, notes: list[
 
 
 def write_card(folder: Path, card: dict) -> None:
-    audio.write_atomic(folder / "scorecard.json", scorecard.as_json(card))
-    audio.write_atomic(folder / "scorecard.csv", scorecard.as_csv(card["figures"]))
-    audio.write_atomic(folder / "scorecard.md", scorecard.as_markdown(card))
+    files.write_atomic(folder / "scorecard.json", scorecard.as_json(card))
+    files.write_atomic(folder / "scorecard.csv", scorecard.as_csv(card["figures"]))
+    files.write_atomic(folder / "scorecard.md", scorecard.as_markdown(card))
 
 
 # Main
@@ -683,7 +684,7 @@ def run(args: argparse.Namespace, stop) -> None:
     card = make_card(args, judge, pairs, notes)
     write_card(args.output_folder, card)
     if judge.listening:
-        audio.write_atomic(args.output_folder / "listen.html", listen.page(judge.listening))
+        files.write_atomic(args.output_folder / "listen.html", listen.page(judge.listening))
     print(f"done: {args.output_folder / 'scorecard.md'}; listen.html, .json, .csv, pictures and sounds are beside it")
 
 

@@ -93,9 +93,10 @@ def check_files(args: argparse.Namespace) -> None:
     if not args.input.is_file():
         raise UsageError(f"{args.input}: there is no such file")
     for number in range(1, args.num_samples + 1):
-        path = numbered(args.output, number, args.num_samples)
-        if path.exists() and path.samefile(args.input):
-            raise UsageError(f"--output {path} would overwrite the input")
+        for flag, path in (("--output", args.output), ("--plot", args.plot)):
+            path = numbered(path, number, args.num_samples)
+            if path and path.exists() and path.samefile(args.input):
+                raise UsageError(f"{flag} {path} would overwrite the input")
     if not args.checkpoint_folder.is_dir():
         raise UsageError(f"there is no checkpoint folder {args.checkpoint_folder}")
 

@@ -464,14 +464,14 @@ def test_full_disk_leaves_the_old_dataset_and_nothing_else(chunks, capsys, monke
     files = leftovers(chunks.folder.parent / "ds")
     chunks.add_many(12, 20)
     chunks.write()
-    append, calls = audio.ArrayWriter.append, iter(range(1000))
+    append, calls = files.ArrayWriter.append, iter(range(1000))
 
     def full(self, rows):
         if next(calls) == broken_row:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         append(self, rows)
 
-    monkeypatch.setattr(audio.ArrayWriter, "append", full)
+    monkeypatch.setattr(files.ArrayWriter, "append", full)
     code, folder = run(chunks)
     assert code == 1
     assert "No space left on device" in capsys.readouterr().err
@@ -522,8 +522,8 @@ def test_interrupted_run_exits_with_75_and_leaves_the_old_dataset(chunks, number
     code = (
         "import signal, sys, time, audio, create_dataset\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs start ignoring it
-        "append = audio.ArrayWriter.append\n"
-        "audio.ArrayWriter.append = lambda *a: (append(*a), print('row', flush=True), time.sleep(0.5))\n"
+        "append = files.ArrayWriter.append\n"
+        "files.ArrayWriter.append = lambda *a: (append(*a), print('row', flush=True), time.sleep(0.5))\n"
         "sys.exit(create_dataset.main(create_dataset.parse_args()))"
     )
     command = [sys.executable, "-c", code, "--seed", "5"]

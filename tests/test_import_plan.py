@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What each file may import of the project.
 SCRIPTS = {
-    "preprocess": {"arguments", "audio", "plots"},
-    "create_dataset": {"arguments", "audio", "data", "plots"},
+    "preprocess": {"arguments", "audio", "data", "files", "plots"},
+    "create_dataset": {"arguments", "audio", "data", "files", "plots"},
     "train": {
         "arguments",
         "model",
@@ -27,6 +27,7 @@ SCRIPTS = {
         "validation",
         "ranks",
         "audio",
+        "files",
         "plots",
     },
     "generate": {"arguments", "model", "checkpoint", "audio", "plots"},
@@ -42,6 +43,7 @@ SCRIPTS = {
         "data",
         "metrics",
         "audio",
+        "files",
         "plots",
     },
 }
@@ -53,16 +55,17 @@ MODULES = {
     "ranks": set(),
     "muon": set(),
     "data": set(),
+    "files": {"arguments"},
     "memory": {"model", "losses", "muon", "data", "ranks"},
     "validation": {"data", "losses", "metrics"},
-    "checkpoint": {"model"},
-    "audio": set(),
+    "checkpoint": {"files", "model"},
+    "audio": {"files"},
     "listen": set(),
     "embedding": set(),
     "gates": {"metrics"},
     "scorecard": set(),
     "metrics": set(),
-    "plots": set(),
+    "plots": {"files"},
 }
 HEAVY = {"torch", "librosa", "scipy", "matplotlib", "soundfile", "tensorboard", "pydub", "numba", "sklearn"}
 HELP_SECONDS = 0.5
