@@ -9,6 +9,7 @@ unpickled. Arrays are memory maps: opening costs nothing, however large the data
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -31,6 +32,11 @@ class DataError(Exception):
 
 # ---------------------------------------------------------------------------------------------------
 # Reading the format
+
+
+def unfinished_mark(manifest: Path) -> Path:
+    """The file that is beside a manifest from the beginning of a run of preprocess.py until all is done."""
+    return manifest.with_name(f"{manifest.name}.unfinished")
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,14 @@ def open_array(
     if not array.flags.c_contiguous or path.stat().st_size != array.offset + array.nbytes:
         raise DataError(f"{path} is damaged: its size does not fit its header")
     return array
+
+
+def array_sha256(rows: np.ndarray) -> str:
+    """SHA-256 of the bytes of an array, read row by row."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(np.ascontiguousarray(row))
+    return digest.hexdigest()
 
 
 def open_dataset(folder: str | os.PathLike) -> tuple[dict, dict[str, Side]]:
