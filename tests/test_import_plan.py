@@ -54,7 +54,7 @@ MODULES = {
     "losses": set(),
     "ranks": set(),
     "muon": set(),
-    "data": set(),
+    "data": {"audio"},
     "files": {"arguments"},
     "memory": {"model", "losses", "muon", "data", "ranks"},
     "validation": {"data", "losses", "metrics"},
