@@ -5,9 +5,12 @@ import argparse
 import math
 import signal
 import sys
+from collections.abc import Iterable
 from contextlib import contextmanager
 
 INTERRUPTED = 75  # exit code: run me again
+
+LISTED_NAMES = 5
 
 SEEDS = 2**32  # torch's generator on the CPU drops the higher bits
 
@@ -48,6 +51,13 @@ def print_any_name() -> None:
     """Names of files need not be valid UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first of the names, quoted and sorted, and how many more there are."""
+    names = sorted(names)
+    more = len(names) - LISTED_NAMES
+    return ", ".join(map(repr, names[:LISTED_NAMES])) + (f" and {more} more" if more > 0 else "")
 
 
 @contextmanager

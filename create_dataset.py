@@ -39,7 +39,7 @@ import numpy as np
 import audio
 import data
 import files
-from arguments import INTERRUPTED, UsageError, print_any_name, sigterm_as_ctrl_c
+from arguments import INTERRUPTED, UsageError, listed, print_any_name, sigterm_as_ctrl_c
 
 TEMPO_SECONDS = 60
 LISTED_GROUPS = 20
@@ -367,7 +367,7 @@ def write_side(folder: Path, split: str, songs: list[Song], meta: dict, bar) -> 
 # What the user sees
 
 
-def print_summary(songs: list[Song], meta: dict, known: dict[str, list[dict]]) -> None:
+def print_summary(songs: list[Song], meta: dict) -> None:
     hours_a_row = meta["chunk_samples"] / meta["sample_rate"] / 3600
     for split in data.SPLITS:
         side = [song for song in songs if song.split == split]
@@ -377,12 +377,18 @@ def print_summary(songs: list[Song], meta: dict, known: dict[str, list[dict]]) -
         print(f"{dropped} pairs dropped: input or target below {meta['settings']['min_rms_db']:g} dBFS")
     if short := sum(song.rows == 1 for song in songs):
         print(f"{short} songs of one chunk give no pair")
-    sides = {song.group: song.split for song in songs}
-    if moved := [
-        song["source"] for group, earlier in known.items() for song in earlier if song["split"] != sides[group]
-    ]:
-        print(f"{len(moved)} songs came to another side than before: {', '.join(map(repr, moved))}")
     print_groups(songs)
+
+
+def print_changes(songs: list[Song], earlier: list[dict], known: dict[str, list[dict]]) -> None:
+    """Say which songs of the `earlier` dataset have moved, and which are in none of the groups of `known`."""
+    sides = {song.group: song.split for song in songs}
+    here = [(song, sides[group]) for group, found in known.items() for song in found]
+    if moved := [song["source"] for song, side in here if song["split"] != side]:
+        print(f"{len(moved)} songs came to another side than before: {', '.join(map(repr, moved))}")
+    ids = {song["id"] for song, _ in here}
+    if gone := [song["source"] for song in earlier if song["id"] not in ids]:
+        print(f"{len(gone)} songs of the dataset that was here before are gone: {listed(gone)}")
 
 
 def print_groups(songs: list[Song]) -> None:
@@ -450,7 +456,8 @@ def run(args: argparse.Namespace) -> None:
         split_songs(songs, known, args)
         check_space(songs, target)
         write_dataset(target, songs, meta)
-        print_summary(songs, meta, known)
+        print_summary(songs, meta)
+        print_changes(songs, earlier, known)
         if args.plot:
             plot_songs(target / "dataset.png", songs, meta)
     print(f"next: python train.py --dataset_folder {target} --checkpoint_folder CHECKPOINTS")

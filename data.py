@@ -180,6 +180,18 @@ def read_window(side: Side, song: dict, start: int, length: int) -> np.ndarray:
 # What a song is, whatever its file is called
 
 
+def is_same_dataset(one: dict, other: dict) -> bool:
+    """Whether two meta are of one dataset, perhaps made by an earlier version, which did not tell what a song is."""
+    if all(any(key in song for song in meta["songs"]) for meta in (one, other) for key in _CONTENT_KEYS):
+        return one == other
+    return _without_content(one) == _without_content(other)
+
+
+def _without_content(meta: dict) -> dict:
+    songs = [{key: value for key, value in song.items() if key not in _CONTENT_KEYS} for song in meta["songs"]]
+    return meta | {"songs": songs}
+
+
 def known_by_group(songs: Sequence[dict], known: Sequence[dict]) -> dict[str, list[dict]]:
     """By group of `songs`: which of `known`, the songs of another dataset, are the same music.
 

@@ -22,7 +22,7 @@ import threading
 import time
 import unicodedata
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ import numpy as np
 import audio
 import data
 import files
-from arguments import INTERRUPTED, UsageError, positive_float, positive_int, print_any_name
+from arguments import INTERRUPTED, UsageError, listed, positive_float, positive_int, print_any_name
 
 SILENCE_DB = -60.0
 SILENCE_FRAMES_PER_SECOND = 10
@@ -41,7 +41,6 @@ LATENT_GRID_PER_SECOND = 25
 PLOTTED_SONGS = 4
 PLOTTED_CHUNKS = 6
 LISTED_REJECTIONS = 10
-LISTED_NAMES = 5
 # What a decoder's own bug ends a process with; any other end (out of memory, an operator) tells nothing of the song.
 CRASHES = frozenset(
     getattr(signal, n) for n in ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT") if hasattr(signal, n)
@@ -640,7 +639,7 @@ def check_input_folder(
         made_of = of_others[min(lost)]["input_folder"]
         raise audio.AudioError(
             f"{folder} was made of {made_of}, and {len(lost)} of its songs are not in {args.input_folder} "
-            f"({some(lost)}): take another output folder, or remove them by --other_input_folder"
+            f"({listed(lost)}): take another output folder, or remove them by --other_input_folder"
         )
 
 
@@ -659,14 +658,7 @@ def begin(plan: Plan) -> None:
     for line in plan.gone:
         (plan.manifest.parent / f"{song_id(line['source'])}.npy").unlink(missing_ok=True)
     if removed := [line["source"] for line in plan.gone if line["status"] == "ok"]:
-        print(f"{len(removed)} songs are no longer in the input folder and were removed: {some(removed)}")
-
-
-def some(names: Iterable[str]) -> str:
-    """The first of the names, quoted, and how many more there are."""
-    names = sorted(names)
-    more = len(names) - LISTED_NAMES
-    return ", ".join(map(repr, names[:LISTED_NAMES])) + (f" and {more} more" if more > 0 else "")
+        print(f"{len(removed)} songs are no longer in the input folder and were removed: {listed(removed)}")
 
 
 def do_songs(plan: Plan, settings: Settings, workers: int, stop: StopSignals) -> dict[str, str]:
@@ -715,8 +707,8 @@ def print_summary(args: argparse.Namespace, lines: dict[str, dict], kept: int) -
 def print_undone(ends: dict[str, str]) -> None:
     """Say which files are not done; `ends` is what `do_songs` returned."""
     print(
-        f"error: {len(ends)} files are not done, for their worker process was killed: {some(ends)} "
-        f"({some(set(ends.values()))}; out of memory?): run the same command again, perhaps with fewer --workers",
+        f"error: {len(ends)} files are not done, for their worker process was killed: {listed(ends)} "
+        f"({listed(set(ends.values()))}; out of memory?): run the same command again, perhaps with fewer --workers",
         file=sys.stderr,
     )
 

@@ -698,7 +698,7 @@ class Run:
 
     def start_stage2(self, finished: dict) -> None:
         """Start stage 2 from the EMA weights of a finished stage 1, this run's or another's, whatever its core is."""
-        if finished["data_meta"] != self.meta:
+        if not self.data.is_same_dataset(finished["data_meta"], self.meta):
             raise UsageError("that stage 1 was trained on another dataset")
         if codec_fields(finished["config"]) != codec_fields(asdict(self.config)):
             raise UsageError("that stage 1 has another encoder or decoder: give the same --preset and sizes")
@@ -904,7 +904,7 @@ class Run:
             for name, value in self.settings.items()
             if name not in FREE_ON_RESTART and state["settings"].get(name) != value
         ]
-        if state["data_meta"] != self.meta:
+        if not self.data.is_same_dataset(state["data_meta"], self.meta):
             differing.append("the dataset")
         if not differing and state["config"] != asdict(self.config):
             differing.append(f"the sizes that --preset {self.config.preset} stands for, which have changed since")

@@ -293,6 +293,17 @@ def test_a_known_song_keeps_its_side_under_another_name(tmp_path, changed):
     assert {f"moved-{name}": side for name, side in before.items()}.items() <= after.items()
 
 
+def test_songs_that_leave_the_dataset_are_counted_and_named(chunks, capsys):
+    made(chunks)
+    del chunks.lines[3:5]
+    chunks.write()
+    capsys.readouterr()
+    made(chunks)
+    assert "2 songs of the dataset that was here before are gone: 'song003.mp3', 'song004.mp3'\n" in (
+        capsys.readouterr().out
+    )
+
+
 def test_other_music_under_a_known_name_is_a_new_song(tmp_path):
     chunks = Chunks(tmp_path / "out")
     for number in range(40):
