@@ -448,7 +448,7 @@ def run(args: argparse.Namespace) -> None:
     meta = chunks_meta | {"kind": "dataset", "settings": settings | {"chunks": chunks_meta["settings"]}}
     target.mkdir(parents=True, exist_ok=True)
     with files.locked(target / ".lock"):
-        put_in_place(target)  # what an earlier run has left, or make room of it
+        put_in_place(target)  # finishes what a killed run left, or frees its space
         earlier = known_songs(target, settings)
         songs = open_songs(source, meta, args.min_rms_db)
         group_same_music(songs)

@@ -631,7 +631,7 @@ def check_input_folder(
     of_others = {
         source: line
         for source, line in known.items()
-        if line["status"] == "ok" and line.get("input_folder", here) != here
+        if line.get("status") == "ok" and line.get("input_folder", here) != here
     }
     lost = of_others.keys() - set(sources)
     lost |= {song.source for song in mine if song.source in of_others and is_another(of_others[song.source], song)}
@@ -657,7 +657,7 @@ def begin(plan: Plan) -> None:
     rewrite_lines(plan.manifest, plan.lines)
     for line in plan.gone:
         (plan.manifest.parent / f"{song_id(line['source'])}.npy").unlink(missing_ok=True)
-    if removed := [line["source"] for line in plan.gone if line["status"] == "ok"]:
+    if removed := [line["source"] for line in plan.gone if line.get("status") == "ok"]:
         print(f"{len(removed)} songs are no longer in the input folder and were removed: {listed(removed)}")
 
 
