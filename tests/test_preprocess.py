@@ -607,7 +607,7 @@ def orphan(tmp_path):
 def test_an_orphaned_worker_ends_at_once_and_leaves_nothing(orphan):
     _, out, worker = orphan
     os.kill(worker, signal.SIGCONT)
-    wait_for(lambda: not is_running(worker), seconds=20)
+    wait_for(lambda: not is_running(worker))
     assert not [path for path in out.iterdir() if path.suffix in (".npy", ".tmp")]
 
 
@@ -617,7 +617,7 @@ def test_an_orphaned_worker_that_outlives_the_next_run_changes_nothing(orphan, n
     done = contents(out)
     assert len(done) == 4
     os.kill(worker, signal.SIGCONT)
-    wait_for(lambda: not is_running(worker), seconds=20)
+    wait_for(lambda: not is_running(worker))
     assert contents(out) == done
 
 
