@@ -6,13 +6,14 @@ import argparse
 import math
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 INTERRUPTED = 75  # exit code: run me again
 
 LONGEST_SECONDS = 86400  # a day: no song is longer, and no number of samples overflows
+LISTED_NAMES = 5
 
 SEEDS = 2**32  # torch's generator on the CPU drops the higher bits
 
@@ -85,6 +86,13 @@ def print_any_name() -> None:
     """Names of files need not be valid UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first of the names, quoted and sorted, and how many more there are."""
+    names = sorted(names)
+    more = len(names) - LISTED_NAMES
+    return ", ".join(map(repr, names[:LISTED_NAMES])) + (f" and {more} more" if more > 0 else "")
 
 
 @contextmanager

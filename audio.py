@@ -37,6 +37,7 @@ from pathlib import Path
 import numpy as np
 
 import containers
+import files
 
 CHUNK_SECONDS = 10
 INT16_SCALE = 32768
@@ -45,7 +46,6 @@ AUDIO_SUFFIXES = frozenset(
     {".mp3", ".mp2", ".mpga", ".wav", ".flac", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".aifc", ".w64", ".caf"}
     | {".au", ".snd", ".m4a", ".m4b", ".mp4", ".aac", ".wma", ".mka", ".webm", ".ape", ".wv", ".tta"}
 )
-NPY_HEADER_BYTES = 128
 BLOCK_FRAMES = 65536
 READ_FRAMES = 4096
 MAX_NONFINITE_SHARE = 0.01
@@ -87,83 +87,6 @@ def rms_db(x: np.ndarray) -> float:
     """Root mean square of x in dB relative to full scale 1; digital silence is -200 dB."""
     rms = float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
     return 20 * np.log10(max(rms, 1e-10))
-
-
-# ---------------------------------------------------------------------------------------------------
-# Files that appear whole or not at all
-
-
-def temporary_name(path: str | os.PathLike) -> Path:
-    """Where `path` is written before it is renamed into place: the same name in every run, so that a
-    killed run's leftover is overwritten by the next one."""
-    path = Path(path)
-    return path.with_name(path.name + ".tmp")
-
-
-@contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary name beside `path`: fsynced and renamed to it on success, removed on error."""
-    temporary = temporary_name(path)
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_atomic(path: str | os.PathLike, text: str) -> None:
-    """Write text as UTF-8 so that `path` holds the old or the new content, never a part of it."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(text.encode("utf-8"))
-
-
-class ArrayWriter:
-    """Write an .npy file row by row: `with ArrayWriter(path, np.int16, (2, 240000)) as w: w.append(rows)`.
-
-    The file gets its name on a clean exit, with the final row count in its header, fsynced; on any error
-    nothing is left behind. Plain writes, because a writable memory map dies of SIGBUS on a full disk.
-    """
-
-    def __init__(self, path: str | os.PathLike, dtype: np.typing.DTypeLike, row_shape: tuple[int, ...]):
-        self.path = Path(path)
-        self.dtype = np.dtype(dtype)
-        self.row_shape = tuple(row_shape)
-        self.rows = 0
-        self._temporary = temporary_name(path)
-
-    def __enter__(self) -> ArrayWriter:
-        self._file = open(self._temporary, "wb")
-        self._file.write(self._header())
-        return self
-
-    def append(self, rows: np.ndarray) -> None:
-        """Append rows (n, *row_shape) of exactly this dtype."""
-        if rows.dtype != self.dtype or rows.shape[1:] != self.row_shape:
-            raise ValueError(f"rows are {rows.dtype} {rows.shape[1:]}, not {self.dtype} {self.row_shape}")
-        self._file.write(np.ascontiguousarray(rows).data)
-        self.rows += len(rows)
-
-    def __exit__(self, kind, error, trace) -> None:
-        try:
-            if kind is None:
-                self._file.seek(0)
-                self._file.write(self._header())
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._file.close()
-                os.replace(self._temporary, self.path)
-        finally:
-            with suppress(OSError):  # a full disk fails a second time here
-                self._file.close()
-            self._temporary.unlink(missing_ok=True)
-
-    def _header(self) -> bytes:
-        """The .npy version 1.0 header, padded to a fixed size so that it can be rewritten in place."""
-        fields = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.rows, *self.row_shape)}
-        prefix = b"\x93NUMPY\x01\x00" + struct.pack("<H", NPY_HEADER_BYTES - 10)
-        return prefix + repr(fields).encode("ascii").ljust(NPY_HEADER_BYTES - 11) + b"\n"
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -636,17 +559,19 @@ def encode_audio(path: str | os.PathLike, x: np.ndarray, sample_rate: int) -> No
         raise AudioError(f"{path}: audio must be finite and (channels, samples), this is {x.shape}")
     if suffix == ".mp3" and sample_rate not in MP3_SAMPLE_RATES:
         raise AudioError(f"{path}: mp3 cannot hold {sample_rate} Hz; write .wav or .flac instead")
+    if suffix == ".m4a" and find_ffmpeg() is None:  # else pydub leaves an empty file and a bare FileNotFoundError
+        raise FfmpegMissing(f"{path}: .m4a needs ffmpeg; write .mp3 or .wav instead")
     try:
-        with replacing(path) as temporary:
+        with files.replacing(path) as file:
             if suffix == ".m4a":
-                _write_m4a(temporary, x, sample_rate)
+                _write_m4a(file.name, x, sample_rate)
             else:
-                _write_soundfile(temporary, np.clip(x, -1, 1), sample_rate, _SOUNDFILE_FORMATS[suffix])
+                _write_soundfile(file.name, np.clip(x, -1, 1), sample_rate, _SOUNDFILE_FORMATS[suffix])
     except OSError as error:
         raise AudioError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def _write_soundfile(path: Path, x: np.ndarray, sample_rate: int, options: dict) -> None:
+def _write_soundfile(path: str | os.PathLike, x: np.ndarray, sample_rate: int, options: dict) -> None:
     import soundfile
 
     try:
@@ -659,15 +584,12 @@ def _write_soundfile(path: Path, x: np.ndarray, sample_rate: int, options: dict)
         raise OSError(error.error_string) from error
 
 
-def _write_m4a(path: Path, x: np.ndarray, sample_rate: int) -> None:
-    program = find_ffmpeg()
-    if program is None:  # else pydub leaves an empty file and a bare FileNotFoundError
-        raise FfmpegMissing(f"{path.with_suffix('')}: .m4a needs ffmpeg; write .mp3 or .wav instead")
+def _write_m4a(path: str | os.PathLike, x: np.ndarray, sample_rate: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydub warns at import when ffmpeg is not on PATH
         from pydub import AudioSegment
         from pydub.exceptions import CouldntEncodeError
-    AudioSegment.converter = program
+    AudioSegment.converter = find_ffmpeg()
     pcm = to_int16(x).T.tobytes()
     segment = AudioSegment(pcm, sample_width=2, frame_rate=sample_rate, channels=x.shape[0])
     try:

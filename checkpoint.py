@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import files
 from arguments import one_line
 from model import ContinuationModel, ModelConfig
 
@@ -235,18 +236,11 @@ def _verified(file) -> dict | None:
 
 
 def _write(path: Path, payload, keep: int) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")  # one fixed name: what a kill leaves is overwritten
-    try:
-        with open(temporary, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
+    with files.replacing(path) as file:
+        file.write(payload)
+        files.sync(file)  # a disk that is full leaves all that is there in its place
         _shift(path, keep)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    files.sync_folder(path.parent)
 
 
 def _shift(path: Path, keep: int) -> None:
@@ -265,16 +259,6 @@ def _kept_files(path: Path) -> list[tuple[int, Path]]:
     pattern = re.compile(rf"{re.escape(path.stem)}(?:\.(\d+))?\.pt")
     matches = ((pattern.fullmatch(file.name), file) for file in path.parent.iterdir())
     return sorted((int(match[1] or 0), file) for match, file in matches if match)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut (folders cannot be opened for that on Windows)."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _say(line: str) -> None:
@@ -323,6 +307,7 @@ class FolderLock:
     A second run waits up to `wait_seconds` (a requeued job may overlap its predecessor), then gets a
     CheckpointError. lockf locks work over NFS, are not inherited by data workers, and vanish with their
     process; the file `.lock` stays. Where there is no such lock, one line says so and the run goes on.
+    What killed runs were writing in the folder is removed.
     """
 
     def __init__(self, folder, wait_seconds: float = 60):
@@ -334,9 +319,10 @@ class FolderLock:
         if fcntl is None:
             _say(f"note: {self.path.parent} is not locked against a second run, this system has no fcntl")
             return self
-        self.file = open(self.path, "a")
+        self.file = files.open_lock(self.path)
         try:
             self._wait()
+            files.remove_leftovers(self.path.parent)
         except BaseException:
             self.file.close()
             raise

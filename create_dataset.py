@@ -7,15 +7,18 @@ time; DS/s_pairs.npy, int64 (pairs, 2), the rows of input and target, always nei
 DS/meta.json, which says what each song's rows are.
 
 Files with the same music (equal content, or fingerprints that match: see audio.find_same_music) form a
-group, and a group stays on one side. Its place is a number in [0, 1), the hash of the seed and its smallest
-id: below test_fraction is test, the next val_fraction is val, the rest is train. So a song's side does not
-depend on the other songs, and another val_fraction leaves test alone. A side without any pair gets the
-lowest group of train; such a loan, and a group whose smallest id is new, are the only ways to another side,
-and they are remembered: a song that DS knows from a run with the same seed and fractions keeps its side.
-Where two known sides become one group, train wins, since what was once trained on can no longer test.
+group, and a group stays on one side. Groups are ranked by the hash of the seed and their smallest id; test
+takes the lowest ones, as long as that brings its hours nearer to test_fraction of all, then val does, and
+the rest is train: no share is further from what was asked than half a group, and another val_fraction
+leaves test alone. A side without any pair gets the lowest group of train.
 
-A song of one chunk has a row and no pair. A crash leaves the old dataset or none: meta.json goes first and
-comes last.
+A song that DS knows from a run with the same seed and fractions keeps its side, whatever its file is called
+now: it is known by its content. Where two known sides become one group, train wins, since what was once
+trained on can no longer test.
+
+A song of one chunk has a row and no pair. A run that is killed leaves the old dataset, or the new one in
+DS/unfinished: meta.json there is written last, and means that all of it is there. Then the next run puts it
+in its place before anything else, and until then DS has no meta.json and is refused.
 """
 
 from __future__ import annotations
@@ -27,8 +30,7 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,10 +38,13 @@ import numpy as np
 
 import audio
 import data
-from arguments import INTERRUPTED, one_line, print_any_name, sigterm_as_ctrl_c
+import files
+from arguments import INTERRUPTED, UsageError, listed, one_line, print_any_name, sigterm_as_ctrl_c
 
 TEMPO_SECONDS = 60
 LISTED_GROUPS = 20
+ARRAYS = tuple(f"{split}{kind}.npy" for split in data.SPLITS for kind in ("", "_pairs"))
+UNFINISHED = "unfinished"  # folder inside DS
 _LINE_KEYS = {
     "id": str,
     "source": str,
@@ -63,8 +68,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--output_folder", required=True, type=Path, help="the folder that preprocess.py wrote")
     add("--dataset_folder", required=True, type=Path, help="folder for the dataset")
-    add("--val_fraction", type=_fraction, default=0.1, help="about this share of songs steers training, at least 1")
-    add("--test_fraction", type=_fraction, default=0.1, help="about this share is for the scorecard, at least 1")
+    add(
+        "--val_fraction", type=_fraction, default=0.1, help="this share of the hours steers training, at least a song"
+    )
+    add("--test_fraction", type=_fraction, default=0.1, help="this share is for the scorecard, at least a song")
     add("--min_rms_db", type=float, default=-60.0, help="drop pairs with a quieter input or target, dBFS")
     add("--seed", type=int, default=0, help="another seed draws another split")
     add("--plot", action="store_true", help="draw hours, loudness, silence and tempo to DS/dataset.png")
@@ -100,6 +107,11 @@ class Song:
         return self.line["id"]
 
     @property
+    def identity(self) -> dict:
+        """What its entry in meta.json says of it in every dataset."""
+        return {key: self.line[key] for key in ("id", "source", "sha256", "fingerprint")} | {"group": self.group}
+
+    @property
     def rows(self) -> int:
         return self.line["chunks"]
 
@@ -126,10 +138,14 @@ def read_manifests(folder: Path) -> list[dict]:
 
 
 def manifest_paths(folder: Path) -> list[Path]:
-    """manifest.jsonl, or manifest.I-of-N.jsonl for every I; DataError for anything between."""
+    """manifest.jsonl, or manifest.I-of-N.jsonl for every I; DataError for anything between, and while songs are
+    missing."""
     names = sorted(path.name for path in folder.glob("manifest*.jsonl"))
     if not names:
         raise data.DataError(f"{folder} holds no manifest: run preprocess.py first")
+    for name in names:
+        if (mark := data.unfinished_mark(folder / name)).exists():
+            raise data.DataError(f"{mark} says that songs are missing: run preprocess.py again, to its end")
     if names == ["manifest.jsonl"]:
         return [folder / "manifest.jsonl"]
     counts = {match[1] for name in names if (match := re.fullmatch(r"manifest\.\d+-of-(\d+)\.jsonl", name))}
@@ -156,11 +172,16 @@ def _read_line(text: bytes, where: str) -> dict:
 
 
 def open_song(folder: Path, line: dict, meta: dict, min_rms_db: float) -> Song:
-    """Check a song's array against its line, and find its pairs. Reads all of it, a chunk at a time."""
+    """Check a song's array against its line, and find its pairs. Reads all of it, a chunk at a time.
+
+    Raises DataError where the array is not the one that preprocess.py wrote.
+    """
     path = folder / f"{line['id']}.npy"
     chunks = data.open_array(path, np.int16, (meta["channels"], meta["chunk_samples"]))
     if len(chunks) != line["chunks"]:
         raise data.DataError(f"{path} has {len(chunks)} chunks, its manifest line says {line['chunks']}")
+    if line.get("array_sha256", "") not in ("", data.array_sha256(chunks)):
+        raise data.DataError(f"{path} is damaged: its checksum is another one; run preprocess.py with --verify")
     is_loud = np.array([audio.rms_db(audio.from_int16(chunk)) >= min_rms_db for chunk in chunks])
     inputs = np.flatnonzero(is_loud[:-1] & is_loud[1:]).astype(np.int64)
     pairs = np.stack([inputs, inputs + 1], axis=1)
@@ -209,8 +230,8 @@ def place(seed: int, group: str) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def split_songs(songs: list[Song], known: dict[str, str], args: argparse.Namespace) -> None:
-    """Give every song its side; `known` holds sides by id from an earlier run. See the module docstring.
+def split_songs(songs: list[Song], known: dict[str, list[dict]], args: argparse.Namespace) -> None:
+    """Give every song its side; `known` are songs of an earlier run by group. See the module docstring.
 
     Raises DataError when fewer than three groups have a pair.
     """
@@ -225,17 +246,28 @@ def split_songs(songs: list[Song], known: dict[str, str], args: argparse.Namespa
             f"add songs of at least two chunks above {args.min_rms_db:g} dBFS"
         )
     sides = {}
-    for group in order:
-        earlier = {known[song.id] for song in groups[group] if song.id in known}
+    for group, earlier in known.items():
         if earlier:
-            sides[group] = next(side for side in data.SPLITS if side in earlier)
-        else:
-            x = place(args.seed, group)
-            is_test, is_val = x < args.test_fraction, x < args.test_fraction + args.val_fraction
-            sides[group] = "test" if is_test else "val" if is_val else "train"
-    _fill_empty_sides(sides, usable)
+            sides[group] = next(side for side in data.SPLITS if side in {song["split"] for song in earlier})
+    rows = {group: sum(song.rows for song in groups[group]) for group in order}
+    _draw_sides(sides, rows, {"test": args.test_fraction, "val": args.val_fraction})
+    # New groups come first: what was trained on can no longer test.
+    _fill_empty_sides(sides, sorted(usable, key=lambda group: bool(known[group])))
     for song in songs:
         song.split = sides[song.group]
+
+
+def _draw_sides(sides: dict[str, str], rows: dict[str, int], shares: dict[str, float]) -> None:
+    """Add to `sides` the groups that it lacks: `rows` by group, lowest first. Each of `shares` takes a group if that
+    brings it nearer to its share of all rows; what is left is for training."""
+    for side, share in shares.items():
+        missing = share * sum(rows.values()) - sum(rows[group] for group in rows if sides.get(group) == side)
+        for group in rows:
+            if group not in sides and rows[group] <= 2 * missing:
+                sides[group] = side
+                missing -= rows[group]
+    for group in rows:
+        sides.setdefault(group, "train")
 
 
 def _fill_empty_sides(sides: dict[str, str], usable: list[str]) -> None:
@@ -248,15 +280,22 @@ def _fill_empty_sides(sides: dict[str, str], usable: list[str]) -> None:
         sides[group] = empty
 
 
-def known_sides(folder: Path, settings: dict) -> dict[str, str]:
-    """The sides of an earlier dataset in this folder, by id, if its split was drawn in the same way."""
-    try:
-        meta = data.read_meta(folder, "dataset")
-    except data.DataError:
-        return {}
+def known_songs(folder: Path, settings: dict) -> list[dict]:
+    """The songs of an earlier dataset in this folder, if its split was drawn in the same way.
+
+    Raises DataError where there is a dataset whose sides cannot be read: they must not be drawn anew unasked.
+    """
+    if not (folder / "meta.json").exists():
+        if arrays := [name for name in ARRAYS if (folder / name).exists()]:
+            raise data.DataError(
+                f"{folder} holds {arrays[0]} and no meta.json: which songs were for training is lost; take another "
+                f"folder, or delete this one to draw all sides anew"
+            )
+        return []
+    meta = data.read_meta(folder, "dataset")
     if any(meta["settings"].get(key) != settings[key] for key in ("seed", "val_fraction", "test_fraction")):
-        return {}
-    return {song["id"]: song["split"] for song in meta["songs"] if song["split"] in data.SPLITS}
+        return []
+    return [song for song in meta["songs"] if song["split"] in data.SPLITS]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -272,33 +311,40 @@ def check_space(songs: list[Song], folder: Path) -> None:
         raise OSError(f"the dataset needs {size / 1e9:.2f} GB and only {free / 1e9:.2f} GB are free")
 
 
-@contextmanager
-def staging(folder: Path) -> Iterator[Path]:
-    """A folder inside `folder` to write to, gone afterwards; what a killed run left there is gone too."""
-    path = folder / "unfinished"
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir()
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def write_dataset(folder: Path, songs: list[Song], meta: dict) -> None:
-    """Write everything aside, then put it in place of what is there: meta.json goes first and comes last."""
+    """Write everything to a folder inside `folder`, meta.json last, then put it in place of what is there."""
     from tqdm import tqdm
 
-    bar = tqdm(total=sum(song.rows for song in songs), desc="writing", unit="row")
-    with staging(folder) as new, bar:
-        entries = []
-        for split in data.SPLITS:
-            entries += write_side(new, split, [song for song in songs if song.split == split], meta, bar)
-        names = [f"{split}{kind}.npy" for split in data.SPLITS for kind in ("", "_pairs")]
-        text = json.dumps(meta | {"songs": entries}, indent=1) + "\n"
-        audio.write_atomic(new / "meta.json", text)
+    new = folder / UNFINISHED
+    new.mkdir()
+    try:
+        with tqdm(total=sum(song.rows for song in songs), desc="writing", unit="row") as bar:
+            entries = []
+            for split in data.SPLITS:
+                entries += write_side(new, split, [song for song in songs if song.split == split], meta, bar)
+        files.sync_folder(new)
+        files.write_atomic(new / "meta.json", json.dumps(meta | {"songs": entries}, indent=1) + "\n")
+        files.sync_folder(new)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    put_in_place(folder)
+
+
+def put_in_place(folder: Path) -> None:
+    """Replace the dataset in `folder` by the one that is whole in `folder`/unfinished; one that is not is removed.
+
+    May be killed anywhere: the next call goes on, and between them there is no meta.json, so no dataset.
+    """
+    new = folder / UNFINISHED
+    if (new / "meta.json").exists():
         (folder / "meta.json").unlink(missing_ok=True)
-        for name in [*names, "meta.json"]:
+        for name in (name for name in ARRAYS if (new / name).exists()):
             (new / name).replace(folder / name)
+        files.sync_folder(folder)
+        (new / "meta.json").replace(folder / "meta.json")
+        files.sync_folder(folder)
+    shutil.rmtree(new, ignore_errors=True)
 
 
 def write_side(folder: Path, split: str, songs: list[Song], meta: dict, bar) -> list[dict]:
@@ -306,14 +352,11 @@ def write_side(folder: Path, split: str, songs: list[Song], meta: dict, bar) -> 
     row_shape = (meta["channels"], meta["chunk_samples"])
     entries = []
     with ExitStack() as stack:
-        rows = stack.enter_context(audio.ArrayWriter(folder / f"{split}.npy", np.int16, row_shape))
-        pairs = stack.enter_context(audio.ArrayWriter(folder / f"{split}_pairs.npy", np.int64, (2,)))
+        rows = stack.enter_context(files.ArrayWriter(folder / f"{split}.npy", np.int16, row_shape))
+        pairs = stack.enter_context(files.ArrayWriter(folder / f"{split}_pairs.npy", np.int64, (2,)))
         for song in songs:
             first_row = rows.rows
-            entries.append(
-                {"id": song.id, "source": song.line["source"], "split": split, "group": song.group}
-                | {"first_row": first_row, "rows": song.rows}
-            )
+            entries.append(song.identity | {"split": split, "first_row": first_row, "rows": song.rows})
             pairs.append(song.pairs + first_row)
             for chunk in song.chunks():
                 rows.append(chunk[None])
@@ -325,7 +368,7 @@ def write_side(folder: Path, split: str, songs: list[Song], meta: dict, bar) -> 
 # What the user sees
 
 
-def print_summary(songs: list[Song], meta: dict, known: dict[str, str]) -> None:
+def print_summary(songs: list[Song], meta: dict) -> None:
     hours_a_row = meta["chunk_samples"] / meta["sample_rate"] / 3600
     for split in data.SPLITS:
         side = [song for song in songs if song.split == split]
@@ -335,9 +378,18 @@ def print_summary(songs: list[Song], meta: dict, known: dict[str, str]) -> None:
         print(f"{dropped} pairs dropped: input or target below {meta['settings']['min_rms_db']:g} dBFS")
     if short := sum(song.rows == 1 for song in songs):
         print(f"{short} songs of one chunk give no pair")
-    if moved := [song.line["source"] for song in songs if known.get(song.id, song.split) != song.split]:
-        print(f"{len(moved)} songs came to another side than before: {', '.join(map(repr, moved))}")
     print_groups(songs)
+
+
+def print_changes(songs: list[Song], earlier: list[dict], known: dict[str, list[dict]]) -> None:
+    """Say which songs of the `earlier` dataset have moved, and which are in none of the groups of `known`."""
+    sides = {song.group: song.split for song in songs}
+    here = [(song, sides[group]) for group, found in known.items() for song in found]
+    if moved := [song["source"] for song, side in here if song["split"] != side]:
+        print(f"{len(moved)} songs came to another side than before: {', '.join(map(repr, moved))}")
+    ids = {song["id"] for song, _ in here}
+    if gone := [song["source"] for song in earlier if song["id"] not in ids]:
+        print(f"{len(gone)} songs of the dataset that was here before are gone: {listed(gone)}")
 
 
 def print_groups(songs: list[Song]) -> None:
@@ -395,16 +447,20 @@ def run(args: argparse.Namespace) -> None:
     chunks_meta = data.read_meta(source, "chunks")
     settings = {name: getattr(args, name) for name in ("val_fraction", "test_fraction", "min_rms_db", "seed")}
     meta = chunks_meta | {"kind": "dataset", "settings": settings | {"chunks": chunks_meta["settings"]}}
-    songs = open_songs(source, meta, args.min_rms_db)
-    group_same_music(songs)
-    known = known_sides(target, settings)
-    split_songs(songs, known, args)
     target.mkdir(parents=True, exist_ok=True)
-    check_space(songs, target)
-    write_dataset(target, songs, meta)
-    print_summary(songs, meta, known)
-    if args.plot:
-        plot_songs(target / "dataset.png", songs, meta)
+    with files.locked(target / ".lock"):
+        put_in_place(target)  # finishes what a killed run left, or frees its space
+        earlier = known_songs(target, settings)
+        songs = open_songs(source, meta, args.min_rms_db)
+        group_same_music(songs)
+        known = data.known_by_group([song.identity for song in songs], earlier)
+        split_songs(songs, known, args)
+        check_space(songs, target)
+        write_dataset(target, songs, meta)
+        print_summary(songs, meta)
+        print_changes(songs, earlier, known)
+        if args.plot:
+            plot_songs(target / "dataset.png", songs, meta)
     print(f"next: python train.py --dataset_folder {target} --checkpoint_folder CHECKPOINTS")
 
 
@@ -417,7 +473,7 @@ def main(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted: run the same command again", file=sys.stderr)
         return INTERRUPTED
-    except (data.DataError, audio.AudioError) as error:
+    except (UsageError, data.DataError, audio.AudioError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -9,21 +9,25 @@ unpickled. Arrays are memory maps: opening costs nothing, however large the data
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+import audio
+
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
 _META_KEYS = {"sample_rate": int, "channels": int, "chunk_samples": int, "dtype": str, "settings": dict}
 _SONG_KEYS = {"id": str, "source": str, "split": str, "group": str, "first_row": int, "rows": int}
+_CONTENT_KEYS = {"sha256": str, "fingerprint": str}  # datasets of earlier versions lack them
 
 
 class DataError(Exception):
@@ -34,6 +38,11 @@ class DataError(Exception):
 # Reading the format
 
 
+def unfinished_mark(manifest: Path) -> Path:
+    """The file that is beside a manifest from the beginning of a run of preprocess.py until all is done."""
+    return manifest.with_name(f"{manifest.name}.unfinished")
+
+
 @dataclass(frozen=True)
 class Side:
     """One of train, val and test."""
@@ -41,7 +50,7 @@ class Side:
     name: str
     rows: np.ndarray  # int16 (rows, channels, samples), a memory map; songs contiguous and in time
     pairs: np.ndarray  # int64 (pairs, 2): the rows of input and target, neighbours in one song
-    songs: list[dict]  # id, source, split, group, first_row, rows
+    songs: list[dict]  # id, source, sha256, fingerprint, split, group, first_row, rows
 
 
 def read_meta(folder: str | os.PathLike, kind: str) -> dict:
@@ -67,6 +76,7 @@ def read_meta(folder: str | os.PathLike, kind: str) -> dict:
         check_keys(meta, {"songs": list}, path)
         for song in meta["songs"]:
             check_keys(song, _SONG_KEYS, path)
+            check_keys(song, {key: kind for key, kind in _CONTENT_KEYS.items() if key in song}, path)
             check_id(song["id"], path)
         if len({song["id"] for song in meta["songs"]}) < len(meta["songs"]):
             raise DataError(f"{path} is damaged: two songs have the same id")
@@ -113,6 +123,14 @@ def open_array(
     if not array.flags.c_contiguous or path.stat().st_size != array.offset + array.nbytes:
         raise DataError(f"{path} is damaged: its size does not fit its header")
     return array
+
+
+def array_sha256(rows: np.ndarray) -> str:
+    """SHA-256 of the bytes of an array, read row by row."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(np.ascontiguousarray(row))
+    return digest.hexdigest()
 
 
 def open_dataset(folder: str | os.PathLike) -> tuple[dict, dict[str, Side]]:
@@ -166,6 +184,73 @@ def read_window(side: Side, song: dict, start: int, length: int) -> np.ndarray:
     if not len(rows):
         return np.zeros((side.rows.shape[1], 0), np.int16)
     return np.concatenate(rows, axis=1)[:, offset : offset + length]
+
+
+# ---------------------------------------------------------------------------------------------------
+# What a song is, whatever its file is called
+
+
+def is_same_dataset(one: dict, other: dict) -> bool:
+    """Whether two meta are of one dataset, perhaps made by an earlier version, which did not tell what a song is."""
+    if all(any(key in song for song in meta["songs"]) for meta in (one, other) for key in _CONTENT_KEYS):
+        return one == other
+    return _without_content(one) == _without_content(other)
+
+
+def _without_content(meta: dict) -> dict:
+    songs = [{key: value for key, value in song.items() if key not in _CONTENT_KEYS} for song in meta["songs"]]
+    return meta | {"songs": songs}
+
+
+def known_by_group(songs: Sequence[dict], known: Sequence[dict]) -> dict[str, list[dict]]:
+    """By group of `songs`: which of `known`, the songs of another dataset, are the same music.
+
+    That are equal files, and where a song has none, matching fingerprints. Where sha256 or fingerprint is not told
+    on one side (an earlier version wrote it), equal ids. A song of `known` that is found in one group is not looked
+    for in others, since `songs` were compared with each other already. Raises DataError for a damaged fingerprint.
+    """
+    by_content = _by_key(known, "sha256")
+    by_id = _by_key(known, "id")
+    found: dict[str, list[dict]] = {}
+    unknown, gone = [], {id(other): other for other in known}
+    for song in songs:
+        same = by_content.get(song.get("sha256"), [])
+        same = same or [other for other in by_id.get(song["id"], []) if not (_tells(song) and _tells(other))]
+        found.setdefault(song["group"], []).extend(same)
+        for other in same:
+            gone.pop(id(other), None)
+        if not same and _tells(song):
+            unknown.append(song)
+    for song, other in _same_music(unknown, [other for other in gone.values() if _tells(other)]):
+        found[song["group"]].append(other)
+    return found
+
+
+def _by_key(songs: Sequence[dict], key: str) -> dict[str, list[dict]]:
+    found: dict[str, list[dict]] = {}
+    for song in songs:
+        if song.get(key):
+            found.setdefault(song[key], []).append(song)
+    return found
+
+
+def _tells(song: dict) -> bool:
+    return all(song.get(key) for key in _CONTENT_KEYS)
+
+
+def _same_music(songs: Sequence[dict], others: Sequence[dict]) -> Iterator[tuple[dict, dict]]:
+    """Songs with matching fingerprints; in blocks, because audio.find_same_music compares all with all."""
+    size = max(len(songs), 16)
+    for first in range(0, len(others) if songs else 0, size):
+        block = others[first : first + size]
+        try:
+            fingerprints = [audio.read_fingerprint(song["fingerprint"]) for song in (*songs, *block)]
+        except audio.AudioError as error:
+            raise DataError(str(error)) from error
+        for match in audio.find_same_music(fingerprints):
+            i, j = sorted(match[:2])
+            if i < len(songs) <= j:
+                yield songs[i], block[j - len(songs)]
 
 
 # ---------------------------------------------------------------------------------------------------

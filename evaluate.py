@@ -21,6 +21,7 @@ import numpy as np
 import audio
 import data
 import embedding
+import files
 import gates
 import listen
 import metrics
@@ -174,12 +175,13 @@ class Network:
         self.continues = state["stage"] == 2
         self.samplings = samplings(self.config, args) if self.continues else {}
         songs = (state["data_meta"] or {}).get("songs", [])
-        self.trained_on = {song["id"] for song in songs if song["split"] == "train"}
+        self.trained_on = [song for song in songs if song["split"] == "train"]
 
     def facts(self, songs: list[dict]) -> dict:
         """What the scorecard says about the checkpoint itself. Under the names of the context gains: what train.py
         measured on its validation songs at the first evaluation of stage 2 and at this checkpoint's."""
         stage, step = self.state_of_training
+        seen = data.known_by_group(songs, self.trained_on)
         log = self.folder / "metrics.jsonl"
         return {
             "folder": str(self.folder),
@@ -187,7 +189,7 @@ class Network:
             "step": step,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "floats_per_second": self.floats_per_second(),
-            "songs_trained_on": sorted({song["id"] for song in songs} & self.trained_on),
+            "songs_trained_on": sorted(song["id"] for song in songs if seen[song["group"]]),
             **(gains_in_training(log, step) if self.continues and log.exists() else {}),
         }
 
@@ -611,11 +613,11 @@ def by_song(figures: dict, system: str, measure: str) -> list[float]:
     return [values.get(song, math.nan) for song in songs]
 
 
-def notes_on(networks: list[Network], pairs: Pairs, split: str) -> list[str]:
+def notes_on(networks: list[Network], facts: dict[str, dict], pairs: Pairs, split: str) -> list[str]:
     """What a reader has to know before believing a figure."""
     notes = [f"{n.name} is still in stage 1: its reconstruction only" for n in networks if not n.continues]
     for network in networks:
-        seen = len(network.facts(pairs.songs)["songs_trained_on"])
+        seen = len(facts[network.name]["songs_trained_on"])
         if seen:
             notes.append(f"{network.name} was trained on {seen} of these {len(pairs.songs)} songs: not held out")
     presets = dict.fromkeys(n.config.preset for n in networks if not n.config.is_legacy) or {"tiny": None}
@@ -630,7 +632,7 @@ def notes_on(networks: list[Network], pairs: Pairs, split: str) -> list[str]:
     return notes
 
 
-def make_card(args: argparse.Namespace, judge: Judge, pairs: Pairs, notes: list[str]) -> dict:
+def make_card(args: argparse.Namespace, judge: Judge, pairs: Pairs, facts: dict[str, dict], notes: list[str]) -> dict:
     import checkpoint
 
     figures = summarise(judge.rows, args.seed)
@@ -641,7 +643,7 @@ def make_card(args: argparse.Namespace, judge: Judge, pairs: Pairs, notes: list[
         "settings": {name: getattr(args, name) for name in kept},
         "device": judge.networks[0].model.latent_mean.device.type,
         "versions": checkpoint.versions(),
-        "checkpoints": {network.name: network.facts(pairs.songs) for network in judge.networks},
+        "checkpoints": facts,
         "songs": {song["id"]: song["source"] for song in pairs.songs},
         "pairs": len(pairs),
         "pair_ids": pairs.ids(),
@@ -655,9 +657,9 @@ def make_card(args: argparse.Namespace, judge: Judge, pairs: Pairs, notes: list[
 
 
 def write_card(folder: Path, card: dict) -> None:
-    audio.write_atomic(folder / "scorecard.json", scorecard.as_json(card))
-    audio.write_atomic(folder / "scorecard.csv", scorecard.as_csv(card["figures"]))
-    audio.write_atomic(folder / "scorecard.md", scorecard.as_markdown(card))
+    files.write_atomic(folder / "scorecard.json", scorecard.as_json(card))
+    files.write_atomic(folder / "scorecard.csv", scorecard.as_csv(card["figures"]))
+    files.write_atomic(folder / "scorecard.md", scorecard.as_markdown(card))
 
 
 # Main
@@ -680,23 +682,36 @@ def until_stopped(items: Iterable, stop) -> Iterator:
 
 
 def run(args: argparse.Namespace, stop) -> None:
-    import torch
-    from tqdm import tqdm
+    import checkpoint
 
     meta, sides = data.open_dataset(args.dataset_folder)
     pairs = Pairs(data.Windows(sides[args.split], meta), args.pairs_per_song)
     networks = load_networks(args, meta)
     check_predictions(args.predictions, networks, pairs, meta)
-    make_folder(args.output_folder, "--output_folder")
-    notes = notes_on(networks, pairs, args.split)
+    facts = {network.name: network.facts(pairs.songs) for network in networks}
+    notes = notes_on(networks, facts, pairs, args.split)
     for note in notes:
         print(f"note: {one_line(note)}")
-    judge = Judge(networks, dict(args.predictions), meta["sample_rate"], args)
+    make_folder(args.output_folder, "--output_folder")
+    with checkpoint.FolderLock(args.output_folder, wait_seconds=0):
+        judge = Judge(networks, dict(args.predictions), meta["sample_rate"], args)
+        judge_pairs(judge, pairs, sides["train"], meta, stop)
+        write_card(args.output_folder, make_card(args, judge, pairs, facts, notes))
+        if judge.listening:
+            files.write_atomic(args.output_folder / "listen.html", listen.page(judge.listening))
+    card_path = one_line(args.output_folder / "scorecard.md")
+    print(f"done: {card_path}; listen.html, .json, .csv, pictures and sounds are beside it")
+
+
+def judge_pairs(judge: Judge, pairs: Pairs, training_side: data.Side, meta: dict, stop) -> None:
+    """Judge every pair, and how near the continuations come to the training songs."""
+    import torch
+    from tqdm import tqdm
 
     def look_for_copies() -> None:
         if not judge.passages:
             return
-        sounds = tqdm(training_sounds(sides["train"], meta), desc="memorisation", total=len(sides["train"].rows))
+        sounds = tqdm(training_sounds(training_side, meta), desc="memorisation", total=len(training_side.rows))
         judge.judge_memory(until_stopped(sounds, stop))
 
     with torch.inference_mode(), tqdm(total=len(pairs), unit="pair") as bar:
@@ -709,12 +724,6 @@ def run(args: argparse.Namespace, stop) -> None:
             if judge.passage_bytes() > PASSAGES_AT_ONCE:
                 look_for_copies()
     look_for_copies()
-    card = make_card(args, judge, pairs, notes)
-    write_card(args.output_folder, card)
-    if judge.listening:
-        audio.write_atomic(args.output_folder / "listen.html", listen.page(judge.listening))
-    card_path = one_line(args.output_folder / "scorecard.md")
-    print(f"done: {card_path}; listen.html, .json, .csv, pictures and sounds are beside it")
 
 
 def main(args: argparse.Namespace) -> int:

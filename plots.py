@@ -6,7 +6,6 @@ frequencies in Hz, spectrogram levels in dB under the loudest point of the pictu
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+import files
 from arguments import one_line
 
 if TYPE_CHECKING:
@@ -220,22 +220,17 @@ def plot_scaling(
 
 @contextmanager
 def _figure(path: str | Path, width: float, height: float) -> Iterator["Figure"]:
-    """A figure in the project's style; written under a temporary name and renamed when the block ends."""
+    """A figure in the project's style; its file is there, and whole, when the block has ended."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        try:
-            figure.savefig(temporary, format="png")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with files.replacing(path) as file:
+            figure.savefig(Path(file.name), format="png")
 
 
 def _draw_waveform(

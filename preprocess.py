@@ -4,7 +4,8 @@
 
 Every song becomes OUT/<id>.npy, int16 (chunks, channels, samples): consecutive chunks of 10 s. One line of
 OUT/manifest.jsonl per input file says what became of it, and why. Run the same command again after an
-interruption, or after adding songs: what is done and unchanged is not done again.
+interruption, or after adding songs: what is done and unchanged is not done again. Until a run has come to its end,
+OUT/manifest.jsonl.unfinished tells create_dataset.py that songs may be missing.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import re
 import signal
 import stat
 import sys
+import threading
 import time
 import unicodedata
-import uuid
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +31,13 @@ import numpy as np
 
 import audio
 import containers
+import data
+import files
 from arguments import (
     INTERRUPTED,
     UsageError,
     environment_int,
+    listed,
     one_line,
     positive_float,
     positive_int,
@@ -48,6 +52,11 @@ LATENT_GRID_PER_SECOND = 25
 PLOTTED_SONGS = 4
 PLOTTED_CHUNKS = 6
 LISTED_REJECTIONS = 10
+# What a decoder's own bug ends a process with; any other end (out of memory, an operator) tells nothing of the song.
+CRASHES = frozenset(
+    getattr(signal, n) for n in ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT") if hasattr(signal, n)
+)
+SECONDS_TO_END = 5  # for a worker process, before it is killed
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -69,6 +78,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--workers", type=positive_int, help="processes (None: SLURM_CPUS_PER_TASK, else the cores given)")
     add("--max_files", type=positive_int, help="do only the first files in sorted order (None: all)")
     add("--shard", type=_shard, help="I/N: do the files i with i %% N == I (None: the Slurm array, if any)")
+    add("--other_input_folder", action="store_true",
+        help="OUT was made of another folder: remove its songs that IN lacks, replace those that differ")  # fmt: skip
+    add("--verify", action="store_true", help="compare what is there with its checksums, do again what differs")
     add("--plot", action="store_true", help="draw the waveforms of a few songs to OUT/waveforms.png")
     return parser.parse_args(argv)
 
@@ -215,7 +227,7 @@ def process_song(song: Song, settings: Settings) -> dict:
         return rejected(line | {"mtime": None}, str(error))  # to be tried again, see is_done
     except audio.AudioError as error:
         return rejected(line, str(error))
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # a decoder's own bug must not stop the run
         return rejected(line | {"mtime": None}, f"decoder failed: {type(error).__name__}: {error}")
@@ -235,6 +247,8 @@ def blank_line(song: Song) -> dict:
         "rms": 0.0,
         "silent_share": 0.0,
         "fingerprint": "",
+        "array_sha256": "",
+        "input_folder": "",
         "size": 0,
         "mtime": None,
     }
@@ -251,9 +265,9 @@ def store_song(song: Song, settings: Settings, line: dict) -> list[str]:
     """
     rate, chunk_samples = settings.sample_rate, settings.chunk_samples
     decoder = audio.Decoder(song.path, rate, settings.channels, settings.clip_seconds)
-    levels, fingerprinter = Levels(rate), audio.Fingerprinter(rate)
+    levels, fingerprinter, digest = Levels(rate), audio.Fingerprinter(rate), hashlib.sha256()
     chunk, filled = np.empty((1, settings.channels, chunk_samples), np.int16), 0
-    with audio.ArrayWriter(song.array, np.int16, chunk.shape[1:]) as writer:
+    with files.ArrayWriter(song.array, np.int16, chunk.shape[1:]) as writer:
         for block in decoder:
             levels.add(block)
             fingerprinter.add(block)
@@ -264,6 +278,7 @@ def store_song(song: Song, settings: Settings, line: dict) -> list[str]:
                 block, filled = block[:, part.shape[1] :], filled + part.shape[1]
                 if filled == chunk_samples:
                     writer.append(chunk)
+                    digest.update(chunk)
                     filled = 0
         line |= {"seconds": levels.samples / rate, "peak": levels.peak, "rms": levels.rms}
         line |= {"silent_share": levels.silent_share}
@@ -272,7 +287,7 @@ def store_song(song: Song, settings: Settings, line: dict) -> list[str]:
             raise audio.AudioError(f"shorter than one chunk: {line['seconds']:.2f} s{notes}")
         if levels.silent_share == 1:
             raise audio.AudioError(f"silent: never above {SILENCE_DB:g} dBFS{notes}")
-        line |= {"chunks": writer.rows, "fingerprint": fingerprinter.result()}
+        line |= {"chunks": writer.rows, "fingerprint": fingerprinter.result(), "array_sha256": digest.hexdigest()}
     too_short = ["shorter than two chunks: gives no pair"] if line["chunks"] == 1 else []
     return too_short + decoder.notes
 
@@ -293,7 +308,9 @@ def run_workers(songs: list[Song], settings: Settings, count: int, stop: StopSig
     """Yield (song, line) as songs get done, in any order, until all are or `stop` was asked for.
 
     One pipe for each worker, so that a worker that dies takes down one song and nothing else: the song
-    is tried a second time and then rejected. OSErrors of the workers (a full disk) are raised here.
+    is tried a second time, and then rejected where its decoder crashed. Where the worker was killed from
+    outside, the song is as it was: instead of a line comes how the worker ended. OSErrors of the workers
+    (a full disk) are raised here.
     """
     from multiprocessing.connection import wait
 
@@ -318,8 +335,10 @@ def run_workers(songs: list[Song], settings: Settings, count: int, stop: StopSig
                 workers.remove(worker)
                 if attempt == 1:
                     waiting.append((song, 2))
-                else:
+                elif -worker.process.exitcode in CRASHES:
                     yield song, rejected(blank_line(song), f"decoder crashed: {worker.how_it_ended()}")
+                else:
+                    yield song, worker.how_it_ended()
     finally:
         for worker in workers:
             worker.process.terminate()
@@ -360,13 +379,13 @@ class _Worker:
 
     def bury(self) -> None:
         """End the process and remove what it had begun to write."""
-        self.process.join(timeout=5)
+        self.process.join(timeout=SECONDS_TO_END)
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join()
         self.pipe.close()
         if self.song:
-            audio.temporary_name(self.song.array).unlink(missing_ok=True)
+            files.remove_leftovers(self.song.array.parent)
 
     def how_it_ended(self) -> str:
         code = self.process.exitcode
@@ -374,11 +393,12 @@ class _Worker:
 
 
 def _work(pipe, settings: Settings) -> None:
-    """The life of a worker process: songs in, lines out, until the parent hangs up."""
+    """The life of a worker process: songs in, lines out, until the parent hangs up or dies."""
     for name in ("SIGINT", "SIGUSR1"):  # Ctrl-C and Slurm's warning reach every process; the parent decides
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exception, so that temporaries are removed
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # mpg123 prints its opinion of every bad mp3 there, across the progress bar.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     with suppress(EOFError):
@@ -389,6 +409,16 @@ def _work(pipe, settings: Settings) -> None:
             except OSError as error:
                 answer = error
             pipe.send(answer)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent does, of SIGKILL too: an orphan would go on writing into the next run."""
+    import multiprocessing
+
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)  # as the parent would: temporaries are removed
+    time.sleep(SECONDS_TO_END)
+    os._exit(1)  # from a decoder that does not come back
 
 
 class StopSignals:
@@ -420,10 +450,7 @@ class StopSignals:
 
 
 def agree_on_meta(folder: Path, settings: Settings) -> None:
-    """Write meta.json, or find there what this run would write. Raises AudioError when it differs.
-
-    Several shards may do this at the same moment: a hard link is made by exactly one of them.
-    """
+    """Write meta.json, or find there what this run would write. Raises AudioError when it differs."""
     meta = {
         "format": 1,
         "kind": "chunks",
@@ -435,15 +462,7 @@ def agree_on_meta(folder: Path, settings: Settings) -> None:
     }
     path = folder / "meta.json"
     if not path.exists():
-        mine = folder / f"meta-{uuid.uuid4().hex}.json"
-        audio.write_atomic(mine, json.dumps(meta, indent=2) + "\n")
-        try:
-            os.link(mine, path)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without hard links
-            os.replace(mine, path)
-        mine.unlink(missing_ok=True)
+        files.write_first(path, json.dumps(meta, indent=2) + "\n")
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
         differing = _differences(there | there["settings"], meta | meta["settings"])
@@ -458,24 +477,6 @@ def _differences(there: dict, here: dict) -> str:
     return ", ".join(f"{name} {there.get(name)}, not {here[name]}" for name in names)
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, or raise AudioError when another run holds it. A dead run holds nothing."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such locks; there one must take care oneself
-        yield
-        return
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise audio.AudioError(f"{path.parent} is in use by another run of this shard") from None
-        except OSError:  # a network file system without locks
-            pass
-        yield
-
-
 def read_lines(path: Path) -> dict[str, dict]:
     """The lines of a manifest by source; a line that a crash tore is left out, so its song is redone."""
     lines = {}
@@ -488,7 +489,7 @@ def read_lines(path: Path) -> dict[str, dict]:
 
 
 def rewrite_lines(path: Path, lines: dict[str, dict]) -> None:
-    audio.write_atomic(path, "".join(json.dumps(lines[source]) + "\n" for source in sorted(lines)))
+    files.write_atomic(path, "".join(json.dumps(lines[source]) + "\n" for source in sorted(lines)))
 
 
 def append_line(path: Path, line: dict) -> None:
@@ -505,20 +506,28 @@ def append_line(path: Path, line: dict) -> None:
             raise
 
 
-def is_done(line: dict | None, song: Song, settings: Settings) -> bool:
-    """Whether a line is still true. One without mtime (no ffmpeg, a crash) never is: try again."""
+def is_done(line: dict | None, song: Song, settings: Settings, verify: bool = False) -> bool:
+    """Whether a line is still true: the file is as it was, and so is its array, as far as the header tells or, to
+    `verify`, the checksum. A line without mtime (no ffmpeg, a crash) never is: try again."""
     if line is None or line.get("mtime") is None:
         return False
     try:
-        status = os.stat(song.path)
-        if (status.st_size, status.st_mtime_ns) != (line["size"], line["mtime"]):
+        if not is_as_it_was(line, song):
             return False
         if line["status"] != "ok":
             return True
-        data_bytes = line["chunks"] * settings.channels * settings.chunk_samples * 2
-        return os.path.getsize(song.array) == audio.NPY_HEADER_BYTES + data_bytes
-    except OSError:
+        array = data.open_array(song.array, np.int16, (settings.channels, settings.chunk_samples))
+    except (OSError, data.DataError):
         return False
+    if verify and line.get("array_sha256") != data.array_sha256(array):
+        return False
+    return len(array) == line["chunks"]
+
+
+def is_as_it_was(line: dict, song: Song) -> bool:
+    """Whether the file has the size and time of its line. Raises OSError when it cannot be seen."""
+    status = os.stat(song.path)
+    return (status.st_size, status.st_mtime_ns) == (line["size"], line["mtime"])
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -598,13 +607,19 @@ class Plan:
     """What one run has to do, and what it knows already."""
 
     manifest: Path
+    input_folder: str  # as the lines name it
     todo: list[Song]
     lines: dict[str, dict]  # of this shard, by source
+    gone: list[dict]  # lines of files that are no longer there
     is_empty_shard: bool
+
+    @property
+    def mark(self) -> Path:
+        return data.unfinished_mark(self.manifest)
 
 
 def make_plan(args: argparse.Namespace, settings: Settings, shard: tuple[int, int] | None) -> Plan:
-    """Compare the input folder with the manifests; drop the lines and arrays of files that are gone."""
+    """Compare the input folder with the manifests. Raises AudioError where it is another than they were made of."""
     folder, manifest = args.output_folder, args.output_folder / manifest_name(shard)
     known, own = read_all_manifests(folder, shard), read_lines(manifest)
     sources, is_complete = find_songs(args.input_folder, folder)
@@ -613,40 +628,87 @@ def make_plan(args: argparse.Namespace, settings: Settings, shard: tuple[int, in
     ]
     index, count = shard or (0, 1)
     mine = songs[index::count]
-    done = [song.source for song in mine if is_done(known.get(song.source), song, settings)]
-    lines = {source: known[source] for source in done}
+    check_input_folder(args, known, sources, mine)
+    here = os.path.realpath(args.input_folder)
+    done = [song.source for song in mine if is_done(known.get(song.source), song, settings, args.verify)]
+    lines = {source: known[source] | {"input_folder": here} for source in done}
     wanted = set(sources[: args.max_files])
     todo = [song for song in mine if song.source in wanted and song.source not in lines]
-    gone = own.keys() - set(sources)
-    if known and known.keys().isdisjoint(sources):
+    gone = [own[source] for source in sorted(own.keys() - set(sources))]
+    if not is_complete:  # a folder that cannot be read today: its songs may not be gone
+        lines |= {line["source"]: line for line in gone}
+        gone = []
+    return Plan(manifest, here, todo, lines, gone, bool(sources) and not mine)
+
+
+def check_input_folder(
+    args: argparse.Namespace, known: dict[str, dict], sources: list[str], mine: list[Song]
+) -> None:
+    """Raise AudioError where songs would be lost because the output was made of another folder: one that is at
+    another place, and lacks songs or has others of the same name. --other_input_folder asks for the loss."""
+    folder = args.output_folder
+    if known and known.keys().isdisjoint(sources) and not (sources and args.other_input_folder):
         raise audio.AudioError(
             f"none of the {len(known)} files that {folder} was made of is in {args.input_folder}: is it the right "
             f"folder, and mounted? To start anew, delete {folder}"
         )
-    if is_complete:
-        for source in gone:
-            (folder / f"{song_id(source)}.npy").unlink(missing_ok=True)
-    else:  # a folder that cannot be read today: its songs may not be gone
-        lines |= {source: own[source] for source in gone}
-    rewrite_lines(manifest, lines)
-    return Plan(manifest, todo, lines, bool(sources) and not mine)
+    here = os.path.realpath(args.input_folder)
+    of_others = {
+        source: line
+        for source, line in known.items()
+        if line.get("status") == "ok" and line.get("input_folder", here) != here
+    }
+    lost = of_others.keys() - set(sources)
+    lost |= {song.source for song in mine if song.source in of_others and is_another(of_others[song.source], song)}
+    if lost and not args.other_input_folder:
+        made_of = of_others[min(lost)]["input_folder"]
+        raise audio.AudioError(
+            f"{folder} was made of {made_of}, and {len(lost)} of its songs are not in {args.input_folder} "
+            f"({listed(lost)}): take another output folder, or remove them by --other_input_folder"
+        )
 
 
-def do_songs(plan: Plan, settings: Settings, workers: int, stop: StopSignals) -> None:
-    """Do what is to do; a song's manifest line is written as soon as the song is done."""
+def is_another(line: dict, song: Song) -> bool:
+    """Whether a file has another content than when its line was written."""
+    try:
+        return not is_as_it_was(line, song) and _sha256(song.path) != line["sha256"]
+    except OSError:
+        return True
+
+
+def begin(plan: Plan) -> None:
+    """Mark the set as unfinished, and drop the lines and arrays of files that are gone."""
+    files.write_atomic(plan.mark, "")
+    rewrite_lines(plan.manifest, plan.lines)
+    for line in plan.gone:
+        (plan.manifest.parent / f"{song_id(line['source'])}.npy").unlink(missing_ok=True)
+    if removed := [line["source"] for line in plan.gone if line.get("status") == "ok"]:
+        print(f"{len(removed)} songs are no longer in the input folder and were removed: {listed(removed)}")
+
+
+def do_songs(plan: Plan, settings: Settings, workers: int, stop: StopSignals) -> dict[str, str]:
+    """Do what is to do; a song's manifest line is written as soon as the song is done.
+
+    Returns how the worker ended, by source, for songs that are not done because somebody killed it.
+    """
     from tqdm import tqdm
 
-    started, seconds = time.monotonic(), 0.0
+    started, seconds, undone = time.monotonic(), 0.0, {}
     results = run_workers(plan.todo, settings, workers, stop)
     with closing(results), tqdm(total=len(plan.todo), unit="song", disable=not plan.todo) as bar:
         for song, line in results:
+            bar.update()
+            if isinstance(line, str):
+                undone[song.source] = line
+                continue
             if line["status"] != "ok":
                 song.array.unlink(missing_ok=True)  # of an earlier content of this file
+            line["input_folder"] = plan.input_folder
             append_line(plan.manifest, line)
             plan.lines[song.source] = line
             seconds += line["seconds"]
             bar.set_postfix_str(f"{seconds / (time.monotonic() - started):.0f} x real time", refresh=False)
-            bar.update()
+    return undone
 
 
 def print_summary(args: argparse.Namespace, lines: dict[str, dict], kept: int) -> None:
@@ -665,6 +727,15 @@ def print_summary(args: argparse.Namespace, lines: dict[str, dict], kept: int) -
         print(f"  {line['source']!r}: {one_line(line['reason'])}")
     if len(bad) > LISTED_REJECTIONS:
         print(f"  ... and {len(bad) - LISTED_REJECTIONS} more in the manifest")
+
+
+def print_undone(ends: dict[str, str]) -> None:
+    """Say which files are not done; `ends` is what `do_songs` returned."""
+    print(
+        f"error: {len(ends)} files are not done, for their worker process was killed: {listed(ends)} "
+        f"({listed(set(ends.values()))}; out of memory?): run the same command again, perhaps with fewer --workers",
+        file=sys.stderr,
+    )
 
 
 def plot_songs(args: argparse.Namespace, lines: dict[str, dict]) -> None:
@@ -690,14 +761,19 @@ def run(args: argparse.Namespace) -> int:
     args.output_folder.mkdir(parents=True, exist_ok=True)
     agree_on_meta(args.output_folder, settings)
     lock = args.output_folder / f".{manifest_name(shard)}.lock"
-    with locked(lock), StopSignals() as stop:
+    with files.locked(lock), StopSignals() as stop:
         plan = make_plan(args, settings, shard)
         kept = len(plan.lines)
-        do_songs(plan, settings, workers, stop)
+        begin(plan)
+        undone = do_songs(plan, settings, workers, stop)
         if stop.received:
             print(f"interrupted with {len(plan.lines)} files done: run the same command again to go on")
             return INTERRUPTED
         rewrite_lines(plan.manifest, plan.lines)
+        if undone:
+            print_undone(undone)
+            return 1
+        plan.mark.unlink()
         print_summary(args, plan.lines, kept)
         if plan.is_empty_shard:
             print("this shard has no files")
@@ -718,7 +794,7 @@ def main(args: argparse.Namespace) -> int:
     print_any_name()
     try:
         return run(args)
-    except (audio.AudioError, UsageError) as error:
+    except (UsageError, audio.AudioError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -698,7 +698,7 @@ class Run:
 
     def start_stage2(self, finished: dict) -> None:
         """Start stage 2 from the EMA weights of a finished stage 1, this run's or another's, whatever its core is."""
-        if finished["data_meta"] != self.meta:
+        if not self.data.is_same_dataset(finished["data_meta"], self.meta):
             raise UsageError("that stage 1 was trained on another dataset")
         if codec_fields(finished["config"]) != codec_fields(asdict(self.config)):
             raise UsageError("that stage 1 has another encoder or decoder: give the same --preset and sizes")
@@ -723,20 +723,20 @@ class Run:
 
     def fill_cache(self, stop) -> None:
         """Encode all training windows once; variants that are there already for the same key are kept."""
-        import audio
+        import files
 
         cache, key = self.open_cache(), self.cache_key()
         if self.ranks.is_first() and not cache.has_key(key):
             cache.clear()
             cache.folder.mkdir(parents=True, exist_ok=True)
-            audio.write_atomic(cache.folder / "key.json", json.dumps({"key": key}))
+            files.write_atomic(cache.folder / "key.json", json.dumps({"key": key}))
         self.ranks.wait_for_all()
         missing = cache.missing()
         self.ranks.wait_for_all()
         started = time.monotonic()
         for variant in missing:
             print(f"stage 2  caching latents, variant {variant + 1} of {self.args.latent_variants}", flush=True)
-            self.fill_variant(cache, variant, audio.ArrayWriter, stop)
+            self.fill_variant(cache, variant, files.ArrayWriter, stop)
             now = time.monotonic()
             self.seconds[2] += self.ranks.from_first(self.tensor([now - started])).item()
             started = now
@@ -904,7 +904,7 @@ class Run:
             for name, value in self.settings.items()
             if name not in FREE_ON_RESTART and state["settings"].get(name) != value
         ]
-        if state["data_meta"] != self.meta:
+        if not self.data.is_same_dataset(state["data_meta"], self.meta):
             differing.append("the dataset")
         if not differing and state["config"] != asdict(self.config):
             differing.append(f"the sizes that --preset {self.config.preset} stands for, which have changed since")
@@ -987,12 +987,12 @@ def freeze_all_but(model, parts: list) -> None:
 
 def drop_later_records(path: Path, stage: int, step: int) -> None:
     """Forget the evaluations that the resumed run will do again."""
-    import audio
     import checkpoint
+    import files
 
     if path.exists():
         kept = [r for r in checkpoint.read_records(path) if (r["stage"], r["step"]) <= (stage, step)]
-        audio.write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
+        files.write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 # Main

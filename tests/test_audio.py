@@ -16,6 +16,7 @@ import synth
 
 import audio
 import containers
+import files
 
 RATE = 12000
 
@@ -293,17 +294,17 @@ def test_rms_of_a_full_scale_sine_is_minus_three_db():
 
 def test_array_writer_writes_what_numpy_reads(tmp_path):
     rows = np.random.default_rng(0).integers(-99, 99, (5, 2, 7)).astype(np.int16)
-    with audio.ArrayWriter(tmp_path / "x.npy", np.int16, (2, 7)) as writer:
+    with files.ArrayWriter(tmp_path / "x.npy", np.int16, (2, 7)) as writer:
         writer.append(rows[:2])
         assert not (tmp_path / "x.npy").exists()
         writer.append(rows[2:])
     there = np.load(tmp_path / "x.npy", mmap_mode="r", allow_pickle=False)
     np.testing.assert_array_equal(there, rows)
-    assert (tmp_path / "x.npy").stat().st_size == audio.NPY_HEADER_BYTES + rows.nbytes
+    assert (tmp_path / "x.npy").stat().st_size == files.NPY_HEADER_BYTES + rows.nbytes
 
 
 def test_array_writer_refuses_rows_of_another_type_or_shape(tmp_path):
-    with audio.ArrayWriter(tmp_path / "x.npy", np.int16, (2, 7)) as writer:
+    with files.ArrayWriter(tmp_path / "x.npy", np.int16, (2, 7)) as writer:
         for rows in (np.zeros((1, 2, 7), np.float32), np.zeros((1, 2, 8), np.int16)):
             with pytest.raises(ValueError, match="rows are"):
                 writer.append(rows)
@@ -328,7 +329,8 @@ class FullDisk:
             return self.open(path, mode, *args, **kwargs)
         if self.operation == "open":
             self.fail()
-        return self.open("/dev/full", mode, *args, **kwargs)
+        self.open(path, mode, *args, **kwargs).close()
+        return self.open("/dev/full", "wb")
 
 
 @pytest.mark.parametrize("operation", ["open", "write", "fsync"])
@@ -341,11 +343,11 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_one(tmp_path, monkeypatch, 
         FullDisk(patch, operation)
         with (
             pytest.raises(OSError, match="No space left"),
-            audio.ArrayWriter(tmp_path / "x.npy", np.int16, (9,)) as writer,
+            files.ArrayWriter(tmp_path / "x.npy", np.int16, (9,)) as writer,
         ):
             writer.append(np.zeros((9999, 9), np.int16))
         with pytest.raises(OSError, match="No space left"):
-            audio.write_atomic(tmp_path / "x.json", "new")
+            files.write_atomic(tmp_path / "x.json", "new")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"x.npy": "old", "x.json": "old"}
 
 

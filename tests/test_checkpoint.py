@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import checkpoint
+import files
 from model import PRESETS, ContinuationModel
 
 PROJECT = Path(checkpoint.__file__).parent
@@ -215,13 +216,8 @@ class FullFile:
     """A file whose disk fills up halfway through the write."""
 
     def __init__(self, path, mode):
-        self.file = open(path, mode)  # noqa: SIM115 (closed in __exit__)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
+        self.file = open(path, mode)  # noqa: SIM115 (closed by its user)
+        self.fileno, self.close = self.file.fileno, self.file.close
 
     def write(self, content):
         self.file.write(content[: len(content) // 2])
@@ -229,8 +225,8 @@ class FullFile:
 
 
 FAULTS = {
-    "open": lambda patch: patch.setattr(checkpoint, "open", fail_with_enospc, raising=False),
-    "write": lambda patch: patch.setattr(checkpoint, "open", FullFile, raising=False),
+    "open": lambda patch: patch.setattr(files, "open", fail_with_enospc, raising=False),
+    "write": lambda patch: patch.setattr(files, "open", FullFile, raising=False),
     "fsync": lambda patch: patch.setattr(checkpoint.os, "fsync", fail_with_enospc),
     "rename": lambda patch: patch.setattr(checkpoint.os, "replace", fail_with_enospc),
 }

@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import errno
 import json
+import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import zlib
-from collections import namedtuple
+from collections import Counter, namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ import pytest
 import audio
 import create_dataset
 import data
+import files
 
 RATE, CHANNELS, SAMPLES = 1000, 2, 500
 SCRIPT = Path(create_dataset.__file__)
@@ -208,14 +211,53 @@ def test_no_song_is_on_two_sides_and_every_side_has_pairs(chunks, seed):
     assert all(len(side.pairs) for side in sides.values())
 
 
-def test_fractions_are_kept_on_many_songs(tmp_path):
+def shares(meta: dict) -> dict[str, float]:
+    """Of all rows, by side."""
+    rows = {side: sum(song["rows"] for song in meta["songs"] if song["split"] == side) for side in data.SPLITS}
+    return {side: count / sum(rows.values()) for side, count in rows.items()}
+
+
+def largest_share(meta: dict) -> float:
+    """Of all rows, in one group."""
+    groups = Counter()
+    for song in meta["songs"]:
+        groups[song["group"]] += song["rows"]
+    return max(groups.values()) / groups.total()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sides_have_the_hours_that_were_asked_for_but_for_one_group(tmp_path, seed):
     chunks = Chunks(tmp_path / "out")
-    for number in range(300):
-        chunks.add(f"s{number}", rows=2)
+    for number in range(80):  # of 1 to 12 chunks; every ninth is the same music as the one before
+        same = number - (number % 9 == 8)
+        chunks.add(f"s{number:02}", rows=1 + number * number % 12, sha256=str(same))
     chunks.write()
-    sides = list(splits(made(chunks, "ds", "--val_fraction", "0.2", "--test_fraction", "0.3")[0]).values())
-    assert sides.count("val") == pytest.approx(60, abs=20)
-    assert sides.count("test") == pytest.approx(90, abs=24)
+    flags = ("--val_fraction", "0.1", "--test_fraction", "0.3", "--seed", str(seed))
+    meta = made(chunks, "ds", *flags)[0]
+    assert shares(meta) == pytest.approx({"train": 0.6, "val": 0.1, "test": 0.3}, abs=largest_share(meta))
+
+
+def test_a_group_larger_than_its_side_is_for_training(tmp_path):
+    chunks = Chunks(tmp_path / "out")
+    chunks.add_many(0, 20)
+    chunks.add("long", rows=100)
+    chunks.write()
+    for seed in range(10):
+        assert splits(made(chunks, f"ds{seed}", "--seed", str(seed))[0])["long"] == "train"
+
+
+def test_sides_come_back_to_their_shares_when_songs_are_added(tmp_path):
+    chunks = Chunks(tmp_path / "out")
+    chunks.add_many(0, 3)
+    chunks.write()
+    known = splits(made(chunks)[0])
+    for last in (10, 40, 80):
+        chunks.add_many(len(chunks.lines), last)
+        chunks.write()
+        meta = made(chunks)[0]
+        assert known.items() <= splits(meta).items()
+        known = splits(meta)
+    assert shares(meta) == pytest.approx({"train": 0.8, "val": 0.1, "test": 0.1}, abs=largest_share(meta))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -228,14 +270,80 @@ def test_known_songs_keep_their_side_when_songs_are_added(chunks, seed):
     assert before.items() <= after.items()
 
 
-def test_known_songs_keep_their_side_in_a_new_folder_too(tmp_path):
+def rename(chunks: Chunks, line: dict, **changes) -> None:
+    """As if the song's file were at another place now."""
+    new = f"moved-{line['id']}"
+    (chunks.folder / f"{line['id']}.npy").rename(chunks.folder / f"{new}.npy")
+    line |= {"id": new, "source": f"elsewhere/{line['source']}"} | changes
+
+
+@pytest.mark.parametrize("changed", [False, True], ids=["the same file", "encoded anew"])
+def test_a_known_song_keeps_its_side_under_another_name(tmp_path, changed):
     chunks = Chunks(tmp_path / "out")
-    chunks.add_many(0, 40)  # enough that no side is empty, and none must lend
+    for number in range(40):
+        chunks.add(f"s{number}", fingerprint=fingerprint(number))
     chunks.write()
-    before = splits(made(chunks, "first")[0])
-    chunks.add_many(40, 80)
+    before = splits(made(chunks, "ds", "--test_fraction", "0.4")[0])
+    for number, line in enumerate(chunks.lines):
+        changes = {"sha256": f"other {number}", "fingerprint": fingerprint(number, 0.15)} if changed else {}
+        rename(chunks, line, **changes)
+    chunks.add_many(0, 40)
     chunks.write()
-    assert before.items() <= splits(made(chunks, "second")[0]).items()
+    after = splits(made(chunks, "ds", "--test_fraction", "0.4")[0])
+    assert {f"moved-{name}": side for name, side in before.items()}.items() <= after.items()
+
+
+def test_songs_that_leave_the_dataset_are_counted_and_named(chunks, capsys):
+    made(chunks)
+    del chunks.lines[3:5]
+    chunks.write()
+    capsys.readouterr()
+    made(chunks)
+    assert "2 songs of the dataset that was here before are gone: 'song003.mp3', 'song004.mp3'\n" in (
+        capsys.readouterr().out
+    )
+
+
+def test_other_music_under_a_known_name_is_a_new_song(tmp_path):
+    chunks = Chunks(tmp_path / "out")
+    for number in range(40):
+        chunks.add(f"s{number}", fingerprint=fingerprint(number))
+    chunks.write()
+    flags = ("--test_fraction", "0.4")
+    before = splits(made(chunks, "ds", *flags)[0])
+    tested = [line for line in chunks.lines if before[line["id"]] == "test"]
+    for number, line in enumerate(tested):  # the test songs leave, others come under their names
+        line |= {"sha256": f"new {number}", "fingerprint": fingerprint(100 + number)}
+        line["chunks"] = 400 if not number else line["chunks"]
+        np.save(chunks.folder / f"{line['id']}.npy", np.ones((line["chunks"], CHANNELS, SAMPLES), np.int16) * 999)
+    chunks.write()
+    after = splits(made(chunks, "ds", *flags)[0])
+    assert after[tested[0]["id"]] == "train"  # too long for the test side: it was not simply kept
+
+
+def test_sides_of_a_dataset_without_contents_are_kept_by_name(chunks):
+    before, folder = made(chunks)[0], chunks.folder.parent / "ds"
+    for song in before["songs"]:
+        del song["sha256"], song["fingerprint"]  # as an earlier version wrote it
+    (folder / "meta.json").write_text(json.dumps(before))
+    assert data.open_dataset(folder)[0] == before
+    chunks.add_many(12, 40)
+    chunks.write()
+    assert splits(before).items() <= splits(made(chunks)[0]).items()
+
+
+def test_a_side_that_becomes_empty_is_lent_new_songs_first(tmp_path):
+    for seed in range(6):
+        chunks = Chunks(tmp_path / f"{seed}" / "out")
+        chunks.add_many(0, 10)
+        chunks.write()
+        flags = ("ds", "--test_fraction", "0", "--seed", str(seed))
+        known = splits(made(chunks, *flags)[0])
+        chunks.lines = [line for line in chunks.lines if known[line["id"]] != "test"]
+        chunks.add("new")
+        chunks.write()
+        after = splits(made(chunks, *flags)[0])
+        assert [name for name, side in after.items() if side == "test"] == ["new"]
 
 
 def test_another_val_fraction_leaves_the_test_songs_alone(tmp_path):
@@ -444,11 +552,35 @@ def test_dataset_in_the_chunk_folder_itself_is_refused(chunks):
     assert data.read_meta(chunks.folder, "chunks")
 
 
+@pytest.mark.parametrize("shards", [0, 3])
+def test_an_unfinished_run_of_preprocess_is_refused(chunks, capsys, shards):
+    (chunks.folder / "manifest.jsonl").unlink()
+    chunks.write(shards=shards)
+    mark = chunks.folder / ("manifest.1-of-3.jsonl.unfinished" if shards else "manifest.jsonl.unfinished")
+    mark.touch()
+    assert f"{mark} says that songs are missing" in refusal(chunks, capsys)
+    mark.unlink()
+    made(chunks)
+
+
+def test_an_array_whose_samples_have_changed_is_refused(chunks, capsys):
+    for line in chunks.lines:
+        line["array_sha256"] = data.array_sha256(chunks.array(line["id"]))
+    chunks.write()
+    made(chunks, "whole")
+    array = chunks.array("song004")
+    array[-1, -1, -1] ^= 1
+    np.save(chunks.folder / "song004.npy", array)
+    assert "song004.npy is damaged: its checksum is another one; run preprocess.py with --verify" in (
+        refusal(chunks, capsys)
+    )
+
+
 # ---- trouble while writing
 
 
 def leftovers(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != ".lock")
 
 
 def test_size_is_printed_and_checked_against_the_free_space_before_writing(chunks, capsys, monkeypatch):
@@ -461,22 +593,22 @@ def test_size_is_printed_and_checked_against_the_free_space_before_writing(chunk
 @pytest.mark.parametrize("broken_row", [0, 5, 30])
 def test_full_disk_leaves_the_old_dataset_and_nothing_else(chunks, capsys, monkeypatch, broken_row):
     before = made(chunks)[0]
-    files = leftovers(chunks.folder.parent / "ds")
+    there = leftovers(chunks.folder.parent / "ds")
     chunks.add_many(12, 20)
     chunks.write()
-    append, calls = audio.ArrayWriter.append, iter(range(1000))
+    append, calls = files.ArrayWriter.append, iter(range(1000))
 
     def full(self, rows):
         if next(calls) == broken_row:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         append(self, rows)
 
-    monkeypatch.setattr(audio.ArrayWriter, "append", full)
+    monkeypatch.setattr(files.ArrayWriter, "append", full)
     code, folder = run(chunks)
     assert code == 1
     assert "No space left on device" in capsys.readouterr().err
     assert data.open_dataset(folder)[0] == before
-    assert leftovers(folder) == files
+    assert leftovers(folder) == there
 
 
 def test_file_size_limit_is_a_clear_error(chunks):
@@ -518,12 +650,12 @@ def test_crash_while_files_change_place_leaves_no_dataset_that_could_be_mistaken
 def test_interrupted_run_exits_with_75_and_leaves_the_old_dataset(chunks, number):
     before = made(chunks)[0]
     folder = chunks.folder.parent / "ds"
-    files = leftovers(folder)
+    there = leftovers(folder)
     code = (
-        "import signal, sys, time, audio, create_dataset\n"
+        "import signal, sys, time, files, create_dataset\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs start ignoring it
-        "append = audio.ArrayWriter.append\n"
-        "audio.ArrayWriter.append = lambda *a: (append(*a), print('row', flush=True), time.sleep(0.5))\n"
+        "append = files.ArrayWriter.append\n"
+        "files.ArrayWriter.append = lambda *a: (append(*a), print('row', flush=True), time.sleep(0.5))\n"
         "sys.exit(create_dataset.main(create_dataset.parse_args()))"
     )
     command = [sys.executable, "-c", code, "--seed", "5"]
@@ -535,7 +667,7 @@ def test_interrupted_run_exits_with_75_and_leaves_the_old_dataset(chunks, number
         process.send_signal(number)
         assert process.wait(timeout=20) == 75
     assert data.open_dataset(folder)[0] == before
-    assert leftovers(folder) == files
+    assert leftovers(folder) == there
 
 
 def test_what_a_killed_run_left_behind_is_cleared_away(chunks):
@@ -553,3 +685,109 @@ def test_command_line_works_as_documented(chunks):
     assert done.returncode == 0, done.stderr
     assert f"next: python train.py --dataset_folder {folder}" in done.stdout
     assert len(data.open_dataset(folder)[0]["songs"]) == 12
+
+
+# ---- kills, and what they leave
+
+
+def forked(function, *arguments) -> int:
+    """The exit code of a process that runs a function."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def run_and_die(chunks: Chunks, calls: int) -> None:
+    """Be killed at the given one of all calls that make, rename or remove something on the disk."""
+
+    def counted(real):
+        def call(*arguments, **options):
+            nonlocal calls
+            calls -= 1
+            if calls < 0:
+                os._exit(9)
+            return real(*arguments, **options)
+
+        return call
+
+    for name in ("mkdir", "replace", "unlink", "rmdir", "fsync"):
+        setattr(os, name, counted(getattr(os, name)))
+    os._exit(run(chunks)[0])
+
+
+def test_killed_anywhere_it_leaves_a_whole_dataset_or_none_and_no_side_is_lost(tmp_path):
+    chunks = Chunks(tmp_path / "out")
+    chunks.add_many(0, 8)
+    chunks.write()
+    before = made(chunks)[0]
+    template, folder = tmp_path / "template", tmp_path / "ds"
+    folder.rename(template)
+    chunks.add_many(8, 12)
+    chunks.write()
+    ends = Counter()
+    for calls in range(1000):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(template, folder)
+        code = forked(run_and_die, chunks, calls)
+        try:
+            meta = data.open_dataset(folder)[0]
+            ends["old" if meta == before else "new"] += 1
+            assert meta == before or len(meta["songs"]) == 12
+        except data.DataError as error:
+            assert "has not finished there" in str(error)
+            ends["none"] += 1
+        after = made(chunks)[0]
+        assert splits(before).items() <= splits(after).items()
+        assert leftovers(folder) == leftovers(template)
+        if code == 0:
+            break
+    assert min(ends[end] for end in ("old", "new", "none")) > 1
+
+
+def test_the_space_of_a_killed_run_is_free_before_space_is_checked(chunks, monkeypatch):
+    made(chunks)
+    folder = chunks.folder.parent / "ds"
+    used = sum(path.stat().st_size for path in folder.glob("*.npy"))
+    remains = folder / "unfinished"
+    remains.mkdir()
+    (remains / "train.npy").write_bytes(bytes(used))
+    (remains / f".{'0' * 32}.tmp").write_bytes(bytes(used))
+    usage = namedtuple("usage", "total used free")
+
+    def just_fits(path):
+        taken = sum(path.stat().st_size for path in folder.rglob("*"))
+        return usage(0, 0, 2 * used + 30_000 - taken)
+
+    monkeypatch.setattr(create_dataset.shutil, "disk_usage", just_fits)
+    made(chunks)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(chunks, capsys):
+    made(chunks)
+    folder = chunks.folder.parent / "ds"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with files.locked(folder / ".lock"):
+        assert run(chunks)[0] == 2
+    assert "in use by another run" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("meta", "sentence"), [(None, "which songs were for training is lost"), ("{", "is damaged"), ("", "is damaged")]
+)
+def test_sides_that_cannot_be_read_are_not_drawn_anew(chunks, capsys, meta, sentence):
+    made(chunks)
+    path = chunks.folder.parent / "ds" / "meta.json"
+    path.unlink() if meta is None else path.write_text(meta)
+    assert run(chunks)[0] == 2
+    assert sentence in capsys.readouterr().err
+    assert path.exists() == (meta is not None)
+
+
+def test_the_folder_of_another_script_is_not_overwritten(chunks, capsys):
+    other = Chunks(chunks.folder.parent / "ds")
+    before = leftovers(other.folder)
+    assert run(chunks)[0] == 2
+    assert "does not describe a folder that create_dataset.py wrote" in capsys.readouterr().err
+    assert leftovers(other.folder) == before

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import pickle
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import audio
 import data
 
 CHANNELS, SAMPLES = 2, 50
@@ -222,3 +226,75 @@ def test_id_that_two_songs_have_is_refused(folder):
 def test_folder_without_meta_is_refused_by_saying_who_writes_it(tmp_path):
     with pytest.raises(data.DataError, match=r"create_dataset\.py has not finished"):
         data.open_dataset(tmp_path)
+
+
+# ---- the same song in another dataset
+
+
+def fingerprint(seed: int, error_share: float = 0.0) -> str:
+    rng = np.random.default_rng(seed)
+    bits = rng.choice([-1, 1], (160, audio.FINGERPRINT_BANDS))
+    wrong = np.random.default_rng(1000 + seed).random(bits.shape) < error_share
+    return base64.b64encode(zlib.compress(np.where(wrong, -bits, bits).astype(np.int8).tobytes())).decode()
+
+
+def entry(name: str, content: int, **changes) -> dict:
+    """A song whose file and music are `content`."""
+    return {"id": name, "group": name, "sha256": f"{content}", "fingerprint": fingerprint(content)} | changes
+
+
+def known(songs: list[dict], others: list[dict]) -> dict[str, list[str]]:
+    return {group: [song["id"] for song in found] for group, found in data.known_by_group(songs, others).items()}
+
+
+def test_a_song_is_known_by_its_file_whatever_it_is_called():
+    assert known([entry("a", 1), entry("b", 2)], [entry("x", 2), entry("y", 3)]) == {"a": [], "b": ["x"]}
+
+
+def test_a_song_is_known_by_its_music_when_it_was_encoded_anew():
+    anew = entry("a", 1, sha256="another", fingerprint=fingerprint(1, 0.15))
+    others = [entry(f"x{number}", number) for number in range(40)]
+    assert known([anew, entry("b", 99)], others) == {"a": ["x1"], "b": []}
+
+
+def test_the_name_of_a_song_that_is_another_tells_nothing():
+    assert known([entry("a", 1)], [entry("a", 2)]) == {"a": []}
+
+
+@pytest.mark.parametrize("key", ["sha256", "fingerprint"])
+@pytest.mark.parametrize("is_old", ["the dataset", "the other"])
+def test_where_the_content_is_not_told_the_name_counts(key, is_old):
+    songs, others = [entry("a", 1)], [entry("a", 2)]
+    del (songs if is_old == "the dataset" else others)[0][key]
+    assert known(songs, others) == {"a": ["a"]}
+
+
+def test_songs_of_one_group_are_known_together():
+    songs = [entry("a", 1), entry("b", 2, group="a"), entry("c", 3)]
+    assert known(songs, [entry("x", 2), entry("y", 1)]) == {"a": ["y", "x"], "c": []}
+
+
+def test_a_damaged_fingerprint_is_refused():
+    with pytest.raises(data.DataError, match="damaged fingerprint"):
+        data.known_by_group([entry("a", 1)], [entry("b", 2, fingerprint="AAAA")])
+
+
+def test_content_of_a_wrong_type_is_refused(folder):
+    edit_song(folder, sha256=3)
+    with pytest.raises(data.DataError, match="'sha256' is '3'"):
+        data.open_dataset(folder)
+
+
+def test_the_checksum_of_an_array_is_that_of_its_bytes():
+    rows = counting(3)
+    assert data.array_sha256(rows) == hashlib.sha256(rows.tobytes()).hexdigest()
+
+
+def test_a_dataset_is_the_same_where_an_earlier_version_did_not_tell_its_contents():
+    old = {"songs": [{"id": "a"}, {"id": "b"}], "sample_rate": 100}
+    new = {"songs": [song | {"sha256": song["id"], "fingerprint": ""} for song in old["songs"]], "sample_rate": 100}
+    changed = new | {"songs": [song | {"sha256": "x"} for song in new["songs"]]}
+    for one, other, is_same in ((old, new, True), (new, new, True), (new, changed, False)):
+        assert data.is_same_dataset(one, other) == data.is_same_dataset(other, one) == is_same
+    assert not data.is_same_dataset(old, new | {"sample_rate": 200})
+    assert not data.is_same_dataset(old, new | {"songs": new["songs"][:1]})

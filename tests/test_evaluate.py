@@ -4,9 +4,11 @@ import csv
 import dataclasses
 import json
 import math
+import multiprocessing
 import shutil
 import subprocess
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
@@ -200,6 +202,44 @@ def test_stage_1_checkpoint_is_reconstructed_only_and_that_is_said(checkpoints, 
 def test_songs_that_a_checkpoint_was_trained_on_are_told(card):
     assert card["checkpoints"]["tiny-mse"]["songs_trained_on"] == ["test-0"]
     assert "tiny-mse was trained on 1 of these 2 songs: not held out" in card["notes"]
+
+
+def test_trained_songs_are_told_by_their_content_and_not_by_their_names(tmp_path, checkpoints, dataset, capsys):
+    """Two songs of the test side: the first was trained on under another name; the second's name was another's."""
+    told = tmp_path / "dataset"
+    shutil.copytree(dataset, told)
+    meta = json.loads((told / "meta.json").read_text())
+    for song in meta["songs"]:
+        song |= {"sha256": f"file of {song['id']}", "fingerprint": audio.Fingerprinter(RATE).result()}
+    (told / "meta.json").write_text(json.dumps(meta))
+    first, second = (song for song in meta["songs"] if song["split"] == "test")
+    state = checkpoint.load(checkpoints[0] / "best.pt")
+    trained = [first | {"id": "elsewhere", "split": "train"}, second | {"sha256": "another", "split": "train"}]
+    (tmp_path / "ck").mkdir()
+    checkpoint.save(tmp_path / "ck" / "best.pt", state | {"data_meta": {"songs": trained}})
+    network = evaluate.load_networks(arguments(told, [tmp_path / "ck"], "unused"), data.open_dataset(told)[0])[0]
+    assert network.facts([first, second])["songs_trained_on"] == [first["id"]]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(dataset, checkpoints, tmp_path, capsys):
+    (tmp_path / "scores").mkdir()
+    running = multiprocessing.get_context("fork").Process(target=hold, args=(tmp_path / "scores",), daemon=True)
+    running.start()
+    while not (tmp_path / "scores" / "held").exists():
+        assert running.is_alive()
+        time.sleep(0.02)
+    try:
+        assert evaluate.main(arguments(dataset, checkpoints[3:], tmp_path / "scores")) == 2
+    finally:
+        running.kill()
+    assert "folder in use: another run is working in" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == [".lock", "held"]
+
+
+def hold(folder: Path) -> None:
+    with checkpoint.FolderLock(folder):
+        (folder / "held").touch()
+        time.sleep(60)
 
 
 # ---- what they are judged on ----

@@ -321,6 +321,24 @@ def test_output_over_the_input_is_refused(song, run, capsys):
     assert song.read_bytes() == before
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_picture_over_the_input_is_refused(tmp_path, song, run, capsys, count):
+    source = Path(shutil.copy(song, tmp_path / ("song.png" if count == 1 else "song-2.png")))
+    before = source.read_bytes()
+    assert run(tmp_path / "next.wav", "--plot", tmp_path / "song.png", "--num_samples", count, source=source) == 2
+    assert f"--plot {source} would overwrite the input" in capsys.readouterr().err
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["next.wav.tmp", ".next.wav.tmp", "next.wav.part"])
+def test_an_input_that_is_named_like_a_temporary_file_of_the_output_is_not_touched(tmp_path, song, run, name):
+    source = Path(shutil.copy(song, tmp_path / name))
+    before = source.read_bytes()
+    assert run(tmp_path / "next.wav", "--seconds", 1, source=source) == 0
+    assert source.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "next.wav"])
+
+
 def test_a_numbered_output_over_the_input_is_refused(tmp_path, song, run, capsys):
     numbered = Path(shutil.copy(song, tmp_path / "song-2.flac"))
     before = numbered.read_bytes()

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What each file may import of the project.
 SCRIPTS = {
-    "preprocess": {"arguments", "audio", "containers", "plots"},
-    "create_dataset": {"arguments", "audio", "data", "plots"},
+    "preprocess": {"arguments", "audio", "containers", "data", "files", "plots"},
+    "create_dataset": {"arguments", "audio", "data", "files", "plots"},
     "train": {
         "arguments",
         "model",
@@ -27,6 +27,7 @@ SCRIPTS = {
         "validation",
         "ranks",
         "audio",
+        "files",
         "plots",
     },
     "generate": {"arguments", "model", "checkpoint", "audio", "plots"},
@@ -42,6 +43,7 @@ SCRIPTS = {
         "data",
         "metrics",
         "audio",
+        "files",
         "plots",
     },
 }
@@ -52,18 +54,19 @@ MODULES = {
     "losses": set(),
     "ranks": {"arguments"},
     "muon": set(),
-    "data": set(),
+    "data": {"audio"},
+    "files": {"arguments"},
     "memory": {"model", "losses", "muon", "data", "ranks"},
     "validation": {"data", "losses", "metrics"},
-    "checkpoint": {"arguments", "model"},
-    "audio": {"containers"},
+    "checkpoint": {"arguments", "files", "model"},
+    "audio": {"containers", "files"},
     "containers": set(),
     "listen": {"arguments"},
     "embedding": set(),
     "gates": {"metrics"},
     "scorecard": {"arguments"},
     "metrics": set(),
-    "plots": {"arguments"},
+    "plots": {"arguments", "files"},
 }
 HEAVY = {"torch", "librosa", "scipy", "matplotlib", "soundfile", "tensorboard", "pydub", "numba", "sklearn"}
 HELP_SECONDS = 0.5

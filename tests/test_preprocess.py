@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ import pytest
 import synth
 
 import audio
+import files
 import preprocess
 
 RATE = 8000
@@ -385,6 +387,127 @@ def test_max_files_takes_the_first_and_a_later_run_the_others(tmp_path, no_worke
     assert no_workers == [f"song {number}.wav" for number in range(4)]
 
 
+def changed_bytes(path: Path, start: int, count: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(start)
+        file.write(bytes(count))
+
+
+def test_an_array_with_a_damaged_header_is_done_again(tmp_path, no_workers):
+    folder, out = make_songs(tmp_path / "songs", 3), tmp_path / "out"
+    preprocess_here(folder, out)
+    before = contents(out)
+    ids = [line["id"] for line in manifest(out).values()]
+    size = (out / f"{ids[0]}.npy").stat().st_size
+    changed_bytes(out / f"{ids[0]}.npy", 0, size)  # what a file system leaves after a power cut
+    with files.ArrayWriter(out / f"{ids[1]}.npy", np.int16, (RATE, 2)) as writer:  # as large, of another shape
+        writer.append(np.ones((2, RATE, 2), np.int16))
+    no_workers.clear()
+    assert preprocess_here(folder, out) == 0
+    assert no_workers == ["song 0.wav", "song 1.wav"]
+    assert contents(out) == before
+
+
+def test_verify_finds_damage_within_an_array_and_mends_it(tmp_path, no_workers):
+    folder, out = make_songs(tmp_path / "songs", 2), tmp_path / "out"
+    preprocess_here(folder, out)
+    before = contents(out)
+    line = manifest(out)["song 1.wav"]
+    assert line["array_sha256"] == hashlib.sha256(np.load(out / f"{line['id']}.npy").tobytes()).hexdigest()
+    changed_bytes(out / f"{line['id']}.npy", 9000, 2)
+    no_workers.clear()
+    assert preprocess_here(folder, out) == 0
+    assert no_workers == []
+    assert preprocess_here(folder, out, "--verify") == 0
+    assert no_workers == ["song 1.wav"]
+    assert contents(out) == before
+
+
+def test_lines_without_a_checksum_are_kept_and_to_verify_done_again(tmp_path, no_workers):
+    folder, out = make_songs(tmp_path / "songs", 2), tmp_path / "out"
+    preprocess_here(folder, out)
+    lines = manifest(out)
+    for line in lines.values():
+        del line["array_sha256"], line["input_folder"]  # as an earlier version wrote them
+    preprocess.rewrite_lines(out / "manifest.jsonl", lines)
+    no_workers.clear()
+    assert preprocess_here(folder, out) == 0
+    assert no_workers == []
+    assert preprocess_here(folder, out, "--verify") == 0
+    assert no_workers == ["song 0.wav", "song 1.wav"]
+
+
+# --- the input folder ---
+
+
+@pytest.fixture
+def of_two_folders(tmp_path, no_workers):
+    """(what was made of a folder of 3 songs, another folder with one of the names and other music)"""
+    out = tmp_path / "out"
+    assert preprocess_here(make_songs(tmp_path / "songs", 3), out) == 0
+    other = tmp_path / "other"
+    other.mkdir()
+    synth.write(other / "song 1.wav", synth.song(7, 2.5, RATE), RATE)
+    no_workers.clear()
+    return out, other
+
+
+@pytest.mark.parametrize("missing", [True, False], ids=["songs are missing", "songs are others"])
+def test_another_input_folder_is_refused(tmp_path, of_two_folders, no_workers, capsys, missing):
+    out, other = of_two_folders
+    if not missing:
+        for name in ("song 0.wav", "song 2.wav"):
+            shutil.copy2(tmp_path / "songs" / name, other)
+    before = contents(out)
+    assert preprocess_here(other, out) == 2
+    said = capsys.readouterr().err
+    assert f"was made of {tmp_path / 'songs'}, and {3 if missing else 1} of its songs are not in {other}" in said
+    assert contents(out) == before
+    assert no_workers == []
+
+
+def test_another_input_folder_that_is_asked_for_replaces_the_songs_and_names_them(of_two_folders, no_workers, capsys):
+    out, other = of_two_folders
+    assert preprocess_here(other, out, "--other_input_folder") == 0
+    assert "2 songs are no longer in the input folder and were removed: 'song 0.wav', 'song 2.wav'" in (
+        capsys.readouterr().out
+    )
+    assert no_workers == list(manifest(out)) == ["song 1.wav"]
+    assert len(list(out.glob("*.npy"))) == 1
+    assert preprocess_here(other, out) == 0
+
+
+def test_a_copy_of_the_input_folder_is_no_other_folder(tmp_path, of_two_folders, no_workers):
+    out, _ = of_two_folders
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in (tmp_path / "songs").iterdir():
+        shutil.copy(path, copy)
+        os.utime(copy / path.name, (1, 1))
+    synth.write(copy / "song 3.wav", synth.song(3, 2.5, RATE), RATE)
+    assert preprocess_here(copy, out) == 0
+    assert len(manifest(out)) == 4
+    (copy / "song 0.wav").unlink()
+    assert preprocess_here(copy, out) == 0  # it is the folder of this output now
+    assert len(manifest(out)) == 3
+
+
+def test_songs_that_are_gone_are_counted_and_named(tmp_path, no_workers, capsys):
+    folder, out = make_songs(tmp_path / "songs", 9), tmp_path / "out"
+    preprocess_here(folder, out)
+    for number in range(8):
+        (folder / f"song {number}.wav").unlink()
+    capsys.readouterr()
+    assert preprocess_here(folder, out) == 0
+    names = ", ".join(f"'song {number}.wav'" for number in range(5))
+    assert f"8 songs are no longer in the input folder and were removed: {names} and 3 more\n" in (
+        capsys.readouterr().out
+    )
+
+
+# --- interruptions ---
+
+
 def test_a_torn_last_line_costs_one_song(tmp_path, no_workers):
     folder, out = make_songs(tmp_path / "songs", 3), tmp_path / "out"
     preprocess_here(folder, out)
@@ -418,11 +541,12 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, uninterrupted, number
     else:
         running.send_signal(number)
     assert running.wait(timeout=120) == (-number if number == signal.SIGKILL else preprocess.INTERRUPTED)
-    # An orphaned worker ends its song, and then itself.
+    # An orphaned worker ends itself, and removes what it was writing.
     wait_for(lambda: number != signal.SIGKILL or not list(out.glob("*.tmp")))
     assert not list(out.glob("*.tmp"))
     done = set(manifest(out))
     assert 0 < len(done) < 10
+    assert (out / "manifest.jsonl.unfinished").exists()
     assert preprocess_here(folder, out) == 0
     assert not done & set(no_workers)
     assert contents(out) == expected
@@ -436,12 +560,14 @@ def wait_for(condition, seconds: float = 120) -> None:
 
 
 class Poison(preprocess.Song):
-    """A song that kills the worker process that touches it."""
+    """A song that kills the worker process that touches it, by a crash."""
+
+    signal = signal.SIGSEGV
 
     @property
     def id(self) -> str:
         if multiprocessing.parent_process():
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self.signal)
         return super().id
 
 
@@ -457,8 +583,101 @@ def test_a_file_that_kills_its_worker_twice_is_rejected_and_the_others_are_done(
     assert reasons == {
         "song 0.wav": ("ok", ""),
         "song 1.wav": ("ok", ""),
-        "poison.wav": ("rejected", "decoder crashed: signal 9"),
+        "poison.wav": ("rejected", "decoder crashed: signal 11"),
     }
+
+
+class Victim(Poison):
+    """A song whose worker process is killed from outside."""
+
+    signal = signal.SIGKILL
+
+
+def test_a_song_whose_worker_is_killed_from_outside_is_not_rejected_but_tried_again(tmp_path, monkeypatch, capsys):
+    folder, out = make_songs(tmp_path / "songs", 3), tmp_path / "out"
+    run_workers = preprocess.run_workers
+
+    def with_a_victim(songs, *rest):
+        kinds = [Victim if song.source == "song 1.wav" else preprocess.Song for song in songs]
+        victims = [kind(song.source, song.path, song.array) for kind, song in zip(kinds, songs, strict=True)]
+        return run_workers(victims, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess, "run_workers", with_a_victim)
+        assert preprocess_here(folder, out) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "1 files are not done, for their worker process was killed: 'song 1.wav' ('signal 9'" in said
+    assert list(manifest(out)) == ["song 0.wav", "song 2.wav"]
+    assert (out / "manifest.jsonl.unfinished").exists()
+    assert preprocess_here(folder, out) == 0
+    assert [line["status"] for line in manifest(out).values()] == ["ok"] * 3
+    assert not (out / "manifest.jsonl.unfinished").exists()
+
+
+def test_a_worker_without_memory_tells_nothing_about_its_song(tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(preprocess, "store_song", fail)
+    with pytest.raises(MemoryError):
+        process(synth.write(tmp_path / "x.wav", synth.song(0, 3, RATE), RATE))
+
+
+@pytest.fixture
+def orphan(tmp_path):
+    """(folder, its output, process id of a worker in the middle of a song, whose parent was killed while it slept)"""
+    if not Path("/proc/self/task").exists():
+        pytest.skip("this system has no /proc")
+    folder, out = make_songs(tmp_path / "songs", 2), tmp_path / "out"
+    synth.write(folder / "long.wav", synth.noise(0, 1200, RATE), RATE, subtype="PCM_U8")
+    running = subprocess.Popen(command(folder, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: any(path.stat().st_size > 10**5 for path in out.glob(".*.tmp")))
+    [worker] = workers_of(running.pid)
+    os.kill(worker, signal.SIGSTOP)
+    running.kill()
+    running.wait()
+    yield folder, out, worker
+    if is_running(worker):
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_an_orphaned_worker_ends_at_once_and_leaves_nothing(orphan):
+    _, out, worker = orphan
+    os.kill(worker, signal.SIGCONT)
+    wait_for(lambda: not is_running(worker))
+    assert not [path for path in out.iterdir() if path.suffix in (".npy", ".tmp")]
+
+
+def test_an_orphaned_worker_that_outlives_the_next_run_changes_nothing(orphan, no_workers):
+    folder, out, worker = orphan
+    assert preprocess_here(folder, out) == 0
+    done = contents(out)
+    assert len(done) == 4
+    os.kill(worker, signal.SIGCONT)
+    wait_for(lambda: not is_running(worker))
+    assert contents(out) == done
+
+
+def test_what_a_killed_worker_was_writing_is_removed_by_the_next_run(orphan, no_workers):
+    folder, out, worker = orphan
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: not is_running(worker))
+    assert list(out.glob(".*.tmp"))
+    assert preprocess_here(folder, out) == 0
+    assert not list(out.glob(".*.tmp"))
+
+
+def workers_of(pid: int) -> list[int]:
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
 # --- shards ---
@@ -596,7 +815,7 @@ def test_folders_that_make_no_sense_exit_2_and_a_folder_without_songs_exits_1(tm
 def test_a_folder_in_use_is_refused(tmp_path, no_workers):
     folder, out = make_songs(tmp_path / "songs", 1), tmp_path / "out"
     out.mkdir()
-    with preprocess.locked(out / ".manifest.jsonl.lock"):
+    with files.locked(out / ".manifest.jsonl.lock"):
         assert preprocess_here(folder, out) == 2
     assert preprocess_here(folder, out) == 0
 
@@ -612,6 +831,7 @@ def test_a_full_disk_is_a_clear_error_without_half_files_and_can_be_continued(tm
     assert sorted(path.name for path in out.iterdir()) == [
         ".manifest.jsonl.lock",
         "manifest.jsonl",
+        "manifest.jsonl.unfinished",
         "meta.json",
     ]
     assert preprocess_here(folder, out) == 0

@@ -1,0 +1,201 @@
+"""Files that appear whole or not at all, and the lock of a folder in which one run works at a time.
+
+    files.write_atomic("scores/scorecard.json", text)
+    with files.replacing("song.wav") as file: ...
+
+What is being written has a name that nothing else has, beside its target, so that no link, input or other run's file
+is ever written to. It is locked while its writer lives: what a killed run left behind is not, and `remove_leftovers`
+knows it by that.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from arguments import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+NPY_HEADER_BYTES = 128
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
+
+
+# ---------------------------------------------------------------------------------------------------
+# Writing
+
+
+@contextmanager
+def temporary_file(folder: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Yield a new, empty, locked file in `folder`; it is gone afterwards unless it was renamed."""
+    path, file = _create(Path(folder))
+    try:
+        yield file
+    finally:
+        with suppress(OSError):  # a full disk fails a second time here
+            file.close()
+        path.unlink(missing_ok=True)
+
+
+def _create(folder: Path) -> tuple[Path, BinaryIO]:
+    while True:
+        path = folder / f".{uuid.uuid4().hex}.tmp"
+        file = open(path, "xb")  # noqa: SIM115 (closed by temporary_file)
+        with suppress(OSError):  # a file system without locks
+            _lock(file)
+        if path.exists():  # else `remove_leftovers` of another run saw it before it was locked
+            return path, file
+        file.close()
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Yield a new file, to be written by its handle or its name: on success it is fsynced and renamed to `path`.
+
+    On an error `path` is as it was and nothing is left behind. A link at `path` is replaced, not followed.
+    """
+    path = Path(path)
+    with temporary_file(path.parent) as file:
+        yield file
+        sync(file)
+        if os.name == "nt":  # Windows renames no open file
+            file.close()
+        os.replace(file.name, path)
+
+
+def sync(file: BinaryIO) -> None:
+    """Wait until what was written to an open file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: str | os.PathLike) -> None:
+    """Make the renames in a folder survive a power cut (folders cannot be opened for that on Windows)."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_atomic(path: str | os.PathLike, text: str) -> None:
+    """Write text as UTF-8 so that `path` holds the old or the new content, never a part of it."""
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def write_first(path: str | os.PathLike, text: str) -> None:
+    """Write text as UTF-8 to `path` unless there is such a file: of several runs at once, one does."""
+    path = Path(path)
+    with temporary_file(path.parent) as file:
+        file.write(text.encode("utf-8"))
+        sync(file)
+        try:
+            os.link(file.name, path)  # unlike a rename, it is made by exactly one of them
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            file.close()
+            os.replace(file.name, path)
+
+
+class ArrayWriter:
+    """Write an .npy file row by row: `with ArrayWriter(path, np.int16, (2, 240000)) as w: w.append(rows)`.
+
+    The file gets its name on a clean exit, with the final row count in its header, fsynced; on any error
+    nothing is left behind. Plain writes, because a writable memory map dies of SIGBUS on a full disk.
+    """
+
+    def __init__(self, path: str | os.PathLike, dtype: np.typing.DTypeLike, row_shape: tuple[int, ...]):
+        self.path = Path(path)
+        self.dtype = np.dtype(dtype)
+        self.row_shape = tuple(row_shape)
+        self.rows = 0
+
+    def __enter__(self) -> ArrayWriter:
+        with ExitStack() as stack:
+            self._file = stack.enter_context(replacing(self.path))
+            self._file.write(self._header())
+            stack.push(self._complete)
+            self._cleanup = stack.pop_all()
+        return self
+
+    def append(self, rows: np.ndarray) -> None:
+        """Append rows (n, *row_shape) of exactly this dtype."""
+        if rows.dtype != self.dtype or rows.shape[1:] != self.row_shape:
+            raise ValueError(f"rows are {rows.dtype} {rows.shape[1:]}, not {self.dtype} {self.row_shape}")
+        self._file.write(np.ascontiguousarray(rows).data)
+        self.rows += len(rows)
+
+    def __exit__(self, *failure) -> None:
+        self._cleanup.__exit__(*failure)
+
+    def _complete(self, kind, error, trace) -> None:
+        if kind is None:
+            self._file.seek(0)
+            self._file.write(self._header())
+
+    def _header(self) -> bytes:
+        """The .npy version 1.0 header, padded to a fixed size so that it can be rewritten in place."""
+        fields = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.rows, *self.row_shape)}
+        prefix = b"\x93NUMPY\x01\x00" + struct.pack("<H", NPY_HEADER_BYTES - 10)
+        return prefix + repr(fields).encode("ascii").ljust(NPY_HEADER_BYTES - 11) + b"\n"
+
+
+# ---------------------------------------------------------------------------------------------------
+# Locks
+
+
+@contextmanager
+def locked(path: str | os.PathLike) -> Iterator[None]:
+    """Hold the lock file `path`, and clear its folder of what dead runs were writing. A dead run holds nothing.
+
+    Raises UsageError when another run holds it.
+    """
+    path = Path(path)
+    with open_lock(path) as file:
+        try:
+            _lock(file)
+        except BlockingIOError:
+            raise UsageError(f"{path.parent} is in use by another run") from None
+        except OSError:  # a network file system without locks
+            pass
+        remove_leftovers(path.parent)
+        yield
+
+
+def open_lock(path: str | os.PathLike) -> BinaryIO:
+    """Open a lock file, made where there is none, without touching its content; UsageError for a link."""
+    if os.path.islink(path):
+        raise UsageError(f"{path} is a link, and a lock must be a file: delete it")
+    # A link that appears only now is an OSError: O_NOFOLLOW, which Windows does not have.
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666), "r+b")
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Delete what dead runs were writing in `folder` and below. Without locks nobody is known to be dead."""
+    if fcntl is None:
+        return
+    for parent, _, names in os.walk(folder):
+        for path in (os.path.join(parent, name) for name in names if _TEMPORARY.fullmatch(name)):
+            with suppress(OSError), open(path, "rb+") as file:
+                _lock(file)
+                os.unlink(path)
+
+
+def _lock(file: BinaryIO) -> None:
+    """Lock an open file until it is closed; BlockingIOError when somebody else has. Nothing on Windows."""
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

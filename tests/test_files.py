@@ -1,0 +1,142 @@
+"""files.py: what is written is there whole or not at all, nothing else is touched, and one run works in a folder."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import stat
+
+import numpy as np
+import pytest
+import synth
+
+import audio
+import checkpoint
+import files
+import plots
+from arguments import UsageError
+
+RATE = 8000
+X = synth.tone(440, 1, RATE, 2)
+
+
+def write_array(path) -> None:
+    with files.ArrayWriter(path, np.int16, (2,)) as writer:
+        writer.append(np.ones((3, 2), np.int16))
+
+
+WRITERS = {
+    "x.json": lambda path: files.write_atomic(path, "new"),
+    "x.npy": write_array,
+    "x.wav": lambda path: audio.encode_audio(path, X, RATE),
+    "x.mp3": lambda path: audio.encode_audio(path, X, RATE),
+    "x.png": lambda path: plots.plot_waveforms(path, [("a", X)], RATE),
+    "x.pt": lambda path: checkpoint.save(path, {"step": 1}),
+}
+GUESSES = ("{}.tmp", ".{}.tmp", f".{{}}.{os.getpid()}.tmp")
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_only_the_file_itself_is_written_and_no_link_is_followed(tmp_path, name):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    links = [guess.format(name) for guess in GUESSES]
+    for link in (*links, name):
+        (tmp_path / link).symlink_to(victim)
+    WRITERS[name](tmp_path / name)
+    assert victim.read_text() == "precious"
+    assert all((tmp_path / link).is_symlink() for link in links)
+    assert (tmp_path / name).stat().st_size and not (tmp_path / name).is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"victim", name, *links}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_files_may_be_read_by_those_whom_the_umask_lets(tmp_path, name):
+    before = os.umask(0o027)
+    try:
+        WRITERS[name](tmp_path / name)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640
+
+
+def test_an_output_may_have_the_longest_name_that_a_file_can_have(tmp_path):
+    files.write_atomic(tmp_path / ("x" * 255), "text")
+
+
+def test_of_several_first_writers_one_wins_and_nothing_else_is_left(tmp_path):
+    for text in ("first", "second"):
+        files.write_first(tmp_path / "x", text)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["first"]
+
+
+def test_first_writer_needs_no_hard_links(tmp_path, monkeypatch):
+    def fail(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", fail)
+    files.write_first(tmp_path / "x", "text")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["text"]
+
+
+def forked(function, *arguments) -> None:
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    process.join()
+
+
+def die_while_writing(path) -> None:
+    with files.replacing(path) as file:
+        file.write(b"half")
+        os._exit(9)
+
+
+def test_what_dead_runs_were_writing_is_removed_and_nothing_else(tmp_path):
+    (tmp_path / "below").mkdir()
+    forked(die_while_writing, tmp_path / "x")
+    forked(die_while_writing, tmp_path / "below" / "x")
+    leftovers = list(tmp_path.rglob(".*.tmp"))
+    assert len(leftovers) == 2
+    for name in ("x", "user.tmp", ".short.tmp"):
+        (tmp_path / name).write_text("user's")
+    with files.replacing(tmp_path / "y") as file:
+        file.write(b"in work")
+        files.remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} == {"below", "x", "user.tmp", ".short.tmp", "y"}
+    assert (tmp_path / "y").read_bytes() == b"in work"
+
+
+def test_a_temporary_file_that_is_removed_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    lock = files._lock
+
+    def too_late(file):
+        monkeypatch.setattr(files, "_lock", lock)
+        files.remove_leftovers(tmp_path)
+        lock(file)
+
+    monkeypatch.setattr(files, "_lock", too_late)
+    files.write_atomic(tmp_path / "x", "text")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["text"]
+
+
+def test_a_lock_is_held_by_one_and_clears_up(tmp_path):
+    forked(die_while_writing, tmp_path / "x")
+    with files.locked(tmp_path / ".lock"):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        with pytest.raises(UsageError, match="in use by another run"), files.locked(tmp_path / ".lock"):
+            pass
+    with files.locked(tmp_path / ".lock"):
+        pass
+
+
+@pytest.mark.parametrize("lock", [files.locked, lambda path: checkpoint.FolderLock(path.parent, 0)])
+@pytest.mark.parametrize("is_dangling", [True, False])
+def test_a_link_in_a_locks_place_is_refused_and_not_followed(tmp_path, lock, is_dangling):
+    victim = tmp_path / "victim"
+    if not is_dangling:
+        victim.write_text("precious")
+    (tmp_path / ".lock").symlink_to(victim)
+    with pytest.raises(UsageError, match="is a link"), lock(tmp_path / ".lock"):
+        pass
+    assert victim.exists() != is_dangling
+    assert is_dangling or victim.read_text() == "precious"
