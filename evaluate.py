@@ -25,7 +25,7 @@ import listen
 import metrics
 import plots
 import scorecard
-from arguments import INTERRUPTED, UsageError, not_negative_float, positive_int, print_any_name, seed_number
+from arguments import INTERRUPTED, UsageError, not_negative_float, positive_int, seed_number, steady_output
 from gates import CEILING, ONE_STEP
 
 SHOWN_SONGS = 3  # songs whose first pair is drawn and written as sound
@@ -687,13 +687,13 @@ def run(args: argparse.Namespace, stop) -> None:
     print(f"done: {args.output_folder / 'scorecard.md'}; listen.html, .json, .csv, pictures and sounds are beside it")
 
 
+@steady_output()
 def main(args: argparse.Namespace) -> int:
     import torch
 
     import checkpoint
 
     checkpoint.versions()  # of the code that runs, whatever is checked out before it ends
-    print_any_name()
     try:
         with checkpoint.StopSignals() as stop:
             run(args, stop)

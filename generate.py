@@ -20,9 +20,9 @@ from arguments import (
     UsageError,
     not_negative_float,
     positive_int,
-    print_any_name,
     seed_number,
     sigterm_as_ctrl_c,
+    steady_output,
 )
 
 OUTPUT_SUFFIXES = (".mp3", ".wav", ".flac", ".ogg", ".m4a")
@@ -209,8 +209,8 @@ def run(args: argparse.Namespace) -> None:
             print(f"{plot}: its picture")
 
 
+@steady_output()
 def main(args: argparse.Namespace) -> int:
-    print_any_name()
     try:
         with sigterm_as_ctrl_c():
             run(args)

@@ -77,8 +77,8 @@ def leave(code: int) -> None:
     group and abort the interpreter on its own way out, after one finished run in 14."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if environment()[2] > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None where the shell closed it
+            stream.flush()
         os._exit(code)
     sys.exit(code)
 

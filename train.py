@@ -20,7 +20,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from arguments import INTERRUPTED, UsageError, print_any_name, seed_number
+from arguments import INTERRUPTED, UsageError, seed_number, steady_output
 
 CROP_SECONDS = 1  # of audio in one item of stage 1
 COOLDOWN_SHARE = 0.4  # of a stage, its end, while the learning rate falls to zero
@@ -998,6 +998,7 @@ def drop_later_records(path: Path, stage: int, step: int) -> None:
 # Main
 
 
+@steady_output()
 def main(args: argparse.Namespace) -> int:
     import torch
 
@@ -1006,7 +1007,6 @@ def main(args: argparse.Namespace) -> int:
     import data
     import ranks
 
-    print_any_name()
     checkpoint.versions()  # of the code that runs, whatever is checked out before it ends
     folder = Path(args.checkpoint_folder)
     try:
