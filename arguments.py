@@ -45,6 +45,12 @@ class UsageError(Exception):
     """The command does not fit its folders or its input; the message is one clear sentence."""
 
 
+def one_line(text: object) -> str:
+    """Return foreign text (a file's name, what a file or another program says) as it may be shown: on one line, with
+    what does not print as backslash escapes, as in repr. A name could else command a terminal or forge a line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
 class SteadyStream:
     """A text stream for print and tqdm whose writes never fail: what cannot be written is dropped, and said once.
 
@@ -102,6 +108,13 @@ def steady_output():
         for stream in steady:
             stream.finish()
         sys.stdout, sys.stderr = before
+
+
+def output_code() -> int:
+    """Exit code, inside `steady_output`, of work that consists of what it printed: 1 where that is lost, 0 where its
+    reader just had enough."""
+    sys.stdout.flush()
+    return int(sys.stdout.error is not None and not isinstance(sys.stdout.error, BrokenPipeError))
 
 
 def open_standard_files() -> None:

@@ -9,10 +9,11 @@ unpickled. Arrays are memory maps: opening costs nothing, however large the data
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
-import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,14 @@ def open_array(
     if not array.flags.c_contiguous or path.stat().st_size != array.offset + array.nbytes:
         raise DataError(f"{path} is damaged: its size does not fit its header")
     return array
+
+
+def array_sha256(rows: np.ndarray) -> str:
+    """SHA-256 of the bytes of an array, read row by row."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(np.ascontiguousarray(row))
+    return digest.hexdigest()
 
 
 def open_dataset(folder: str | os.PathLike) -> tuple[dict, dict[str, Side]]:
@@ -430,6 +439,8 @@ class LatentCache:
 
     Part `context` is what the core is told of the first 10 s (ContinuationModel.hear): latents cut out of a longer
     encoding would have heard the future. Part `target` is the second half of the 20 s encoded together.
+
+    `key.json` names the encoder, dataset and seed that the latents are of, and holds the checksum of every file.
     """
 
     PARTS = ("context", "target")
@@ -437,6 +448,7 @@ class LatentCache:
     def __init__(self, folder, variants: int, shapes: dict[str, tuple[int, int]], pairs: int):
         """shapes: (latent_channels, latents) by part."""
         self.folder, self.variants, self.shapes, self.pairs = Path(folder), variants, shapes, pairs
+        self.key, self.checksums = "", {}
         self._arrays = {}
 
     def path(self, part: str, variant: int) -> Path:
@@ -451,19 +463,45 @@ class LatentCache:
         """Context and target, float32."""
         return tuple(self.array(part, variant)[pair].astype(np.float32) for part in self.PARTS)
 
-    def has_key(self, key: str) -> bool:
-        """Whether the folder holds latents of just this encoder, dataset and seed."""
+    def begin(self, key: str) -> None:
+        """Keep the latents of just this encoder, dataset and seed, and remove all others. OSError where it cannot."""
         try:
-            return json.loads((self.folder / "key.json").read_text())["key"] == key
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
+            index = json.loads((self.folder / "key.json").read_text())
+            checksums = dict(index["sha256"]) if index["key"] == key else {}
+        except (OSError, ValueError, LookupError, TypeError):  # none, damaged, or of a version without checksums
+            checksums = {}
+        self.clear(kept=checksums)
+        self.key, self.checksums = key, checksums
+        self.folder.resolve().mkdir(exist_ok=True)  # behind a link too
 
-    def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def clear(self, kept=()) -> None:
+        """Remove all files of latents but the `kept` names; the folder may be a link, and stays."""
+        for path in [path for part in self.PARTS for path in self.folder.glob(f"{part}-*")]:
+            if path.name not in kept:
+                path.unlink()
 
     def missing(self) -> list[int]:
-        """Variants that are not wholly there."""
-        return [v for v in range(self.variants) if not all(self.path(p, v).exists() for p in self.PARTS)]
+        """Variants that are not wholly there, or have changed since they were written, which is said."""
+        return [v for v in range(self.variants) if not all([self._is_whole(part, v) for part in self.PARTS])]
+
+    def _is_whole(self, part: str, variant: int) -> bool:
+        path = self.path(part, variant)
+        if path.name not in self.checksums:
+            return False
+        try:
+            rows = open_array(path, np.float16, self.shapes[part])
+            is_whole = array_sha256(rows) == self.checksums[path.name]
+        except (DataError, OSError):
+            is_whole = False
+        if not is_whole:
+            print(f"note: {path} is missing or damaged, it is made again", file=sys.stderr)
+        return is_whole
+
+    def index(self, variant: int) -> str:
+        """What to write into key.json when a variant has been written, with its checksums."""
+        for path in (self.path(part, variant) for part in self.PARTS):
+            self.checksums[path.name] = array_sha256(open_array(path, np.float16))
+        return json.dumps({"key": self.key, "sha256": self.checksums})
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the targets by channel, float64 (latent_channels, 1)."""

@@ -9,6 +9,7 @@ import signal
 import sys
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
+from inspect import signature
 
 import torch
 import torch.distributed as dist
@@ -116,8 +117,11 @@ def loss_module(phase, model: nn.Module) -> nn.Module:
     loss = PhaseLoss(phase, model)
     if count() == 1:
         return loss
+    parallel = nn.parallel.DistributedDataParallel
+    sync = "forward_sync_buffers" in signature(parallel).parameters  # as torch calls it from 2.13 on
+    keep_buffers = {"forward_sync_buffers" if sync else "broadcast_buffers": False}
     # gradients are kept once, in what is sent, and not beside it too
-    return nn.parallel.DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return parallel(loss, gradient_as_bucket_view=True, **keep_buffers)
 
 
 def first_alone(context):

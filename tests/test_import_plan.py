@@ -55,7 +55,7 @@ MODULES = {
     "data": set(),
     "memory": {"model", "losses", "muon", "data", "ranks"},
     "validation": {"data", "losses", "metrics"},
-    "checkpoint": {"model"},
+    "checkpoint": {"arguments", "model"},
     "audio": set(),
     "listen": set(),
     "embedding": set(),
