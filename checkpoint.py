@@ -356,7 +356,7 @@ def _say(line: str) -> None:
 def read_records(path: Path) -> list[dict]:
     """Lines of metrics.jsonl, each with its stage and step; damaged ones, as torn by a crash, are left out."""
     records = []
-    for line in path.read_bytes().splitlines():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         with suppress(ValueError, RecursionError):
             record = json.loads(line)
             if isinstance(record, dict) and all(type(record.get(key)) is int for key in ("stage", "step")):

@@ -48,6 +48,7 @@ def read_meta(folder: str | os.PathLike, kind: str) -> dict:
     """Read and check a folder's meta.json; `kind` is 'chunks' (of preprocess.py) or 'dataset'."""
     path = Path(folder) / "meta.json"
     writer = {"chunks": "preprocess.py", "dataset": "create_dataset.py"}[kind]
+    refuse_pipe(path)
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -70,6 +71,12 @@ def read_meta(folder: str | os.PathLike, kind: str) -> dict:
     return meta
 
 
+def refuse_pipe(path: Path) -> None:
+    """Raise DataError for a named pipe: opening it would wait for ever."""
+    if path.is_fifo():
+        raise DataError(f"{path} is a named pipe, not a file")
+
+
 def check_keys(values: object, types: dict[str, type | tuple[type, ...]], where: object) -> None:
     """Raise DataError, naming `where`, unless `values` is a dict that holds these keys with these types."""
     if not isinstance(values, dict):
@@ -89,6 +96,7 @@ def open_array(
     shorter or longer than its header says (reading past its end would kill the process).
     """
     path = Path(path)
+    refuse_pipe(path)
     try:
         array = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
@@ -465,14 +473,20 @@ class LatentCache:
 
     def begin(self, key: str) -> None:
         """Keep the latents of just this encoder, dataset and seed, and remove all others. OSError where it cannot."""
-        try:
-            index = json.loads((self.folder / "key.json").read_text())
-            checksums = dict(index["sha256"]) if index["key"] == key else {}
-        except (OSError, ValueError, LookupError, TypeError):  # none, damaged, or of a version without checksums
-            checksums = {}
-        self.clear(kept=checksums)
-        self.key, self.checksums = key, checksums
+        self.key, self.checksums = key, self._checksums_of(key)
+        self.clear(kept=self.checksums)
         self.folder.resolve().mkdir(exist_ok=True)  # behind a link too
+
+    def _checksums_of(self, key: str) -> dict[str, str]:
+        """Checksum by name of the files that the folder holds of this key; none where key.json is missing, damaged,
+        or of a version without them."""
+        path = self.folder / "key.json"
+        try:
+            refuse_pipe(path)
+            index = json.loads(path.read_text(encoding="utf-8"))
+            return dict(index["sha256"]) if index["key"] == key else {}
+        except (DataError, OSError, ValueError, LookupError, TypeError, RecursionError):
+            return {}
 
     def clear(self, kept=()) -> None:
         """Remove all files of latents but the `kept` names; the folder may be a link, and stays."""
