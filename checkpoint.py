@@ -90,8 +90,8 @@ def save(path, state: dict, keep: int = 1) -> None:
 def load(path) -> dict:
     """Read a checkpoint onto the CPU, after verifying its checksum; nothing in the file is executed.
 
-    Raises DamagedError for a file that is not a whole checkpoint, CheckpointError for one that is missing, has
-    another format or describes a network that cannot be, OSError when the disk itself cannot be read.
+    Raises DamagedError for a file that is not a whole checkpoint, CheckpointError for one that is missing or
+    has another format, OSError when the disk itself cannot be read.
     """
     if not Path(path).is_file():  # opening a named pipe would wait for ever
         raise CheckpointError(f"there is no checkpoint {path}")
@@ -109,9 +109,31 @@ def load(path) -> dict:
             f"{path} has checkpoint format {state['format']}, older than this program's {FORMAT_VERSION}: its "
             f"network was another one; use the version that wrote it (commit {_commit(state)}), or train again"
         )
-    if "config" in state:
-        _check_network(path, state)
     return state
+
+
+def load_network(path) -> dict:
+    """`load` the checkpoint of a network, and check what every such file has: see `check_network`."""
+    state = load(path)
+    check_network(path, state)
+    return state
+
+
+def check_network(path, state: dict) -> None:
+    """Raise CheckpointError, naming the file, unless its network can be and it says how far that was trained."""
+    for key, kind in NETWORK_KEYS.items():
+        if type(state.get(key)) is not kind:
+            raise CheckpointError(f"{path} is no checkpoint of a network: {key!r} is missing or of another type")
+    if state["stage"] not in (1, 2) or state["step"] < 0:
+        raise CheckpointError(f"{path} is no checkpoint of a network: there is no such stage or step")
+    meta = state.get("data_meta", {})
+    songs = meta.get("songs", []) if isinstance(meta, dict) else None
+    if not isinstance(songs, list) or not all(map(_is_song, songs)):
+        raise CheckpointError(f"{path} is no checkpoint of a network: its list of songs is damaged")
+    try:
+        _config(state["config"])
+    except FOREIGN_ERRORS as error:
+        raise misfit(path, error) from error
 
 
 def save_last(folder, state: dict, keep: int = 2) -> None:
@@ -173,8 +195,8 @@ def shapes(weights: dict) -> dict[str, tuple[int, ...]]:
 
 
 def load_model(path, device="cpu") -> ContinuationModel:
-    """Load a checkpoint file and build its network: see `load` and `build_model`."""
-    return build_model(load(path), device)
+    """Load a checkpoint file and build its network: see `load_network` and `build_model`."""
+    return build_model(load_network(path), device)
 
 
 @functools.cache  # the commit that was loaded, whatever is checked out while a training runs
@@ -191,23 +213,6 @@ def versions() -> dict:
         "numpy": np.__version__,
         "commit": commit or "unknown",
     }
-
-
-def _check_network(path, state: dict) -> None:
-    """Raise CheckpointError unless `state` has what every network's checkpoint has, and its network can be."""
-    for key, kind in NETWORK_KEYS.items():
-        if type(state.get(key)) is not kind:
-            raise CheckpointError(f"{path} is no checkpoint of a network: {key!r} is missing or of another type")
-    if state["stage"] not in (1, 2) or state["step"] < 0:
-        raise CheckpointError(f"{path} is no checkpoint of a network: there is no such stage or step")
-    meta = state.get("data_meta", {})
-    songs = meta.get("songs", []) if isinstance(meta, dict) else None
-    if not isinstance(songs, list) or not all(map(_is_song, songs)):
-        raise CheckpointError(f"{path} is no checkpoint of a network: its list of songs is damaged")
-    try:
-        _config(state["config"])
-    except FOREIGN_ERRORS as error:
-        raise misfit(path, error) from error
 
 
 def _is_song(song) -> bool:

@@ -285,7 +285,7 @@ def load_networks(args: argparse.Namespace, meta: dict) -> list[Network]:
 
     states = []
     for folder in args.checkpoint_folder:
-        state = checkpoint.load(folder / checkpoint.BEST_NAME)
+        state = checkpoint.load_network(folder / checkpoint.BEST_NAME)
         check_fit(folder, state, meta)
         states.append({key: state.get(key) for key in KEPT_OF_A_CHECKPOINT})
     names = names_of(args.checkpoint_folder, [state["config"] for state in states])

@@ -107,7 +107,7 @@ def load_network(args: argparse.Namespace):
     path = args.checkpoint_folder / checkpoint.BEST_NAME
     try:
         device = checkpoint.choose_device(args.device)
-        state = checkpoint.load(path)
+        state = checkpoint.load_network(path)
         if state.get("stage") != 2:
             raise UsageError(f"{path} is still in stage 1, and only stage 2 learns to continue a song: train on")
         model = checkpoint.build_model(state, device)

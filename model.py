@@ -92,8 +92,9 @@ class ModelConfig:
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
             is_pair = name.endswith(("_widths", "_blocks"))
-            numbers = value if is_pair and type(value) is tuple and len(value) == 2 else (value,)
-            if not all(type(number) is int and least <= number <= most for number in numbers):
+            numbers = value if is_pair else (value,)
+            is_right = type(numbers) is tuple and len(numbers) == 1 + is_pair
+            if not is_right or not all(type(number) is int and least <= number <= most for number in numbers):
                 what = "two whole numbers" if is_pair else "a whole number"
                 raise ValueError(f"{name} must be {what} from {least} to {most}, not {value!r:.40}")
         if type(self.core_dropout) not in (int, float) or not 0 <= self.core_dropout <= 1:

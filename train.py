@@ -713,7 +713,7 @@ class Run:
         stage 1 of just this run."""
         for name in ("best.pt", "stage1.pt"):
             with suppress(self.checkpoint.CheckpointError):
-                state = self.checkpoint.load(self.folder / name)
+                state = self.checkpoint.load_network(self.folder / name)
                 if state["stage"] == 1 and not self.differences(state):
                     return state
         return None
@@ -1115,12 +1115,13 @@ def prepare(args: argparse.Namespace, checkpoint, ranks) -> "Run":
         if last is None:
             refuse_remains(run.folder)
     if last is not None:
+        checkpoint.check_network(f"the last checkpoint of {run.folder}", last)
         try:
             run.resume(last)
         except checkpoint.FOREIGN_ERRORS as error:
             raise checkpoint.misfit(f"the last checkpoint of {run.folder}", error) from error
     elif args.stage1_from:
-        run.start_stage2(checkpoint.load(Path(args.stage1_from) / "stage1.pt"))
+        run.start_stage2(checkpoint.load_network(Path(args.stage1_from) / "stage1.pt"))
     run.announce()
     return run
 
