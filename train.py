@@ -21,7 +21,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from arguments import INTERRUPTED, UsageError, output_code, seed_number, steady_output
+from arguments import INTERRUPTED, UsageError, hangup, output_code, seed_number, steady_output
 
 CROP_SECONDS = 1  # of audio in one item of stage 1
 COOLDOWN_SHARE = 0.4  # of a stage, its end, while the learning rate falls to zero
@@ -1023,9 +1023,10 @@ def codec_weights(weights: dict) -> dict:
 
 
 def ignore_sigterm(_worker: int) -> None:
-    """For a process that reads data: who stops a whole job signals all of it, and a run needs its readers until it
-    has saved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """For a process that reads data: who stops a whole job, or closes its terminal, signals all of it, and a run
+    needs its readers until it has saved."""
+    for number in (signal.SIGTERM, *hangup()):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def freeze_all_but(model, parts: list) -> None:
@@ -1039,8 +1040,11 @@ def drop_later_records(path: Path, stage: int, step: int) -> None:
     import audio
     import checkpoint
 
-    if path.exists():
-        kept = [r for r in checkpoint.read_records(path) if (r["stage"], r["step"]) <= (stage, step)]
+    if path.is_file():
+        records = checkpoint.read_records(path)
+        if damaged := len(path.read_bytes().splitlines()) - len(records):
+            print(f"note: {path} has {damaged} damaged lines, they are left out")
+        kept = [r for r in records if (r["stage"], r["step"]) <= (stage, step)]
         audio.write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 

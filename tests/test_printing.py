@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from tiny import NETWORK, write_dataset
 
 import arguments
 import checkpoint
+import create_dataset
 import data
 import preprocess
 
@@ -99,6 +101,26 @@ def test_output_that_is_the_work_is_a_failure_where_it_is_lost_and_none_where_no
     expected = {"closed": 0, "no reader": 0, "full disk": 1}
     found = {name: shell(name, "-c", f"import time; time.sleep(0.5)\n{code}").returncode for name in expected}
     assert found == expected
+
+
+def test_next_command_quotes_folders_as_the_shell_needs_them(tmp_path, capsys):
+    songs, chunks, dataset = (tmp_path / name for name in ("songs", "it's chunks", "the dataset; true"))
+    songs.mkdir()
+    synth.write(songs / "a.wav", synth.song(0, 2.5, 8000), 8000)
+    words = f"--sample_rate 8000 --chunk_seconds 1 --workers 1 --input_folder {songs} --output_folder"
+    assert preprocess.main(preprocess.parse_args([*words.split(), str(chunks)])) == 0
+    assert next_command(capsys)[:4] == ["python", "create_dataset.py", "--output_folder", str(chunks)]
+    made = Chunks(tmp_path / "made chunks")
+    made.add_many(0, 6)
+    made.write()
+    words = ["--output_folder", str(made.folder), "--dataset_folder", str(dataset)]
+    assert create_dataset.main(create_dataset.parse_args(words)) == 0
+    assert next_command(capsys)[:4] == ["python", "train.py", "--dataset_folder", str(dataset)]
+
+
+def next_command(capsys) -> list[str]:
+    line = capsys.readouterr().out.splitlines()[-1]
+    return shlex.split(line.removeprefix("next: "))
 
 
 def test_name_that_is_not_utf8_is_printed_with_escapes(capsys):

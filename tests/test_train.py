@@ -304,11 +304,12 @@ def test_training_loss_of_an_interval_that_was_cut_is_that_of_the_undisturbed_ru
     "damage",
     [b"\x00\xff\xfe", b"[1, 2]", b"null", b'{"stage": 1}', b'{"stage": "1", "step": [0]}', b'{"stage": 1, "st'],
 )
-def test_damaged_line_of_the_log_is_left_out(undisturbed, command, tmp_path, damage):
+def test_damaged_line_of_the_log_is_left_out_and_said(undisturbed, command, tmp_path, capsys, damage):
     folder = Path(shutil.copytree(undisturbed, tmp_path / "ck"))
     lines = (folder / "metrics.jsonl").read_bytes().splitlines()
     (folder / "metrics.jsonl").write_bytes(b"\n".join([lines[0], damage, *lines[1:], b""]))
     assert command(folder) == 0
+    assert "1 damaged lines" in capsys.readouterr().out
     assert records(folder) == records(undisturbed)
 
 
