@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 INTERRUPTED = 75  # exit code: run me again
 
@@ -71,9 +71,8 @@ class SteadyStream:
         """Write what is still held back, or else drop it: the interpreter's last flush must not fail either."""
         self.flush()
         if self.error is not None:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())
-            os.close(nowhere)
+            with suppress(OSError), open(os.devnull, "wb") as nowhere:  # a stream without a number has no such flush
+                os.dup2(nowhere.fileno(), self.stream.fileno())
             self._attempt(self.stream.flush)
 
     def _attempt(self, action, *given) -> None:

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,8 +74,9 @@ def read_meta(folder: str | os.PathLike, kind: str) -> dict:
 
 def refuse_pipe(path: Path) -> None:
     """Raise DataError for a named pipe: opening it would wait for ever."""
-    if path.is_fifo():
-        raise DataError(f"{path} is a named pipe, not a file")
+    with suppress(OSError):  # which opening it says too
+        if path.is_fifo():
+            raise DataError(f"{path} is a named pipe, not a file")
 
 
 def check_keys(values: object, types: dict[str, type | tuple[type, ...]], where: object) -> None:

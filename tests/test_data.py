@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -200,6 +201,15 @@ def test_meta_with_a_wrong_value_is_refused(folder, changes):
 def test_song_with_a_wrong_value_is_refused(folder, changes):
     edit_song(folder, **changes)
     with pytest.raises(data.DataError):
+        data.open_dataset(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.parametrize("name", ["meta.json", "train.npy", "val_pairs.npy"])
+def test_named_pipe_is_refused_at_once(folder, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(data.DataError, match="named pipe"):
         data.open_dataset(folder)
 
 
