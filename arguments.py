@@ -4,10 +4,11 @@ and what is printed."""
 
 import argparse
 import math
+import os
 import signal
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 INTERRUPTED = 75  # exit code: run me again
@@ -82,10 +83,86 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
-def print_any_name() -> None:
-    """Names of files need not be valid UTF-8."""
-    for stream in (sys.stdout, sys.stderr):
+class SteadyStream:
+    """A text stream for print and tqdm whose writes never fail: what cannot be written is dropped, and said once.
+
+    `error`: the first OSError that a write met, None without one.
+    """
+
+    def __init__(self, stream, name: str):
+        self.stream, self.name, self.error = stream, name, None
+
+    def write(self, text: str) -> int:
+        self._attempt(self.stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self.stream.flush)
+
+    def finish(self) -> None:
+        """Write what is still held back, or else drop it: the interpreter's last flush must not fail either."""
+        self.flush()
+        if self.error is not None:
+            with suppress(OSError), open(os.devnull, "wb") as nowhere:  # a stream without a number has no such flush
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+            self._attempt(self.stream.flush)
+
+    def _attempt(self, action, *given) -> None:
+        try:
+            action(*given)
+        except OSError as error:
+            if self.error is None:
+                self.error = error
+                print(f"note: {self.name} cannot be written: {error.strerror}", file=sys.stderr)
+
+    def __getattr__(self, name: str):  # encoding, isatty, fileno ...
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def steady_output():
+    """Let printing decide about nothing, in a block or, as a decorator, in a script's main: neither a stream that was
+    closed or whose disk is full, nor a reader that has gone, nor a name that is not UTF-8 raises. The work goes on,
+    and the exit code speaks of the work alone."""
+    open_standard_files()
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (
+        SteadyStream(stream or open(os.devnull, "w"), name)  # noqa: SIM115 (for as long as anything prints)
+        for stream, name in zip(before, ("stdout", "stderr"), strict=True)
+    )
+    steady = sys.stdout, sys.stderr
+    for stream in steady:
         stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream in steady:
+            stream.finish()
+        sys.stdout, sys.stderr = before
+
+
+def output_code() -> int:
+    """Exit code, inside `steady_output`, of work that consists of what it printed: 1 where that is lost, 0 where its
+    reader just had enough."""
+    sys.stdout.flush()
+    return int(sys.stdout.error is not None and not isinstance(sys.stdout.error, BrokenPipeError))
+
+
+def open_standard_files() -> None:
+    """Open stdin, stdout and stderr on nothing where the shell closed them (`>&-`): or else the next file that is
+    opened, or a subprocess opens, takes their number, and what libraries print there is written into it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free number, which is this
+
+
+def hangup() -> tuple[int, ...]:
+    """SIGHUP, which a terminal sends when it is closed; nothing where whoever started this process lets it ignore
+    that, as nohup does, or on Windows."""
+    number = getattr(signal, "SIGHUP", None)
+    return () if number is None or signal.getsignal(number) is signal.SIG_IGN else (number,)
 
 
 def listed(names: Iterable[str]) -> str:
@@ -97,9 +174,10 @@ def listed(names: Iterable[str]) -> str:
 
 @contextmanager
 def sigterm_as_ctrl_c():
-    """SIGTERM raises KeyboardInterrupt too."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """SIGTERM, and SIGHUP where it is not ignored, raise KeyboardInterrupt too."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, *hangup())}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -15,7 +15,6 @@ import io
 import json
 import os
 import platform
-import random
 import re
 import signal
 import struct
@@ -23,15 +22,17 @@ import subprocess
 import sys
 import time
 import warnings
+import zipfile
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import files
-from arguments import one_line
-from model import ContinuationModel, ModelConfig
+from arguments import hangup, one_line
+from model import PRESETS, RANGES, ContinuationModel, ModelConfig, on_meta
 
 try:
     import fcntl
@@ -43,6 +44,8 @@ except ImportError:  # Windows
 FORMAT_VERSION = 7
 LAST_NAME = "last.pt"
 BEST_NAME = "best.pt"
+NETWORK_KEYS = {"config": dict, "ema": dict, "stage": int, "step": int}  # what a checkpoint of a network has at least
+FOREIGN_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 RETRY_WAITS_SECONDS = (2, 10)  # a full disk or a network file system often recovers within seconds
 LOCK_POLL_SECONDS = 1
 
@@ -91,11 +94,10 @@ def load(path) -> dict:
     Raises DamagedError for a file that is not a whole checkpoint, CheckpointError for one that is missing or
     has another format, OSError when the disk itself cannot be read.
     """
-    try:
-        with open(path, "rb") as file:
-            state = _verified(file)
-    except (FileNotFoundError, IsADirectoryError):
-        raise CheckpointError(f"there is no checkpoint {path}") from None
+    if not Path(path).is_file():  # opening a named pipe would wait for ever
+        raise CheckpointError(f"there is no checkpoint {path}")
+    with open(path, "rb") as file:
+        state = _verified(file)
     if state is None:
         raise DamagedError(f"{path} is damaged or is not a checkpoint of this project")
     if state["format"] > FORMAT_VERSION:
@@ -104,12 +106,35 @@ def load(path) -> dict:
             f"update the program"
         )
     if state["format"] < FORMAT_VERSION:
-        commit = state.get("versions", {}).get("commit", "unknown")
         raise CheckpointError(
             f"{path} has checkpoint format {state['format']}, older than this program's {FORMAT_VERSION}: its "
-            f"network was another one; use the version that wrote it (commit {commit}), or train again"
+            f"network was another one; use the version that wrote it (commit {_commit(state)}), or train again"
         )
     return state
+
+
+def load_network(path) -> dict:
+    """`load` the checkpoint of a network, and check what every such file has: see `check_network`."""
+    state = load(path)
+    check_network(path, state)
+    return state
+
+
+def check_network(path, state: dict) -> None:
+    """Raise CheckpointError, naming the file, unless its network can be and it says how far that was trained."""
+    for key, kind in NETWORK_KEYS.items():
+        if type(state.get(key)) is not kind:
+            raise CheckpointError(f"{path} is no checkpoint of a network: {key!r} is missing or of another type")
+    if state["stage"] not in (1, 2) or state["step"] < 0:
+        raise CheckpointError(f"{path} is no checkpoint of a network: there is no such stage or step")
+    meta = state.get("data_meta", {})
+    songs = meta.get("songs", []) if isinstance(meta, dict) else None
+    if not isinstance(songs, list) or not all(map(_is_song, songs)):
+        raise CheckpointError(f"{path} is no checkpoint of a network: its list of songs is damaged")
+    try:
+        _config(state["config"])
+    except FOREIGN_ERRORS as error:
+        raise misfit(path, error) from error
 
 
 def save_last(folder, state: dict, keep: int = 2) -> None:
@@ -144,17 +169,35 @@ def load_last(folder) -> dict | None:
 def build_model(state: dict, device="cpu") -> ContinuationModel:
     """The network of a loaded checkpoint with its EMA weights, in eval mode on `device`."""
     try:
-        model = ContinuationModel(ModelConfig(**state["config"]))
+        config = _config(state["config"])
+        if _exceeds_presets(config) and shapes(state["ema"]) != shapes(on_meta(config).state_dict()):
+            raise ValueError("its weights are not those of its sizes")  # before memory is taken for them
+        model = ContinuationModel(config)
         model.load_state_dict(state["ema"])
-    except (KeyError, TypeError, ValueError, AssertionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"the checkpoint does not fit this version of the network: {reason}") from error
+    except FOREIGN_ERRORS as error:
+        raise misfit("the checkpoint", error) from error
     return model.to(device).eval()
 
 
+def _exceeds_presets(config: ModelConfig) -> bool:
+    """Whether a network may take much memory: only then is it worth the seconds that torch's meta device takes."""
+    return any(np.max(getattr(config, name)) > np.max(getattr(PRESETS["large"], name)) for name in RANGES)
+
+
+def misfit(what: str, error: Exception) -> CheckpointError:
+    """What to raise when the contents of `what` met one of FOREIGN_ERRORS."""
+    reason = one_line(str(error).splitlines()[0] if str(error) else type(error).__name__)
+    return CheckpointError(f"{what} does not fit this version of the network: {reason:.300}")
+
+
+def shapes(weights: dict) -> dict[str, tuple[int, ...]]:
+    """Shape by name of a state_dict."""
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+
 def load_model(path, device="cpu") -> ContinuationModel:
-    """Load a checkpoint file and build its network: see `load` and `build_model`."""
-    return build_model(load(path), device)
+    """Load a checkpoint file and build its network: see `load_network` and `build_model`."""
+    return build_model(load_network(path), device)
 
 
 @functools.cache  # the commit that was loaded, whatever is checked out while a training runs
@@ -173,6 +216,24 @@ def versions() -> dict:
     }
 
 
+def _is_song(song) -> bool:
+    return isinstance(song, dict) and all(isinstance(song.get(key), str) for key in ("id", "split"))
+
+
+def _config(values: dict) -> ModelConfig:
+    """The config of a checkpoint; ValueError for one of no network."""
+    if unknown := values.keys() - {field.name for field in fields(ModelConfig)}:
+        raise ValueError(f"it has a size called {min(unknown, key=str)!r}")
+    return ModelConfig(**values)
+
+
+def _commit(state: dict) -> str:
+    """The commit that wrote a checkpoint of an older format, whatever else that calls a version."""
+    versions = state.get("versions")
+    commit = versions.get("commit") if isinstance(versions, dict) else None
+    return commit if isinstance(commit, str) and re.fullmatch("[0-9a-f]{7,64}", commit) else "unknown"
+
+
 def _plain(value):
     """A copy of nested plain types and tensors, on the CPU and without subclasses; TypeError for the rest.
 
@@ -182,8 +243,7 @@ def _plain(value):
         return value
     if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
-        is_view = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
-        return tensor.clone() if is_view else tensor  # torch.save writes the whole storage behind a view
+        return tensor if _is_whole(tensor) else tensor.clone()  # torch.save writes the whole storage behind a view
     if isinstance(value, dict):
         if not all(type(key) in (int, str) for key in value):
             raise TypeError("a checkpoint's keys must be text or whole numbers")
@@ -191,6 +251,11 @@ def _plain(value):
     if type(value) in (list, tuple):
         return type(value)(_plain(item) for item in value)
     raise TypeError(f"a checkpoint holds plain types and tensors only, not {type(value).__name__}")
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has its storage for itself, without a rest or repetitions."""
+    return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
 def _checksum(state: dict) -> str:
@@ -203,6 +268,8 @@ def _checksum(state: dict) -> str:
     def add(value):
         digest.update(f"{type(value).__name__}:".encode())
         if isinstance(value, torch.Tensor):
+            if not _is_whole(value):
+                raise ValueError("a tensor that takes more memory than its file")
             digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
             digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
         elif isinstance(value, (dict, list, tuple)):
@@ -224,8 +291,10 @@ def _verified(file) -> dict | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch comments on strange files, load says it in one sentence
+            if _unpacked_size(file) > os.fstat(file.fileno()).st_size:  # compressed: it may fill the memory
+                return None
             state = torch.load(file, map_location="cpu", weights_only=True)
-        is_ours = isinstance(state, dict) and type(state["format"]) is int
+        is_ours = isinstance(state, dict) and type(state["format"]) is int and 0 < state["format"] < 2**31
         return state if is_ours and state["checksum"] == _checksum(state) else None
     except OSError as error:
         if error.errno == errno.EINVAL:  # a seek to nowhere: the file, not the disk
@@ -233,6 +302,14 @@ def _verified(file) -> dict | None:
         raise
     except Exception:  # flipped bits reach torch's readers as nearly any exception
         return None
+
+
+def _unpacked_size(file) -> int:
+    """Bytes of everything in the zip archive that a checkpoint is; zipfile.BadZipFile where it is none."""
+    with zipfile.ZipFile(file) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    file.seek(0)
+    return size
 
 
 def _write(path: Path, payload, keep: int) -> None:
@@ -266,11 +343,13 @@ def _say(line: str) -> None:
 
 
 def read_records(path: Path) -> list[dict]:
-    """Lines of metrics.jsonl; one that was torn by a crash is left out."""
+    """Lines of metrics.jsonl, each with its stage and step; damaged ones, as torn by a crash, are left out."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):
-            records.append(json.loads(line))
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict) and all(type(record.get(key)) is int for key in ("stage", "step")):
+                records.append(record)
     return records
 
 
@@ -278,11 +357,8 @@ def read_records(path: Path) -> list[dict]:
 
 
 def rng_state() -> dict:
-    """States of the global generators of Python, numpy and torch (every CUDA device's too), plain types."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    """States of torch's global generators, every CUDA device's too; no draw uses those of Python and numpy."""
     return {
-        "python": random.getstate(),
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -290,9 +366,6 @@ def rng_state() -> dict:
 
 def set_rng_state(state: dict) -> None:
     """Restore what `rng_state` returned; CUDA states only on a machine with as many devices."""
-    random.setstate(state["python"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -357,16 +430,19 @@ class FolderLock:
 
 
 class StopSignals:
-    """Context manager: SIGINT, SIGTERM and SIGUSR1 only set a flag, for the run to stop at a step's end.
+    """Context manager: SIGINT, SIGTERM, SIGUSR1 and SIGHUP only set a flag, for the run to stop at a step's end.
 
     `requested` tells whether one came, `name` which ("SIGTERM"). A second SIGINT raises KeyboardInterrupt at
-    once. Windows has no SIGUSR1: it is left out there. Enter it in the main thread.
+    once. Windows has no SIGUSR1: it is left out there; a SIGHUP that is ignored, as under nohup, stays so. Enter it
+    in the main thread.
     """
 
     SIGNALS = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n))
 
-    def __init__(self):
+    def __init__(self, *more: str):
+        """more: names of further signals, where the system has them."""
         self.name = None
+        self._more = [getattr(signal, name) for name in more if hasattr(signal, name)]
         self._interrupts = 0
         self._before = {}
 
@@ -377,7 +453,8 @@ class StopSignals:
     def __enter__(self):
         if not hasattr(signal, "SIGUSR1"):
             _say("note: this system has no SIGUSR1, stop a run by SIGINT or SIGTERM")
-        self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        numbers = (*self.SIGNALS, *hangup(), *self._more)
+        self._before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, *_):

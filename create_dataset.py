@@ -27,6 +27,7 @@ import argparse
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import sys
 from collections import Counter
@@ -39,7 +40,7 @@ import numpy as np
 import audio
 import data
 import files
-from arguments import INTERRUPTED, UsageError, listed, one_line, print_any_name, sigterm_as_ctrl_c
+from arguments import INTERRUPTED, UsageError, listed, one_line, sigterm_as_ctrl_c, steady_output
 
 TEMPO_SECONDS = 60
 LISTED_GROUPS = 20
@@ -461,11 +462,11 @@ def run(args: argparse.Namespace) -> None:
         print_changes(songs, earlier, known)
         if args.plot:
             plot_songs(target / "dataset.png", songs, meta)
-    print(f"next: python train.py --dataset_folder {target} --checkpoint_folder CHECKPOINTS")
+    print(f"next: python train.py --dataset_folder {shlex.quote(str(target))} --checkpoint_folder CHECKPOINTS")
 
 
+@steady_output()
 def main(args: argparse.Namespace) -> int:
-    print_any_name()
     try:
         with sigterm_as_ctrl_c():
             run(args)

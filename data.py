@@ -14,8 +14,9 @@ import itertools
 import json
 import os
 import re
-import shutil
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def read_meta(folder: str | os.PathLike, kind: str) -> dict:
     """Read and check a folder's meta.json; `kind` is 'chunks' (of preprocess.py) or 'dataset'."""
     path = Path(folder) / "meta.json"
     writer = {"chunks": "preprocess.py", "dataset": "create_dataset.py"}[kind]
+    refuse_pipe(path)
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -89,6 +91,13 @@ def check_id(id: str, where: object) -> None:
         raise DataError(f"{where} is damaged: id {id[:80]!r}")
 
 
+def refuse_pipe(path: Path) -> None:
+    """Raise DataError for a named pipe: opening it would wait for ever."""
+    with suppress(OSError):  # which opening it says too
+        if path.is_fifo():
+            raise DataError(f"{path} is a named pipe, not a file")
+
+
 def check_keys(values: object, types: dict[str, type | tuple[type, ...]], where: object) -> None:
     """Raise DataError, naming `where`, unless `values` is a dict that holds these keys with these types."""
     if not isinstance(values, dict):
@@ -108,6 +117,7 @@ def open_array(
     shorter or longer than its header says (reading past its end would kill the process).
     """
     path = Path(path)
+    refuse_pipe(path)
     try:
         array = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
@@ -525,6 +535,8 @@ class LatentCache:
 
     Part `context` is what the core is told of the first 10 s (ContinuationModel.hear): latents cut out of a longer
     encoding would have heard the future. Part `target` is the second half of the 20 s encoded together.
+
+    `key.json` names the encoder, dataset and seed that the latents are of, and holds the checksum of every file.
     """
 
     PARTS = ("context", "target")
@@ -532,6 +544,7 @@ class LatentCache:
     def __init__(self, folder, variants: int, shapes: dict[str, tuple[int, int]], pairs: int):
         """shapes: (latent_channels, latents) by part."""
         self.folder, self.variants, self.shapes, self.pairs = Path(folder), variants, shapes, pairs
+        self.key, self.checksums = "", {}
         self._arrays = {}
 
     def path(self, part: str, variant: int) -> Path:
@@ -546,19 +559,51 @@ class LatentCache:
         """Context and target, float32."""
         return tuple(self.array(part, variant)[pair].astype(np.float32) for part in self.PARTS)
 
-    def has_key(self, key: str) -> bool:
-        """Whether the folder holds latents of just this encoder, dataset and seed."""
-        try:
-            return json.loads((self.folder / "key.json").read_text())["key"] == key
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
+    def begin(self, key: str) -> None:
+        """Keep the latents of just this encoder, dataset and seed, and remove all others. OSError where it cannot."""
+        self.key, self.checksums = key, self._checksums_of(key)
+        self.clear(kept=self.checksums)
+        self.folder.resolve().mkdir(exist_ok=True)  # behind a link too
 
-    def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def _checksums_of(self, key: str) -> dict[str, str]:
+        """Checksum by name of the files that the folder holds of this key; none where key.json is missing, damaged,
+        or of a version without them."""
+        path = self.folder / "key.json"
+        try:
+            refuse_pipe(path)
+            index = json.loads(path.read_text(encoding="utf-8"))
+            return dict(index["sha256"]) if index["key"] == key else {}
+        except (DataError, OSError, ValueError, LookupError, TypeError, RecursionError):
+            return {}
+
+    def clear(self, kept=()) -> None:
+        """Remove all files of latents but the `kept` names; the folder may be a link, and stays."""
+        for path in [path for part in self.PARTS for path in self.folder.glob(f"{part}-*")]:
+            if path.name not in kept:
+                path.unlink()
 
     def missing(self) -> list[int]:
-        """Variants that are not wholly there."""
-        return [v for v in range(self.variants) if not all(self.path(p, v).exists() for p in self.PARTS)]
+        """Variants that are not wholly there, or have changed since they were written, which is said."""
+        return [v for v in range(self.variants) if not all([self._is_whole(part, v) for part in self.PARTS])]
+
+    def _is_whole(self, part: str, variant: int) -> bool:
+        path = self.path(part, variant)
+        if path.name not in self.checksums:
+            return False
+        try:
+            rows = open_array(path, np.float16, self.shapes[part])
+            is_whole = array_sha256(rows) == self.checksums[path.name]
+        except (DataError, OSError):
+            is_whole = False
+        if not is_whole:
+            print(f"note: {path} is missing or damaged, it is made again", file=sys.stderr)
+        return is_whole
+
+    def index(self, variant: int) -> str:
+        """What to write into key.json when a variant has been written, with its checksums."""
+        for path in (self.path(part, variant) for part in self.PARTS):
+            self.checksums[path.name] = array_sha256(open_array(path, np.float16))
+        return json.dumps({"key": self.key, "sha256": self.checksums})
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the targets by channel, float64 (latent_channels, 1)."""

@@ -34,8 +34,8 @@ from arguments import (
     not_negative_float,
     one_line,
     positive_int,
-    print_any_name,
     seed_number,
+    steady_output,
 )
 from gates import CEILING, ONE_STEP
 
@@ -302,7 +302,7 @@ def load_networks(args: argparse.Namespace, meta: dict) -> list[Network]:
 
     states = []
     for folder in args.checkpoint_folder:
-        state = checkpoint.load(folder / checkpoint.BEST_NAME)
+        state = checkpoint.load_network(folder / checkpoint.BEST_NAME)
         check_fit(folder, state, meta)
         states.append({key: state.get(key) for key in KEPT_OF_A_CHECKPOINT})
     names = names_of(args.checkpoint_folder, [state["config"] for state in states])
@@ -726,13 +726,13 @@ def judge_pairs(judge: Judge, pairs: Pairs, training_side: data.Side, meta: dict
     look_for_copies()
 
 
+@steady_output()
 def main(args: argparse.Namespace) -> int:
     import torch
 
     import checkpoint
 
     checkpoint.versions()  # of the code that runs, whatever is checked out before it ends
-    print_any_name()
     try:
         with checkpoint.StopSignals() as stop:
             run(args, stop)

@@ -22,9 +22,9 @@ from arguments import (
     not_negative_float,
     one_line,
     positive_int,
-    print_any_name,
     seed_number,
     sigterm_as_ctrl_c,
+    steady_output,
     up_to_a_day,
 )
 
@@ -117,7 +117,7 @@ def load_network(args: argparse.Namespace):
     path = args.checkpoint_folder / checkpoint.BEST_NAME
     try:
         device = checkpoint.choose_device(args.device)
-        state = checkpoint.load(path)
+        state = checkpoint.load_network(path)
         if state.get("stage") != 2:
             raise UsageError(f"{path} is still in stage 1, and only stage 2 learns to continue a song: train on")
         model = checkpoint.build_model(state, device)
@@ -222,8 +222,8 @@ def run(args: argparse.Namespace) -> None:
             print(one_line(f"{plot}: its picture"))
 
 
+@steady_output()
 def main(args: argparse.Namespace) -> int:
-    print_any_name()
     try:
         with sigterm_as_ctrl_c():
             run(args)

@@ -44,6 +44,14 @@ SAMPLING_STEPS = 32
 GUIDANCE = 2.0
 GUIDANCE_RESCALE = 0.7
 
+PRESET_NAMES = ("legacy", "tiny", "base", "large")
+RANGES = {  # of the whole numbers of a config, both ends included
+    "sample_rate": (FRAME_RATE_HZ, 384_000), "channels": (1, 32), "chunk_samples": (1, 2**31),
+    "latent_channels": (1, 4096), "encoder_widths": (1, 16384), "encoder_blocks": (0, 256),
+    "decoder_widths": (1, 16384), "decoder_blocks": (0, 256),
+    "core_layers": (1, 256), "core_width": (1, 16384), "core_heads": (1, 1024), "latents_per_token": (1, 4096),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -66,6 +74,7 @@ class ModelConfig:
     latents_per_token: int = 4
 
     def __post_init__(self):
+        self.check_ranges()
         if self.sample_rate % FRAME_RATE_HZ:
             raise ValueError(f"the sample rate must be a multiple of {FRAME_RATE_HZ} Hz, not {self.sample_rate}")
         token_samples = self.latent_samples * (1 if self.is_legacy else self.latents_per_token)
@@ -74,7 +83,22 @@ class ModelConfig:
         if self.core_width % (2 * self.core_heads):
             raise ValueError(f"core_width {self.core_width} must be a multiple of 2 x core_heads {self.core_heads}")
         if self.objective not in ("flow", "mse"):
-            raise ValueError(f"the objective is flow or mse, not {self.objective!r}")
+            raise ValueError(f"the objective is flow or mse, not {self.objective!r:.40}")
+
+    def check_ranges(self) -> None:
+        """Raise ValueError for what no network can be, as in a file of others, before any memory is taken for it."""
+        if self.preset not in PRESET_NAMES:
+            raise ValueError(f"the preset is one of {', '.join(PRESET_NAMES)}, not {self.preset!r:.40}")
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            is_pair = name.endswith(("_widths", "_blocks"))
+            numbers = value if is_pair else (value,)
+            is_right = type(numbers) is tuple and len(numbers) == 1 + is_pair
+            if not is_right or not all(type(number) is int and least <= number <= most for number in numbers):
+                what = "two whole numbers" if is_pair else "a whole number"
+                raise ValueError(f"{name} must be {what} from {least} to {most}, not {value!r:.40}")
+        if type(self.core_dropout) not in (int, float) or not 0 <= self.core_dropout <= 1:
+            raise ValueError(f"core_dropout must be from 0 to 1, not {self.core_dropout!r:.40}")
 
     @property
     def is_legacy(self) -> bool:

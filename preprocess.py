@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import signal
 import stat
 import sys
@@ -37,11 +38,12 @@ from arguments import (
     INTERRUPTED,
     UsageError,
     environment_int,
+    hangup,
     listed,
     one_line,
     positive_float,
     positive_int,
-    print_any_name,
+    steady_output,
     up_to_a_day,
 )
 
@@ -394,7 +396,8 @@ class _Worker:
 
 def _work(pipe, settings: Settings) -> None:
     """The life of a worker process: songs in, lines out, until the parent hangs up or dies."""
-    for name in ("SIGINT", "SIGUSR1"):  # Ctrl-C and Slurm's warning reach every process; the parent decides
+    # Ctrl-C, Slurm's warning and a closed terminal reach every process; the parent decides.
+    for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exception, so that temporaries are removed
@@ -422,7 +425,7 @@ def _end_with_parent() -> None:
 
 
 class StopSignals:
-    """Remembers that SIGINT, SIGTERM or SIGUSR1 came, while it is in use as a context manager.
+    """Remembers that SIGINT, SIGTERM, SIGUSR1 or SIGHUP came, while it is in use as a context manager.
 
     That of checkpoint.py does more: it names the signal, and a second Ctrl-C breaks through a long step. Here a
     stop is seen at once, and importing checkpoint.py would load torch.
@@ -434,7 +437,7 @@ class StopSignals:
         self.received = False
 
     def __enter__(self) -> StopSignals:
-        self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        self._previous = {number: signal.signal(number, self._note) for number in (*self.SIGNALS, *hangup())}
         return self
 
     def __exit__(self, *_) -> None:
@@ -786,12 +789,13 @@ def run(args: argparse.Namespace) -> int:
             return 1
         if args.plot:
             plot_songs(args, plan.lines)
-    print(f"next: python create_dataset.py --output_folder {args.output_folder} --dataset_folder DATASET")
+    folder = shlex.quote(str(args.output_folder))
+    print(f"next: python create_dataset.py --output_folder {folder} --dataset_folder DATASET")
     return 0
 
 
+@steady_output()
 def main(args: argparse.Namespace) -> int:
-    print_any_name()
     try:
         return run(args)
     except (UsageError, audio.AudioError) as error:

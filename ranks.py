@@ -9,6 +9,7 @@ import signal
 import sys
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from datetime import timedelta
+from inspect import signature
 
 import torch
 import torch.distributed as dist
@@ -82,8 +83,8 @@ def leave(code: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with suppress(UsageError):  # which was said, and is the reason to leave
         if environment()[2] > 1:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in filter(None, (sys.stdout, sys.stderr)):  # None where the shell closed it
+                stream.flush()
             os._exit(code)
     sys.exit(code)
 
@@ -121,8 +122,11 @@ def loss_module(phase, model: nn.Module) -> nn.Module:
     loss = PhaseLoss(phase, model)
     if count() == 1:
         return loss
+    parallel = nn.parallel.DistributedDataParallel
+    sync = "forward_sync_buffers" in signature(parallel).parameters  # as torch calls it from 2.13 on
+    keep_buffers = {"forward_sync_buffers" if sync else "broadcast_buffers": False}
     # gradients are kept once, in what is sent, and not beside it too
-    return nn.parallel.DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return parallel(loss, gradient_as_bucket_view=True, **keep_buffers)
 
 
 def first_alone(context):

@@ -12,15 +12,16 @@ import copy
 import hashlib
 import json
 import math
+import os
 import shlex
 import signal
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from arguments import INTERRUPTED, UsageError, make_folder, one_line, print_any_name, seed_number
+from arguments import INTERRUPTED, UsageError, hangup, make_folder, one_line, output_code, seed_number, steady_output
 
 CROP_SECONDS = 1  # of audio in one item of stage 1
 COOLDOWN_SHARE = 0.4  # of a stage, its end, while the learning rate falls to zero
@@ -482,6 +483,7 @@ class Run:
     def begin_stage(self, stage: int) -> None:
         self.stage, self.step, self.item, self.evaluated_at = stage, 0, 0, None
         self.best, self.evaluations_since_best, self.skipped = math.inf, 0, 0
+        self.interval = {"phase": "", "loss": 0.0, "steps": 0}  # trained since the last evaluation, loss summed up
         self.optimiser = self.make_optimiser()
         self.scaler = self.torch.amp.GradScaler(
             self.device.type, enabled=self.precision == self.torch.float16 and self.device.type == "cuda"
@@ -538,14 +540,14 @@ class Run:
     def train(self, stop) -> None:
         """Go through all stages and phases from where the run stands. Raises Stopped at a stop signal."""
         if self.ranks.is_first():
-            from torch.utils.tensorboard import SummaryWriter
-
             (self.folder / "samples").mkdir(exist_ok=True)
-            self.board = SummaryWriter(self.folder / "tb")
         while not (self.stage == 2 and self.progress() >= 1 and self.evaluated_at == self.step):
+            self.open_board()
             if any(phase.reads_cache and self.progress() < phase.end for phase in self.phases()):
                 self.fill_cache(stop)
             if self.best == math.inf:
+                self.ranks.wait_for_all()  # all have looked for last.pt
+                self.save()  # first: a folder with a best.pt and without a last.pt is refused
                 self.evaluate()
             for phase in self.phases():
                 self.train_phase(phase, stop)
@@ -564,22 +566,27 @@ class Run:
         loss_of = self.ranks.loss_module(phase, self.model)
         batches = iter(self.loader(phase))
         started, saved = time.monotonic(), time.monotonic()
-        losses = []
+        if self.interval["phase"] != phase.name:  # or else the run goes on in the midst of it
+            self.begin_interval(phase.name)
         while self.progress() < phase.end and not self.exhausted():
             loss = self.train_step(phase, loss_of, batches)
             now = time.monotonic()
             loss, seconds, stop_requested = self.agree(loss, now - started, stop)
-            losses.append(loss)
+            self.interval["loss"] += loss
+            self.interval["steps"] += 1
             self.seconds[self.stage] += seconds
             started = now
             if self.step % self.args.eval_steps == 0:
-                self.evaluate(sum(losses) / len(losses), phase.name)
-                losses = []
+                self.evaluate(self.interval["loss"] / self.interval["steps"], phase.name)
+                self.begin_interval(phase.name)
             if stop_requested:
                 self.save_and_stop()
             if time.monotonic() - saved > 60 * self.args.checkpoint_minutes:
                 self.save()
                 saved = time.monotonic()
+
+    def begin_interval(self, phase: str) -> None:
+        self.interval = {"phase": phase, "loss": 0.0, "steps": 0}
 
     def save_and_stop(self) -> None:
         """Raise Stopped in all processes together: launchers end the others as soon as one has left, and process 0
@@ -690,19 +697,38 @@ class Run:
     def finish_stage1(self) -> None:
         """Keep the best of stage 1 as stage1.pt, and start stage 2 from it."""
         self.ranks.wait_for_all()
-        finished = self.checkpoint.load(self.folder / "best.pt")
+        finished = self.best_of_stage1()
+        if finished is None:
+            print("warning: the best of stage 1 is lost, going on from its last weights")
+            self.save("best.pt")
+            self.ranks.wait_for_all()
+            finished = self.best_of_stage1()
         if self.ranks.is_first():
             self.checkpoint.save(self.folder / "stage1.pt", finished)
         self.start_stage2(finished)
         self.save()
 
+    def best_of_stage1(self) -> dict | None:
+        """best.pt, or stage1.pt where a stage 2 whose last.pt is lost has replaced it; None where neither is of
+        stage 1 of just this run."""
+        for name in ("best.pt", "stage1.pt"):
+            with suppress(self.checkpoint.CheckpointError):
+                state = self.checkpoint.load_network(self.folder / name)
+                if state["stage"] == 1 and not self.differences(state):
+                    return state
+        return None
+
     def start_stage2(self, finished: dict) -> None:
         """Start stage 2 from the EMA weights of a finished stage 1, this run's or another's, whatever its core is."""
-        if not self.data.is_same_dataset(finished["data_meta"], self.meta):
+        if finished["stage"] != 1:
+            raise UsageError("that stage1.pt is of stage 2")
+        if not self.data.is_same_dataset(finished.get("data_meta"), self.meta):
             raise UsageError("that stage 1 was trained on another dataset")
         if codec_fields(finished["config"]) != codec_fields(asdict(self.config)):
             raise UsageError("that stage 1 has another encoder or decoder: give the same --preset and sizes")
-        codec = {name: value for name, value in finished["ema"].items() if not name.startswith("core.")}
+        codec = codec_weights(finished["ema"])
+        if self.checkpoint.shapes(codec) != self.checkpoint.shapes(codec_weights(self.ema.state_dict())):
+            raise UsageError("that stage1.pt has not the weights of its encoder and decoder")
         for model in (self.model, self.ema):
             model.load_state_dict(codec, strict=False)
         self.begin_stage(2)
@@ -725,18 +751,17 @@ class Run:
         """Encode all training windows once; variants that are there already for the same key are kept."""
         import files
 
-        cache, key = self.open_cache(), self.cache_key()
-        if self.ranks.is_first() and not cache.has_key(key):
-            cache.clear()
-            cache.folder.mkdir(parents=True, exist_ok=True)
-            files.write_atomic(cache.folder / "key.json", json.dumps({"key": key}))
-        self.ranks.wait_for_all()
-        missing = cache.missing()
-        self.ranks.wait_for_all()
+        cache, missing = self.open_cache(), []
+        if self.ranks.is_first():
+            cache.begin(self.cache_key())
+            missing = cache.missing()
+        is_missing = self.tensor([float(variant in missing) for variant in range(self.args.latent_variants)])
         started = time.monotonic()
-        for variant in missing:
+        for variant in self.ranks.from_first(is_missing).nonzero().flatten().tolist():
             print(f"stage 2  caching latents, variant {variant + 1} of {self.args.latent_variants}", flush=True)
             self.fill_variant(cache, variant, files.ArrayWriter, stop)
+            if self.ranks.is_first():
+                files.write_atomic(cache.folder / "key.json", cache.index(variant))
             now = time.monotonic()
             self.seconds[2] += self.ranks.from_first(self.tensor([now - started])).item()
             started = now
@@ -830,6 +855,15 @@ class Run:
 
     # what is written
 
+    def open_board(self) -> None:
+        """TensorBoard's events of the stage, in a folder of their own: a resumed run takes back those that it will
+        write again, and what is taken back are the later steps of all that a folder holds."""
+        if self.ranks.is_first():
+            from torch.utils.tensorboard import SummaryWriter
+
+            first = self.step + (self.evaluated_at == self.step)
+            self.board = SummaryWriter(self.folder / "tb" / f"stage{self.stage}", purge_step=first)
+
     def log(self, record: dict, is_best: bool) -> None:
         import plots
 
@@ -886,6 +920,7 @@ class Run:
             "sampler": {"item": self.item},
             "early_stop": {"best": self.best, "since": self.evaluations_since_best, "skipped": self.skipped},
             "evaluated_at": self.evaluated_at,
+            "interval": self.interval,
             "data_meta": self.meta,
             "settings": self.settings,
             "processes": self.ranks.count(),
@@ -897,17 +932,23 @@ class Run:
         else:
             self.checkpoint.save(self.folder / name, state)
 
-    def resume(self, state: dict) -> None:
-        """Continue from a saved state, after comparing what may not differ."""
+    def differences(self, state: dict) -> list[str]:
+        """What of a saved state is of another run than this one."""
+        settings = state.get("settings", {})
         differing = [
-            f"--{name} ({state['settings'].get(name)} then, {value} now)"
+            f"--{name} ({settings.get(name)} then, {value} now)"
             for name, value in self.settings.items()
-            if name not in FREE_ON_RESTART and state["settings"].get(name) != value
+            if name not in FREE_ON_RESTART and settings.get(name) != value
         ]
-        if not self.data.is_same_dataset(state["data_meta"], self.meta):
+        if not self.data.is_same_dataset(state.get("data_meta"), self.meta):
             differing.append("the dataset")
         if not differing and state["config"] != asdict(self.config):
             differing.append(f"the sizes that --preset {self.config.preset} stands for, which have changed since")
+        return differing
+
+    def resume(self, state: dict) -> None:
+        """Continue from a saved state, after comparing what may not differ."""
+        differing = self.differences(state)
         for name in ("stage1_steps", "stage2_steps"):
             if self.settings[name] < state["settings"][name]:
                 differing.append(f"--{name} (may only grow: {state['settings'][name]} then)")
@@ -933,6 +974,7 @@ class Run:
         early = state["early_stop"]
         self.best, self.evaluations_since_best, self.skipped = early["best"], early["since"], early["skipped"]
         self.evaluated_at = state["evaluated_at"]
+        self.interval = dict(state.get("interval", self.interval))  # older files have none
         self.checkpoint.set_rng_state(state["rng"])
         if self.ranks.is_first():
             evaluated = self.step if self.evaluated_at == self.step else self.step - 1
@@ -940,6 +982,8 @@ class Run:
         if state["processes"] != self.ranks.count():
             print(f"{self.ranks.count()} processes now, {state['processes']} before: "
                   f"{items_a_step(self.args)} items a step")  # fmt: skip
+        if self.stage == 2 and self.settings["stage1_steps"] > state["settings"]["stage1_steps"]:
+            print("note: stage 1 is finished, more --stage1_steps do not continue it")
         print(f"continuing {self.folder} at stage {self.stage}, step {self.step}")
 
     def joint_has_begun(self) -> bool:
@@ -973,10 +1017,16 @@ def codec_fields(config: dict) -> dict:
     return {name: value for name, value in config.items() if name not in CORE_FIELDS}
 
 
+def codec_weights(weights: dict) -> dict:
+    """What of a network's weights is not its core's."""
+    return {name: value for name, value in weights.items() if not name.startswith("core.")}
+
+
 def ignore_sigterm(_worker: int) -> None:
-    """For a process that reads data: who stops a whole job signals all of it, and a run needs its readers until it
-    has saved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """For a process that reads data: who stops a whole job, or closes its terminal, signals all of it, and a run
+    needs its readers until it has saved."""
+    for number in (signal.SIGTERM, *hangup()):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def freeze_all_but(model, parts: list) -> None:
@@ -990,14 +1040,18 @@ def drop_later_records(path: Path, stage: int, step: int) -> None:
     import checkpoint
     import files
 
-    if path.exists():
-        kept = [r for r in checkpoint.read_records(path) if (r["stage"], r["step"]) <= (stage, step)]
+    if path.is_file():
+        records = checkpoint.read_records(path)
+        if damaged := len(path.read_bytes().splitlines()) - len(records):
+            print(f"note: {path} has {damaged} damaged lines, they are left out")
+        kept = [r for r in records if (r["stage"], r["step"]) <= (stage, step)]
         files.write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 # Main
 
 
+@steady_output()
 def main(args: argparse.Namespace) -> int:
     import torch
 
@@ -1006,23 +1060,26 @@ def main(args: argparse.Namespace) -> int:
     import data
     import ranks
 
-    print_any_name()
     checkpoint.versions()  # of the code that runs, whatever is checked out before it ends
     folder = Path(args.checkpoint_folder)
     try:
         if args.dry_run:
             dry_run(args)
-            return 0
+            return output_code()
         make_folder(folder, "--checkpoint_folder")
         device = checkpoint.choose_device(args.device)
-        with checkpoint.StopSignals() as stop, ranks.joined(device), ranks.first_alone(checkpoint.FolderLock(folder)):
+        with (
+            checkpoint.StopSignals("SIGPIPE") as stop,
+            ranks.joined(device),
+            ranks.first_alone(checkpoint.FolderLock(folder)),
+        ):
             fit_batch(args, device)  # before the run takes memory of its own
             run = prepare(args, checkpoint, ranks)
             run.train(stop)
             run.summarise()
     except Stopped:
         by = stop.name or "a signal to another process"
-        print(f"interrupted by {by}, everything is saved: run the same command again to continue")
+        print(f"interrupted by {by}, everything is saved: run the same command again to continue", file=sys.stderr)
         return INTERRUPTED
     except KeyboardInterrupt:  # a second Ctrl-C, which does not wait for the end of the step
         print("interrupted at once: run the same command again to continue from the last save", file=sys.stderr)
@@ -1045,17 +1102,30 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
+def refuse_remains(folder: Path) -> None:
+    """Raise UsageError for a folder of a run whose last.pt is gone: a new run would write over what is left of it."""
+    if left := [name for name in ("best.pt", "stage1.pt", "metrics.jsonl") if os.path.lexists(folder / name)]:
+        raise UsageError(
+            f"{folder} holds {', '.join(left)} of a run, but no last.pt to continue it from: put its last.pt back, "
+            f"or train into another --checkpoint_folder, where --stage1_from takes over a stage1.pt"
+        )
+
+
 def prepare(args: argparse.Namespace, checkpoint, ranks) -> "Run":
     """The run of this folder: continued, or new."""
     run = Run(args)
     with ranks.first_goes_ahead():
         last = checkpoint.load_last(run.folder)
-    if last is None and ranks.is_first():
-        (run.folder / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was killed before its first save
+        if last is None:
+            refuse_remains(run.folder)
     if last is not None:
-        run.resume(last)
+        checkpoint.check_network(f"the last checkpoint of {run.folder}", last)
+        try:
+            run.resume(last)
+        except checkpoint.FOREIGN_ERRORS as error:
+            raise checkpoint.misfit(f"the last checkpoint of {run.folder}", error) from error
     elif args.stage1_from:
-        run.start_stage2(checkpoint.load(Path(args.stage1_from) / "stage1.pt"))
+        run.start_stage2(checkpoint.load_network(Path(args.stage1_from) / "stage1.pt"))
     run.announce()
     return run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import pickle
 import zlib
 from pathlib import Path
@@ -220,6 +221,15 @@ def test_id_after_which_no_file_may_be_called_is_refused(folder, id):
 def test_id_that_two_songs_have_is_refused(folder):
     edit_song(folder, id="train0")
     with pytest.raises(data.DataError, match="two songs have the same id"):
+        data.open_dataset(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.parametrize("name", ["meta.json", "train.npy", "val_pairs.npy"])
+def test_named_pipe_is_refused_at_once(folder, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(data.DataError, match="named pipe"):
         data.open_dataset(folder)
 
 

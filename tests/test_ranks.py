@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from tiny import NETWORK, write_dataset
 
 import checkpoint
@@ -108,6 +110,20 @@ def test_run_goes_on_with_another_number_of_processes_and_says_so(dataset, tmp_p
     assert "1 processes now, 2 before: 2 items a step" in run(1, dataset, tmp_path, f"{flags} 4")
     assert "2 processes now, 1 before: 4 items a step" in run(2, dataset, tmp_path, f"{flags} 6")
     assert "continuing" in run(2, dataset, tmp_path, f"{flags} 7")
+
+
+def test_loss_of_several_processes_warns_of_nothing_and_keeps_each_ones_buffers(monkeypatch):
+    """With the processes' group of a single one; it is the number of them that decides."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(ranks, "count", lambda: 2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loss = ranks.loss_module(SimpleNamespace(), torch.nn.Linear(2, 2))
+        assert not loss.broadcast_buffers
+    finally:
+        dist.destroy_process_group()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import gc
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -270,6 +271,259 @@ def test_stop_while_latents_are_cached_loses_nothing(undisturbed, command, tmp_p
     in_all = checkpoint.load(tmp_path / "ck" / "last.pt")["scheduler"]["seconds"]
     assert in_all[1] == spent[1] > 0  # stage 1 was done, and its time is remembered
     assert in_all[2] > spent[2] > 0
+
+
+def test_stopped_run_leaves_the_checkpoint_of_the_undisturbed_one_but_for_its_times(
+    undisturbed, command, tmp_path, stop_after
+):
+    """Bit by bit: nothing is stored that depends on where a run was stopped, or that no draw uses."""
+    random.random(), np.random.random()  # as any library may
+    stop_after(2, 5)
+    assert [command(tmp_path / "ck") for _ in range(3)] == [train.INTERRUPTED] * 2 + [0]
+    for name in ("last.pt", "best.pt", "stage1.pt"):
+        one, other = (checkpoint.load(folder / name) for folder in (undisturbed, tmp_path / "ck"))
+        differing = {
+            key for key in one if checkpoint._checksum({key: one[key]}) != checkpoint._checksum({key: other[key]})
+        }
+        assert one.keys() == other.keys()
+        assert differing <= {"scheduler", "command", "checksum"}
+
+
+def test_training_loss_of_an_interval_that_was_cut_is_that_of_the_undisturbed_run(command, tmp_path, stop_after):
+    """Cut in 2a, at the end of 2a, which is within an interval too, and in stage 1."""
+    more = "--stage1_steps 4 --eval_steps 3 --joint_share 0.5"
+    assert command(tmp_path / "whole", more=more) == 0
+    stop_after(2, 6, 7, 9)
+    assert [command(tmp_path / "cut", more=more) for _ in range(5)] == [train.INTERRUPTED] * 4 + [0]
+    whole, cut = ([line["train_loss"] for line in records(tmp_path / name)] for name in ("whole", "cut"))
+    assert cut == whole
+    assert len([loss for loss in whole if loss is not None]) == 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"\x00\xff\xfe", b"[1, 2]", b"null", b'{"stage": 1}', b'{"stage": "1", "step": [0]}', b'{"stage": 1, "st'],
+)
+def test_damaged_line_of_the_log_is_left_out_and_said(undisturbed, command, tmp_path, capsys, damage):
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "ck"))
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines()
+    (folder / "metrics.jsonl").write_bytes(b"\n".join([lines[0], damage, *lines[1:], b""]))
+    assert command(folder) == 0
+    assert "1 damaged lines" in capsys.readouterr().out
+    assert records(folder) == records(undisturbed)
+
+
+# ---- what is left of a run
+
+
+@pytest.mark.parametrize("left", ["best.pt", "stage1.pt", "metrics.jsonl"])
+def test_folder_without_its_last_checkpoint_is_refused_and_stays_as_it_is(
+    undisturbed, command, tmp_path, capsys, left
+):
+    folder = tmp_path / "ck"
+    folder.mkdir()
+    shutil.copy(undisturbed / left, folder)
+    assert command(folder) == 2
+    error = capsys.readouterr().err
+    assert f"holds {left} of a run" in error
+    assert "another --checkpoint_folder" in error
+    assert (folder / left).read_bytes() == (undisturbed / left).read_bytes()
+    assert {path.name for path in folder.iterdir()} == {left, ".lock"}
+
+
+def test_run_killed_at_its_first_step_goes_on(undisturbed, command, tmp_path, monkeypatch):
+    """best.pt and the log are there already, and so is last.pt."""
+
+    def die(*_):
+        raise KeyboardInterrupt  # nothing is saved for it
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "train_step", die)
+        assert command(tmp_path / "ck") == train.INTERRUPTED
+    assert (tmp_path / "ck" / "best.pt").exists()
+    assert command(tmp_path / "ck") == 0
+    assert_same_network(tmp_path / "ck" / "last.pt", undisturbed / "last.pt")
+
+
+@pytest.fixture
+def thrown_back(command, tmp_path, stop_after, monkeypatch) -> Path:
+    """A folder of a finished run whose last.pt is damaged, beside one of its stage 1. Nothing ever got better than
+    the first evaluation of a stage."""
+    monkeypatch.setattr(train.Run, "validate", lambda self: {"val_loss": 1.0 + self.step})
+    stop_after(2)
+    folder = tmp_path / "ck"
+    assert command(folder) == train.INTERRUPTED
+    early = (folder / "last.pt").read_bytes()
+    assert command(folder) == 0
+    shutil.copytree(folder, tmp_path / "before")
+    (folder / "last.1.pt").write_bytes(early)
+    (folder / "last.pt").write_bytes(b"torn")
+    return folder
+
+
+def test_run_thrown_back_into_stage_1_keeps_the_stage_1_that_it_had_finished(command, thrown_back):
+    """Its best.pt is of stage 2."""
+    assert command(thrown_back) == 0
+    for name in ("last.pt", "best.pt", "stage1.pt"):
+        assert_same_network(thrown_back / name, thrown_back.parent / "before" / name)
+    assert checkpoint.load(thrown_back / "stage1.pt")["stage"] == 1
+
+
+def test_best_of_another_run_is_not_believed(command, thrown_back, tmp_path, capsys):
+    assert command(tmp_path / "other", more="--seed 1") == 0
+    (thrown_back / "stage1.pt").unlink()
+    shutil.copy(tmp_path / "other" / "stage1.pt", thrown_back / "best.pt")
+    assert command(thrown_back) == 0
+    assert "best of stage 1 is lost" in capsys.readouterr().out
+    finished = checkpoint.load(thrown_back / "stage1.pt")
+    assert (finished["stage"], finished["step"], finished["settings"]["seed"]) == (1, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"stage": 2}, "is of stage 2"),
+        ({"data_meta": {}}, "another dataset"),
+        ({"ema": {}}, "has not the weights"),
+    ],
+)
+def test_stage1_from_a_file_that_is_no_stage_1_is_refused(undisturbed, command, tmp_path, capsys, change, words):
+    (tmp_path / "from").mkdir()
+    checkpoint.save(tmp_path / "from" / "stage1.pt", checkpoint.load(undisturbed / "stage1.pt") | change)
+    assert command(tmp_path / "ck", more=f"--stage1_from {tmp_path / 'from'}") == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimiser": {}},
+        {"weights": {}},
+        {"sampler": []},
+        {"scheduler": {"seconds": 7}},
+        {"early_stop": {}},
+        {"settings": {"stage1_steps": "many"}},
+        {"rng": {"torch": "random"}},
+    ],
+)
+def test_last_checkpoint_with_strange_contents_is_refused_in_one_sentence(
+    undisturbed, command, tmp_path, capsys, change
+):
+    state = checkpoint.load(undisturbed / "last.pt")
+    change = {key: state[key] | value if key == "settings" else value for key, value in change.items()}
+    (tmp_path / "ck").mkdir()
+    checkpoint.save(tmp_path / "ck" / "last.pt", state | change)
+    assert command(tmp_path / "ck") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_longer_stage_1_in_stage_2_is_said_to_change_nothing(undisturbed, command, tmp_path, capsys):
+    folder = Path(shutil.copytree(undisturbed, tmp_path / "ck"))
+    assert command(folder, more="--stage1_steps 4") == 0
+    assert "stage 1 is finished" in capsys.readouterr().out
+
+
+def test_tensorboard_shows_no_step_twice_after_a_kill(command, tmp_path):
+    """Without last.pt the run goes on at the beginning of stage 2; what it showed of stage 1 stays."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "ck"
+    for _ in range(2):
+        (folder / "last.pt").unlink(missing_ok=True)
+        assert command(folder, more="--eval_steps 1") == 0
+    steps = {}
+    for stage in (1, 2):
+        events = EventAccumulator(str(folder / "tb" / f"stage{stage}")).Reload()
+        steps[stage] = [event.step for event in events.Scalars(f"stage{stage}/val_loss")]
+    assert steps == {1: [0, 1, 2, 3], 2: [0, 1, 2, 3, 4, 5, 6]}
+
+
+# ---- the latent cache
+
+
+def arrays(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "latents").glob("*.npy")}
+
+
+@pytest.fixture
+def filled(new_run):
+    """Fill the cache of stage 2, once more or for the first time, with flags: the variants that were encoded."""
+
+    def fill(more: str = "") -> list[int]:
+        run, encoded = new_run(more=more), []
+        fill_variant = run.fill_variant
+        run.fill_variant = lambda cache, variant, *given: (
+            encoded.append(variant) or fill_variant(cache, variant, *given)
+        )
+        run.begin_stage(2)
+        run.fill_cache(NotStopped)
+        return encoded
+
+    return fill
+
+
+def damage_truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def damage_zeros(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def damage_zeros_behind_the_header(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:128] + bytes(path.stat().st_size - 128))
+
+
+def damage_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def damage_gone(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("part", ["context", "target"])
+@pytest.mark.parametrize(
+    "damage", [damage_truncate, damage_zeros, damage_zeros_behind_the_header, damage_bit, damage_gone]
+)
+def test_damaged_file_of_the_latent_cache_is_made_again(filled, tmp_path, capsys, part, damage):
+    assert filled() == [0, 1]
+    whole = arrays(tmp_path / "run")
+    damage(tmp_path / "run" / "latents" / f"{part}-1.npy")
+    assert filled() == [1]
+    assert f"{part}-1.npy is missing or damaged" in capsys.readouterr().err
+    assert arrays(tmp_path / "run") == whole
+    assert filled() == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b'{"sha256": [1]}', b"\xff"])
+def test_latent_cache_with_a_damaged_index_is_made_again(filled, tmp_path, content):
+    filled()
+    index = tmp_path / "run" / "latents" / "key.json"
+    index.unlink() if content is None else index.write_bytes(content)
+    assert filled() == [0, 1]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_latent_cache_behind_a_link_holds_the_latents_of_its_own_encoder(filled, tmp_path, exists):
+    """The link may point at nothing, as to a scratch disk that was cleared; what else lies there stays."""
+    scratch = tmp_path / "scratch"
+    if exists:
+        scratch.mkdir()
+        (scratch / "notes.txt").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "latents").symlink_to(scratch)
+    assert filled() == [0, 1]
+    first = arrays(tmp_path / "run")
+    assert filled("--seed 1") == [0, 1]
+    assert not set(arrays(tmp_path / "run").values()) & set(first.values())
+    assert filled() == [0, 1]
+    assert arrays(tmp_path / "run") == first
+    assert (scratch / "notes.txt").exists() == exists
 
 
 def test_evaluations_that_are_done_again_are_not_listed_twice(tmp_path):
