@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import fft
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
@@ -177,6 +179,8 @@ QUIETEST_RMS = 1e-3  # softer passages are not lifted further
 GAIN_RANGE_DB = (-6, 3)
 SPEED_RANGE = 0.06  # about a semitone
 MARGIN_SECONDS = 0.05  # cut off after a change of speed, where the circular resampling wraps around
+PRESENT_COPY = 0.85  # probability of each copy in the joint part, and that there are any
+ANY_COPIES = 0.9
 TIME_SHIFT = 3  # early times, where only the context can tell what comes, count more than the unshifted flow's
 ELSEWHERE_CHUNKS = 2  # at least so many lie between a pair and its 'same song elsewhere'
 
@@ -215,12 +219,17 @@ def level_gain(context: np.ndarray) -> float:
     return CONTEXT_LEVEL / max(float(np.sqrt(np.mean(np.square(context, dtype=np.float64)))), QUIETEST_RMS)
 
 
+def fast_length(samples: float) -> int:
+    """The next whole number of samples that has a fast Fourier transform."""
+    return fft.next_fast_len(math.ceil(samples), real=True)
+
+
 def change_speed(x: np.ndarray, length: int) -> np.ndarray:
     """Play x (channels, samples) in `length` samples: circular band-limited resampling by the FFT."""
     if x.shape[-1] == length:
         return x
-    spectrum = np.fft.rfft(x)[:, : length // 2 + 1]
-    return (np.fft.irfft(spectrum, length) * (length / x.shape[-1])).astype(np.float32)
+    spectrum = fft.rfft(x)[:, : length // 2 + 1]
+    return fft.irfft(spectrum, length) * np.float32(length / x.shape[-1])
 
 
 class Windows:
@@ -269,7 +278,7 @@ class Windows:
     def window(self, pair: int, chunks: int, change: Augmentation) -> np.ndarray:
         """An augmented window of whole chunks: float32 (channels, chunks * chunk)."""
         length = chunks * self.chunk
-        needed = round((length + 2 * self.margin) * change.speed)
+        needed = fast_length((length + 2 * self.margin) * change.speed)
         if change.speed == 1 or needed > self.song(pair)["rows"] * self.chunk:
             x = self._near(pair, length, change.place)
         else:
@@ -285,9 +294,11 @@ class Windows:
     def crop(self, pair: int, length: int, change: Augmentation, place: float) -> np.ndarray:
         """`length` samples at `place` (0..1) of a window of one chunk: float32 (channels, length)."""
         window = self._near(pair, self.chunk, change.place)
-        speed = change.speed if round((length + 2 * self.margin) * change.speed) <= self.chunk else 1.0
-        margin = 0 if speed == 1 else self.margin
-        needed = round((length + 2 * margin) * speed)
+        needed = fast_length((length + 2 * self.margin) * change.speed)
+        if change.speed == 1 or needed > self.chunk:
+            margin, needed = 0, length
+        else:
+            margin = self.margin
         offset = round(place * (self.chunk - needed))
         x = change_speed(window[:, offset : offset + needed], length + 2 * margin)
         return self._finish(x[:, margin : margin + length], level_gain(window), change)
@@ -358,15 +369,17 @@ class PairItems:
     """Stage 2: a context and its target, as cached latents or, in the joint part, as 20 s of audio; and all that
     the flow draws for them.
 
-    Item keys: context, target (latents) or x (audio) with the noise of CropItems; flow_noise, context_noise
-    (latents); time, heard (numbers, see AttentionCore).
+    Item keys: context, target (latents) or x (audio) with the noise of CropItems and `present_copies`; flow_noise,
+    context_noise (latents); time, heard (numbers, see AttentionCore).
     """
 
-    def __init__(self, windows: Windows, shape: tuple[int, int], variants: int, seed: int, cache=None, crop=None):
+    def __init__(
+        self, windows: Windows, shape: tuple[int, int], variants: int, seed: int, cache=None, crop=None, copies=0
+    ):
         """shape: (latent_channels, latents) of a chunk; cache: a LatentCache, else audio; crop: shape of the
-        noise for the reconstruction, needed without a cache."""
+        noise for the reconstruction, and copies: how many there are of a context, both needed without a cache."""
         self.windows, self.shape, self.variants, self.seed = windows, shape, variants, seed
-        self.cache, self.crop = cache, crop
+        self.cache, self.crop, self.copies = cache, crop, copies
         self.order = Order(len(windows), seed, stage=2)
 
     def __getitem__(self, item: int) -> dict:
@@ -378,7 +391,12 @@ class PairItems:
             context, target = self.cache.read(variant, pair)
             return {"context": context, "target": target, **drawn}
         x = WindowItems(self.windows, variant, self.seed)[pair]
-        return {**x, **latent_noise(rng, self.crop), **drawn}
+        return {**x, **latent_noise(rng, self.crop), **drawn, "present": present_copies(rng, self.copies)}
+
+
+def present_copies(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Which of so many copies the decoder may play, bool (count,): it must do without any, and without all."""
+    return (rng.random(count) < PRESENT_COPY) & (rng.random() < ANY_COPIES)
 
 
 class WindowItems:

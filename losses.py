@@ -2,6 +2,7 @@
 batch, so that the mean over a batch does not depend on how it is cut over accumulation steps or processes."""
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ FULL_LEVEL_POWER = 0.01  # of a signal at -20 dBFS RMS, the level of every conte
 KL_WEIGHT = 1e-4
 ROBUST_NOISE = 0.15  # of each latent's standard deviation, at most
 FIXED_TIMES = (0.0, 0.3, 0.5, 0.7)  # of the flow, at which it is validated
-DECODED_FROM_TIME = 0.7  # the one-step prediction is sharp enough to be compared with the waveform from here on
+JOINT_SAMPLING_STEPS = 4  # from noise to the latents that the decoder learns to continue from
 
 
 # Stage 1: reconstruction
@@ -237,28 +238,46 @@ def predict_step(model, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
     return loss, {"prediction": loss}
 
 
+def continuation_loss(target: Tensor, continuation: Tensor, size: int, in_mid_side: bool) -> Tensor:
+    """Spectral distance of a continuation from the true one, audio (batch, channels, samples), at one window length
+    and in one stereo basis: (batch,). Phases are not asked for: nobody could predict them."""
+    if in_mid_side:
+        target, continuation = mid_side(target), mid_side(continuation)
+    with torch.no_grad():
+        reference = stft(target, size)[1]
+    return spectral_distance(reference, stft(continuation, size)[1])
+
+
+def joint_sampling(config, noise: Tensor) -> tuple[Tensor, int, float]:
+    """Noise, steps and guidance of the latents that the decoder learns to continue from."""
+    if config.objective == "mse":
+        return torch.zeros_like(noise), 1, 1.0
+    return noise, JOINT_SAMPLING_STEPS, 1.0
+
+
 def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor]]:
-    """Stage 2b: reconstruction, prediction, and the waveform of the decoded one-step prediction, nothing frozen.
+    """Stage 2b: reconstruction, prediction, and the decoded continuation, nothing frozen.
 
     batch["x"] is context and target, (batch, channels, 2 * chunk). The context does not hear the target, as in
-    generation. As much as the noise in the batch covers is decoded: the end of the context, the start of the target.
+    generation. The end of the context is reconstructed, as much of it as the noise in the batch covers; latents that
+    the core samples are decoded with copies of the context, but for those that batch["present"] leaves out.
     """
-    config, x = model.config, batch["x"]
-    latents = batch["posterior_noise"].shape[-1]
-    samples, cut = latents * config.latent_samples, config.chunk_samples
-    context, log_variance = model.context_posterior(x[..., :cut])
-    with torch.no_grad():
-        target = model.encode(x)[..., config.chunk_latents : 2 * config.chunk_latents]
-    mean = model.parts(context)[0]
-    end, end_variance = mean[..., -latents:], log_variance[..., -latents:]
-    again = model.decode_with_levels(latent_noise(model, end, end_variance, batch))
-    parts = reconstruction_parts(model, x[..., cut - samples : cut], mean, log_variance, again, draw)
+    config, x, cut = model.config, batch["x"], model.config.chunk_samples
+    samples = batch["posterior_noise"].shape[-1] * config.latent_samples
+    heard, target_sound = x[..., :cut], x[..., cut:]
+    end = heard[..., -samples:]
+    mean, log_variance = (part[..., : batch["posterior_noise"].shape[-1]] for part in model.posterior(end))
+    again = model.decode_with_levels(latent_noise(model, mean, log_variance, batch))
+    parts = reconstruction_parts(model, end, mean, log_variance, again, draw)
     loss = weighted_sum(parts)
-    parts["prediction"], predicted = prediction_loss(model, context, target, batch)
-    decoded = model.decode(model.destandardise(predicted)[..., :latents])
-    sharp = (batch["time"] >= DECODED_FROM_TIME).float() if config.objective == "flow" else 1.0
-    parts["decoded_mse"] = sharp * waveform_mse(x[..., cut : cut + samples], decoded)
-    return loss + parts["prediction"] + parts["decoded_mse"] / FULL_LEVEL_POWER, parts
+    with torch.no_grad():
+        context, target = model.encode_pair(x)
+        sampled = model.sample(context, *joint_sampling(config, batch["flow_noise"]))
+        copies = replace(model.copies(heard), present=batch["present"])
+    parts["prediction"], _ = prediction_loss(model, context, target, batch)
+    continuation = model.decode(sampled.float(), cut, copies)
+    parts["continuation"] = continuation_loss(target_sound, continuation, draw["size"], draw["in_mid_side"])
+    return loss + parts["prediction"] + parts["continuation"], parts
 
 
 # Legacy: mean squared error of the waveform, and nothing else

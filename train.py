@@ -125,7 +125,7 @@ def add_schedule_arguments(group) -> None:
     group.add_argument("--stage1_steps", type=int, help="optimiser steps of stage 1 (default: the preset's)")
     group.add_argument("--stage2_steps", type=int, help="optimiser steps of stage 2 (default: the preset's)")
     group.add_argument(
-        "--joint_share", type=float, default=0.15, help="last share of stage 2 that trains the full network, 0..1"
+        "--joint_share", type=float, default=0.4, help="last share of stage 2 that trains the full network, 0..1"
     )
     group.add_argument(
         "--max_minutes", type=float,
@@ -221,7 +221,7 @@ class Reconstruct(Phase):
     name, stage, reads_cache = "reconstruct", 1, False
 
     def trained(self, model) -> list:
-        return [model.encoder, model.decoder]
+        return [model.encoder, *model.decoder.own()]
 
     def items(self):
         run = self.run
@@ -266,8 +266,9 @@ class Joint(Predict):
     def items(self):
         run = self.run
         return run.data.PairItems(
-            run.windows["train"], run.latent_shape, run.args.latent_variants, run.args.seed, crop=run.crop_shape
-        )
+            run.windows["train"], run.latent_shape, run.args.latent_variants, run.args.seed,
+            crop=run.crop_shape, copies=run.repetition.COPIES,
+        )  # fmt: skip
 
     def loss(self, model, batch: dict, step: int) -> tuple:
         return self.run.losses.joint_step(model, batch, self.run.spectral_draw(step))
@@ -451,11 +452,12 @@ class Run:
         import losses
         import muon
         import ranks
+        import repetition
         import validation
         from model import ContinuationModel
 
         self.args, self.torch, self.data, self.losses, self.muon = args, torch, data, losses, muon
-        self.ranks = ranks
+        self.ranks, self.repetition = ranks, repetition
         self.checkpoint = checkpoint
         self.folder = Path(args.checkpoint_folder)
         self.meta, sides = data.open_dataset(args.dataset_folder)
@@ -493,14 +495,14 @@ class Run:
     def make_optimiser(self):
         """Over all that the stage ever trains; frozen parameters have no gradient and stay untouched."""
         model, rate = self.model, self.args.learning_rate
-        codec = [*model.encoder.parameters(), *model.decoder.parameters()]
-        core = list(model.core.parameters())
         if self.config.is_legacy:
-            return self.torch.optim.Adam([{"params": codec + core, "scale": 1.0}], lr=rate)
+            return self.torch.optim.Adam([{"params": model.parameters(), "scale": 1.0}], lr=rate)
+        codec = parameters_of(model.encoder, *model.decoder.own())
         if self.stage == 1:
             groups = [{"params": codec, "scale": 1.0}]
         else:
-            groups = [{"params": core, "scale": 1.0}, {"params": codec, "scale": JOINT_CODEC_RATE}]
+            new = parameters_of(model.core, model.decoder.mixer)
+            groups = [{"params": new, "scale": 1.0}, {"params": codec, "scale": JOINT_CODEC_RATE}]
         return self.muon.Muon(groups, lr=rate, weight_decay=WEIGHT_DECAY)
 
     def phases(self) -> list:
@@ -702,7 +704,8 @@ class Run:
             raise UsageError("that stage 1 was trained on another dataset")
         if codec_fields(finished["config"]) != codec_fields(asdict(self.config)):
             raise UsageError("that stage 1 has another encoder or decoder: give the same --preset and sizes")
-        codec = {name: value for name, value in finished["ema"].items() if not name.startswith("core.")}
+        new = ("core.", "decoder.mixer.")
+        codec = {name: value for name, value in finished["ema"].items() if not name.startswith(new)}
         for model in (self.model, self.ema):
             model.load_state_dict(codec, strict=False)
         self.begin_stage(2)
@@ -847,6 +850,7 @@ class Run:
     def line(self, record: dict, is_best: bool) -> str:
         shown = {"train": record["train_loss"], "val": record["val_loss"]}
         shown |= {"mr_stft": record.get("val_mr_stft"), "context gain": record.get("val_context_gain")}
+        shown |= {"continuation": record.get("val_continuation"), "loop": record.get("val_loop")}
         defined = {name: value for name, value in shown.items() if value is not None and math.isfinite(value)}
         figures = "  ".join(f"{name} {value:.4f}" for name, value in defined.items())
         done = self.progress()
@@ -944,7 +948,7 @@ class Run:
 
     def joint_has_begun(self) -> bool:
         """Whether stage 2 has moved encoder and decoder: cached latents would no longer be theirs."""
-        codec = (*self.model.encoder.parameters(), *self.model.decoder.parameters())
+        codec = self.model.encoder.parameters()
         return self.stage == 2 and not self.config.is_legacy and any(p in self.optimiser.state for p in codec)
 
     def announce(self) -> None:
@@ -977,6 +981,10 @@ def ignore_sigterm(_worker: int) -> None:
     """For a process that reads data: who stops a whole job signals all of it, and a run needs its readers until it
     has saved."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def parameters_of(*parts) -> list:
+    return [parameter for part in parts for parameter in part.parameters()]
 
 
 def freeze_all_but(model, parts: list) -> None:
