@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from layers import FRAME_RATE_HZ
+from repetition import onset_strength
+
 SPECTRAL_SECONDS = 2048 / 12000  # the longest window, which sees the partials of a hum; each next is half as long
 SPECTRAL_SIZES = 5
 BANDS = 32
@@ -21,6 +24,9 @@ FULL_LEVEL_POWER = 0.01  # of a signal at -20 dBFS RMS, the level of every conte
 KL_WEIGHT = 1e-4
 ROBUST_NOISE = 0.15  # of each latent's standard deviation, at most
 FIXED_TIMES = (0.0, 0.3, 0.5, 0.7)  # of the flow, at which it is validated
+ONSET_FRAMES = 5  # 50 ms
+ONSET_WEIGHT, NOTE_WEIGHT = 2.0, 2.0  # of the continuation, beside its spectral distance
+CHROMA_HZ = (55, 2000)
 JOINT_SAMPLING_STEPS = 4  # from noise to the latents that the decoder learns to continue from
 
 
@@ -238,14 +244,53 @@ def predict_step(model, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
     return loss, {"prediction": loss}
 
 
-def continuation_loss(target: Tensor, continuation: Tensor, size: int, in_mid_side: bool) -> Tensor:
-    """Spectral distance of a continuation from the true one, audio (batch, channels, samples), at one window length
-    and in one stereo basis: (batch,). Phases are not asked for: nobody could predict them."""
+def continuation_losses(
+    target: Tensor, continuation: Tensor, sample_rate: int, size: int, in_mid_side: bool
+) -> dict[str, Tensor]:
+    """Distances of a continuation from the true one, audio (batch, channels, samples), (batch,) each: of the spectra,
+    at one window length and in one stereo basis, of the onsets and of the notes. Phases are not asked for: nobody
+    could predict them."""
+    onsets = onset_distance(target, continuation, sample_rate)
+    notes = chroma_distance(target, continuation, sample_rate)
     if in_mid_side:
         target, continuation = mid_side(target), mid_side(continuation)
     with torch.no_grad():
         reference = stft(target, size)[1]
-    return spectral_distance(reference, stft(continuation, size)[1])
+    spectral = spectral_distance(reference, stft(continuation, size)[1])
+    return {"continued_spectral": spectral, "continued_onsets": onsets, "continued_notes": notes}
+
+
+def continuation_sum(parts: dict[str, Tensor]) -> Tensor:
+    """What of stage 2's loss the continuation has: (batch,)."""
+    beat, notes = ONSET_WEIGHT * parts["continued_onsets"], NOTE_WEIGHT * parts["continued_notes"]
+    return parts["continued_spectral"] + beat + notes
+
+
+def onset_distance(target: Tensor, estimate: Tensor, sample_rate: int) -> Tensor:
+    """1 - correlation of the onset strengths, mean over bands, smoothed over 50 ms: (batch,), 0..2."""
+    hop = sample_rate // FRAME_RATE_HZ
+    a, b = (F.avg_pool1d(onset_strength(x, hop).mean(1), ONSET_FRAMES, 1) for x in (target, estimate))
+    power = a.square().sum(1) * b.square().sum(1)
+    return 1 - (a * b).sum(1) * torch.rsqrt(power + 1e-6)
+
+
+def chroma_distance(target: Tensor, estimate: Tensor, sample_rate: int) -> Tensor:
+    """1 - cosine of the mean pitch-class profiles: (batch,), 0..1."""
+    return 1 - F.cosine_similarity(*(pitch_classes(x, sample_rate) for x in (target, estimate)), dim=1)
+
+
+def pitch_classes(x: Tensor, sample_rate: int) -> Tensor:
+    """Mean over frames of the shares of the 12 pitch classes in the power of audio x (batch, channels, samples) from
+    CHROMA_HZ[0] to CHROMA_HZ[1], each bin counted to its nearest semitone: (batch, 12)."""
+    size = 2 * max(spectral_sizes(sample_rate))  # tells semitones apart from 100 Hz on
+    if x.shape[-1] < size:
+        return x.new_ones(len(x), 12)
+    frequencies = torch.arange(size // 2 + 1, device=x.device) * sample_rate / size
+    used = (frequencies >= CHROMA_HZ[0]) & (frequencies < CHROMA_HZ[1])
+    pitch = (12 * (frequencies[used] / 440).log2()).round().long() % 12
+    power = stft(x.mean(1, keepdim=True), size)[1][:, 0, :, used].square()
+    classes = power @ F.one_hot(pitch, 12).to(power)
+    return (classes / (classes.sum(-1, keepdim=True) + 1e-6)).mean(1)
 
 
 def joint_sampling(config, noise: Tensor) -> tuple[Tensor, int, float]:
@@ -276,8 +321,8 @@ def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor
         copies = replace(model.copies(heard), present=batch["present"])
     parts["prediction"], _ = prediction_loss(model, context, target, batch)
     continuation = model.decode(sampled.float(), cut, copies)
-    parts["continuation"] = continuation_loss(target_sound, continuation, draw["size"], draw["in_mid_side"])
-    return loss + parts["prediction"] + parts["continuation"], parts
+    parts |= continuation_losses(target_sound, continuation, **draw)
+    return loss + parts["prediction"] + continuation_sum(parts), parts
 
 
 # Legacy: mean squared error of the waveform, and nothing else

@@ -18,6 +18,9 @@ BANDS = 24
 STEP_FRAMES = 4
 QUIETEST_POWER = 1e-3  # of a band, relative to what is typical; softer ones are alike
 LOUDEST_GAIN = 0.7  # 6 dB up and down, a neper is 8.7 dB
+PULL = 0.3  # at first: how far the level of every source is led to what the copies expect together
+AGREEMENT = 3.0  # by how much more similar lags count more in that
+NO_COPIES = -20.0  # the logit of own sound in that
 LOUDEST_CORRECTION = 1.0  # of a band's power over the whole of what is decoded, as a gain in nepers
 PAST_SHARE = 0.5  # of a context, its end: where it is measured how well each lag would have done
 WIDTH = 64
@@ -80,6 +83,7 @@ class Mixer(nn.Module):
         nn.init.zeros_(self.to_gates.weight)
         nn.init.zeros_(self.to_gates.bias)
         self.prior = nn.Parameter(torch.tensor(PRIOR))
+        self.pull = nn.Parameter(torch.full((rows, 1), PULL))
 
     def forward(self, sources: Tensor, context: Tensor, hidden: Tensor, copies: Copies, start: int) -> Tensor:
         """Mix own sound and copies (batch, 1 + copies, channels, bins, frames) into (batch, channels, bins, frames).
@@ -88,10 +92,12 @@ class Mixer(nn.Module):
         from the cut to the first frame.
         """
         with torch.autocast(sources.device.type, enabled=False):
-            features = self.features(self.levels(sources), self.levels(context), copies, start)
-        present = F.pad(copies.present, (1, 0), value=True)
-        shares, gains = self.gates(features, hidden, present)
+            levels = self.levels(sources)
+            features = self.features(levels, self.levels(context), copies, start)
+        shares, gains = self.gates(features, hidden, F.pad(copies.present, (1, 0), value=True))
         with torch.autocast(sources.device.type, enabled=False):
+            gains = gains + self.pull * (self.expected(levels, copies) - levels)
+            gains = (LOUDEST_GAIN * (gains / LOUDEST_GAIN).tanh()).exp()
             mixed = (sources * self.to_bins(shares * gains, sources.shape[-1])).sum(1)
             return mixed * self.power_correction(sources, shares, mixed)
 
@@ -132,9 +138,16 @@ class Mixer(nn.Module):
         known = (before >= 0)[:, :, None]
         return (error * known).sum(-1) / known.sum(-1).clamp(min=1)
 
+    def expected(self, levels: Tensor, copies: Copies) -> Tensor:
+        """What the copies say together that the levels will be, weighted by how well each lag has done: (batch, 1,
+        channels * bands, steps). Without copies it is the level of own sound."""
+        weights = (AGREEMENT * copies.similarity.sum(-1)).masked_fill(~copies.present, -torch.inf)
+        weights = F.pad(weights, (1, 0), value=NO_COPIES).softmax(1)
+        return (weights[..., None, None] * levels).sum(1, keepdim=True)
+
     def gates(self, features: Tensor, hidden: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """Shares, which add up to 1 over the sources that are present, and gains: (batch, 1 + copies, channels *
-        bands, steps) each."""
+        """Shares, which add up to 1 over the sources that are present, and gains in nepers: (batch, 1 + copies,
+        channels * bands, steps) each."""
         size = features.shape[:2]
         said = self.from_decoder(F.avg_pool1d(hidden, STEP_FRAMES, ceil_mode=True))
         x = self.from_source(features.flatten(0, 1)) + said.repeat_interleave(size[1], dim=0)
@@ -147,7 +160,7 @@ class Mixer(nn.Module):
         prior = torch.cat([flags, similarity], dim=-1) @ self.prior
         logits = LOGIT_SCALE * logits + prior[..., None, None]
         shares = logits.masked_fill(~present[..., None, None], -torch.inf).softmax(1)
-        return shares, (LOUDEST_GAIN * gains.tanh()).exp()
+        return shares, gains
 
     def to_bins(self, gains: Tensor, frames: int) -> Tensor:
         """(batch, sources, channels * bands, steps) -> (batch, sources, channels, bins, frames), linear between the

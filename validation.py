@@ -118,8 +118,8 @@ class Validation:
         }
 
     def against_loop(self, pair: int) -> dict[str, float]:
-        """Spectral distance from the true continuation, over all that a step draws from, of the sampled one, and of
-        the loop, which needs no network."""
+        """Distance from the true continuation, over all that a step draws from, of the sampled one, and of the loop,
+        which needs no network."""
         heard, truth = self.audio(pair).split(self.config.chunk_samples, dim=-1)
         noise = self.noise(pair, (1, self.config.latent_channels, self.config.chunk_latents))
         with self.autocast():
@@ -127,10 +127,13 @@ class Validation:
             sampled = self.model.sample(self.model.hear(heard), *losses.joint_sampling(self.config, noise))
             continuation = self.model.decode(sampled.float(), truth.shape[-1], copies)
         sounds = {"continuation": continuation, "loop": copies.play(0, truth.shape[-1])[:, 0]}
-        return {
-            name: mean_of(losses.continuation_loss(truth, sound, *draw).item() for draw in self.spectral_draws())
-            for name, sound in sounds.items()
-        }
+        return {name: self.continuation_loss(truth, sound) for name, sound in sounds.items()}
+
+    def continuation_loss(self, truth: Tensor, sound: Tensor) -> float:
+        """Mean over all that a step draws from."""
+        draws = ((self.config.sample_rate, *draw) for draw in self.spectral_draws())
+        parts = (losses.continuation_losses(truth, sound, *draw) for draw in draws)
+        return mean_of(losses.continuation_sum(found).item() for found in parts)
 
     def spectral_draws(self) -> list[tuple[int, bool]]:
         """Every window length and stereo basis."""
