@@ -121,7 +121,7 @@ class Mixer(nn.Module):
         by_source[:, 0, 3] = 1
         by_source[:, 1:, 4] = copies.present & (copies.present.cumsum(1) == 1)
         hops = torch.arange(steps, device=levels.device) * STEP_FRAMES + start / copies.hop
-        time = (hops * copies.hop / copies.context.shape[-1]).expand(batch, sources, 1, -1)
+        time = (hops * copies.hop / copies.context.shape[-1]).clamp(max=1).expand(batch, sources, 1, -1)
         constant = torch.cat([error, by_source], dim=2)[..., None].expand(-1, -1, -1, steps)
         own, mean = levels[:, :1], past.mean(-1, keepdim=True)[:, None]
         return torch.cat([levels, levels - own, levels - mean, constant, time], dim=2)

@@ -687,39 +687,38 @@ class ContinuationModel(nn.Module):
     ) -> Tensor:  # fmt: skip
         """What follows `audio` (channels, samples): (channels, round(seconds x rate)), on the CPU, at its rate.
 
-        Only the last chunk of `audio` is heard. Beyond a chunk it rolls on and hears its own sound in place of it;
-        in its first quarter every roll is led back to the level of `audio`, or else the errors in level would add up.
-        `with_input` puts that last chunk in front, crossfaded over the 20 ms before the cut, as every roll is.
+        Only the last chunk of `audio` is heard. Beyond a chunk the core goes on from its own sound; the decoder goes
+        on playing copies of `audio` itself, so that the continuation stays that song, at its level. `with_input` puts
+        that last chunk in front, crossfaded over the 20 ms before the cut, as every roll is.
         """
         config = self.config
-        x = torch.as_tensor(audio, dtype=torch.float32).cpu()
+        x = torch.as_tensor(audio, dtype=torch.float32)
         if x.ndim != 2 or x.shape[0] != config.channels or x.shape[1] < config.chunk_samples:
             need = config.chunk_samples / config.sample_rate
             raise ValueError(f"expected ({config.channels}, samples) with at least {need:g} s, got {tuple(x.shape)}")
         chunk, length = config.chunk_samples, round(seconds * config.sample_rate)
-        sound = x[:, -chunk:]
-        first_gain = gain_to_level(sound)
+        gain = gain_to_level(x[:, -chunk:])
+        sound = (gain * x[:, -chunk:])[None].to(self.latent_mean.device)
+        copies = self.copies(sound)
         for roll in range(-(-length // chunk)):
-            heard = sound[:, -chunk:]
-            gain = gain_to_level(heard)
-            heard = (gain * heard)[None].to(self.latent_mean.device)
-            context = self.hear(heard)
+            context = self.hear(sound[..., -chunk:])
             own = (int(seed) + roll * SEED_STRIDE) % 2**32  # other noise in every roll; torch would drop higher bits
             predicted = self.predict(context, steps, guidance, own, temperature)
-            decoded = self.decode_behind(context, predicted, self.copies(heard))
-            before, after = ((part[0] / gain).cpu() for part in decoded)
-            back = (gain / first_gain) ** torch.linspace(0, 4, after.shape[1]).clamp(max=1)
-            sound = torch.cat([fade_over(sound, before), back * after], dim=1)
-        return sound[:, 0 if with_input else chunk : chunk + length]
+            before, after = self.decode_behind(context, predicted, copies, roll * chunk)
+            sound = torch.cat([fade_over(sound, before), after], dim=-1)
+        return (sound[0, :, 0 if with_input else chunk : chunk + length] / gain.to(sound)).cpu()
 
-    def decode_behind(self, context: Tensor, predicted: Tensor, copies: Copies | None) -> tuple[Tensor, Tensor]:
+    def decode_behind(
+        self, context: Tensor, predicted: Tensor, copies: Copies | None, start: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """Decode predicted latents behind the end of the context's, so that they join: the FADE_SECONDS before the
-        cut, and all that the prediction stands for, (batch, channels, samples) each."""
+        cut, and all that the prediction stands for, (batch, channels, samples) each. The prediction begins `start`
+        samples behind the sound that the copies are of."""
         config = self.config
         join = min(round(JOIN_SECONDS * config.latent_rate), config.chunk_latents)
         end = self.parts(context)[0][..., -join:]
         cut, fade = join * config.latent_samples, round(FADE_SECONDS * config.sample_rate)
-        decoded = self.decode(torch.cat([end, predicted], dim=-1), copies=copies, start=-cut).float()
+        decoded = self.decode(torch.cat([end, predicted], dim=-1), copies=copies, start=start - cut).float()
         return decoded[..., cut - fade : cut], decoded[..., cut:]
 
 
@@ -738,7 +737,7 @@ def gain_to_level(x: Tensor) -> Tensor:
 
 
 def fade_over(x: Tensor, into: Tensor) -> Tensor:
-    """x (channels, samples), crossfaded at its end into the shorter `into`."""
+    """x (..., samples), crossfaded at its end into the shorter `into`."""
     fade = into.shape[-1]
     ramp = torch.linspace(0, 1, fade, device=x.device)
     return torch.cat([x[..., :-fade], x[..., -fade:] * (1 - ramp) + into * ramp], dim=-1)

@@ -107,7 +107,7 @@ class Validation:
                     loss = self.prediction_losses(pair, foreign, target).mean()
                     gains.append(loss.item() - own[-1].mean().item())
         own = torch.stack(own)
-        continued = means_of([self.against_loop(pair) for pair in self.pairs(2 * DECODED)])
+        continued = means_of([self.against_repetition(pair) for pair in self.pairs(2 * DECODED)])
         return {
             "loss": own.mean().item() + continued["continuation"],
             "prediction": own.mean().item(),
@@ -117,16 +117,17 @@ class Validation:
             "context_gain_same_song": mean_of(elsewhere),
         }
 
-    def against_loop(self, pair: int) -> dict[str, float]:
-        """Distance from the true continuation, over all that a step draws from, of the sampled one, and of the loop,
-        which needs no network."""
+    def against_repetition(self, pair: int) -> dict[str, float]:
+        """Distance from the true continuation, over all that a step draws from, of the sampled one, and of what needs
+        no network: the loop, and the input repeated."""
         heard, truth = self.audio(pair).split(self.config.chunk_samples, dim=-1)
         noise = self.noise(pair, (1, self.config.latent_channels, self.config.chunk_latents))
         with self.autocast():
             copies = self.model.copies(heard)
             sampled = self.model.sample(self.model.hear(heard), *losses.joint_sampling(self.config, noise))
             continuation = self.model.decode(sampled.float(), truth.shape[-1], copies)
-        sounds = {"continuation": continuation, "loop": copies.play(0, truth.shape[-1])[:, 0]}
+        looped = copies.play(0, truth.shape[-1])[:, 0]
+        sounds = {"continuation": continuation, "loop": looped, "input_repeated": heard}
         return {name: self.continuation_loss(truth, sound) for name, sound in sounds.items()}
 
     def continuation_loss(self, truth: Tensor, sound: Tensor) -> float:
