@@ -366,18 +366,18 @@ def latent_noise(rng: np.random.Generator, shape: tuple[int, int]) -> dict:
 
 
 class PairItems:
-    """Stage 2: a context and its target, as cached latents or, in the joint part, as 20 s of audio; and all that
+    """Stage 2: a context and its target, as cached latents and, in the joint part, as 20 s of audio too; and all that
     the flow draws for them.
 
-    Item keys: context, target (latents) or x (audio) with the noise of CropItems and `present_copies`; flow_noise,
-    context_noise (latents); time, heard (numbers, see AttentionCore).
+    Item keys: context, target, flow_noise, context_noise (latents); time, heard (numbers, see AttentionCore). With
+    audio: x, the noise of CropItems, `present_copies`, and the place, 0..1, of what is continued.
     """
 
     def __init__(
-        self, windows: Windows, shape: tuple[int, int], variants: int, seed: int, cache=None, crop=None, copies=0
+        self, windows: Windows, shape: tuple[int, int], variants: int, seed: int, cache, crop=None, copies=0
     ):
-        """shape: (latent_channels, latents) of a chunk; cache: a LatentCache, else audio; crop: shape of the
-        noise for the reconstruction, and copies: how many there are of a context, both needed without a cache."""
+        """shape: (latent_channels, latents) of a chunk; cache: a LatentCache. For audio too, crop: shape of the noise
+        for the reconstruction, and copies: how many there are of a context."""
         self.windows, self.shape, self.variants, self.seed = windows, shape, variants, seed
         self.cache, self.crop, self.copies = cache, crop, copies
         self.order = Order(len(windows), seed, stage=2)
@@ -387,11 +387,12 @@ class PairItems:
         rng = draws(self.seed, "pair", item)
         variant = int(rng.integers(self.variants))
         drawn = flow_draws(rng, self.shape)
-        if self.cache is not None:
-            context, target = self.cache.read(variant, pair)
-            return {"context": context, "target": target, **drawn}
-        x = WindowItems(self.windows, variant, self.seed)[pair]
-        return {**x, **latent_noise(rng, self.crop), **drawn, "present": present_copies(rng, self.copies)}
+        context, target = self.cache.read(variant, pair)
+        latents = {"context": context, "target": target, **drawn}
+        if self.crop is None:
+            return latents
+        audio = WindowItems(self.windows, variant, self.seed)[pair] | latent_noise(rng, self.crop)
+        return latents | audio | {"present": present_copies(rng, self.copies), "place": np.float32(rng.uniform())}
 
 
 def present_copies(rng: np.random.Generator, count: int) -> np.ndarray:

@@ -27,7 +27,7 @@ FIXED_TIMES = (0.0, 0.3, 0.5, 0.7)  # of the flow, at which it is validated
 ONSET_FRAMES = 5  # 50 ms
 ONSET_WEIGHT, NOTE_WEIGHT = 2.0, 2.0  # of the continuation, beside its spectral distance
 CHROMA_HZ = (55, 2000)
-JOINT_SAMPLING_STEPS = 4  # from noise to the latents that the decoder learns to continue from
+CONTINUED_SECONDS = 4  # of a continuation that are decoded in a step of the joint part
 
 
 # Stage 1: reconstruction
@@ -293,35 +293,35 @@ def pitch_classes(x: Tensor, sample_rate: int) -> Tensor:
     return (classes / (classes.sum(-1, keepdim=True) + 1e-6)).mean(1)
 
 
-def joint_sampling(config, noise: Tensor) -> tuple[Tensor, int, float]:
-    """Noise, steps and guidance of the latents that the decoder learns to continue from."""
-    if config.objective == "mse":
-        return torch.zeros_like(noise), 1, 1.0
-    return noise, JOINT_SAMPLING_STEPS, 1.0
+def start_noise(config, noise: Tensor) -> Tensor:
+    """What a prediction starts from: the noise (batch, latent_channels, latents), or the mse objective's zeros."""
+    return noise if config.objective == "flow" else torch.zeros_like(noise)
 
 
 def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor]]:
     """Stage 2b: reconstruction, prediction, and the decoded continuation, nothing frozen.
 
-    batch["x"] is context and target, (batch, channels, 2 * chunk). The context does not hear the target, as in
-    generation. The end of the context is reconstructed, as much of it as the noise in the batch covers; latents that
-    the core samples are decoded with copies of the context, but for those that batch["present"] leaves out.
+    batch: latents as in stage 2a, and batch["x"], the sound of context and target, (batch, channels, 2 * chunk). The
+    end of the context is reconstructed, as much of it as the noise in the batch covers.
+    CONTINUED_SECONDS of the core's one-step prediction, the same of every item, are decoded with copies of the
+    context, but for those that batch["present"] leaves out: so the core learns to say what helps the decoder.
     """
     config, x, cut = model.config, batch["x"], model.config.chunk_samples
     samples = batch["posterior_noise"].shape[-1] * config.latent_samples
-    heard, target_sound = x[..., :cut], x[..., cut:]
+    heard = x[..., :cut]
     end = heard[..., -samples:]
     mean, log_variance = (part[..., : batch["posterior_noise"].shape[-1]] for part in model.posterior(end))
     again = model.decode_with_levels(latent_noise(model, mean, log_variance, batch))
     parts = reconstruction_parts(model, end, mean, log_variance, again, draw)
     loss = weighted_sum(parts)
-    with torch.no_grad():
-        context, target = model.encode_pair(x)
-        sampled = model.sample(context, *joint_sampling(config, batch["flow_noise"]))
-        copies = replace(model.copies(heard), present=batch["present"])
-    parts["prediction"], _ = prediction_loss(model, context, target, batch)
-    continuation = model.decode(sampled.float(), cut, copies)
-    parts |= continuation_losses(target_sound, continuation, **draw)
+    copies = replace(model.copies(heard), present=batch["present"])
+    parts["prediction"], _ = prediction_loss(model, batch["context"], batch["target"], batch)
+    predicted = model.sample(batch["context"], start_noise(config, batch["flow_noise"]), steps=1, guidance=1.0)
+    latents = min(round(CONTINUED_SECONDS * config.latent_rate), config.chunk_latents)
+    first = round(batch["place"][0].item() * (config.chunk_latents - latents))
+    start, samples = first * config.latent_samples, latents * config.latent_samples
+    continuation = model.decode(predicted[..., first : first + latents].float(), samples, copies, start)
+    parts |= continuation_losses(x[..., cut + start : cut + start + samples], continuation, **draw)
     return loss + parts["prediction"] + continuation_sum(parts), parts
 
 

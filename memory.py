@@ -307,9 +307,7 @@ def silent_item(plan: Plan, part: str) -> dict:
         return data.CropItems(windows, crop, plan.crop_samples, seed=0)[0]
     silent, context = (np.zeros((chunk[0], length), np.float32) for length in (chunk[1], plan.config.context_latents))
     cache = SimpleNamespace(read=lambda variant, pair: (context, silent))
-    return data.PairItems(
-        windows, chunk, 1, seed=0, cache=cache if part == "stage2" else None, crop=crop, copies=COPIES
-    )[0]
+    return data.PairItems(windows, chunk, 1, 0, cache, crop if part == "joint" else None, COPIES)[0]
 
 
 def worst_draw(config: ModelConfig) -> dict:

@@ -28,9 +28,9 @@ BLOCKS = 4
 LOGIT_SCALE = 3.0
 PRIOR = (
     -2.0,
-    4.0,
-    4.0,
     2.0,
+    8.0,
+    8.0,
 )  # logits for own sound, the first copy, similar sound, similar onsets: at first it loops
 
 

@@ -30,7 +30,7 @@ WEIGHT_DECAY = 0.01
 HEALTHY_STD_RATIO = (0.7, 1.4)  # of sampled latents over true ones
 COLLAPSE_GRACE = 0.1  # of stage 2, before its samples are judged
 SKIPPED_STEPS_LIMIT = 50  # steps in a row that fp16 may skip for overflow
-JOINT_BATCH_DIVISOR = 8  # of a step's items: the joint part has 20 s of audio instead of two short rows of latents
+JOINT_BATCH_DIVISOR = 4  # of a step's items: the joint part decodes and compares sound
 JOINT_CODEC_RATE = 0.1  # of the learning rate, for encoder and decoder in the joint part
 CACHE_BATCH = 4
 FREE_ON_RESTART = {
@@ -133,7 +133,7 @@ def add_schedule_arguments(group) -> None:
     )  # fmt: skip
     group.add_argument(
         "--batch_size", type=batch_size,
-        help="items a process and micro-step (default: the preset's); the joint part takes an eighth of a step's "
+        help="items a process and micro-step (default: the preset's); the joint part takes a quarter of a step's "
         "items; auto: the most that fit --memory_limit of the preset's batch x --accumulate, and as many micro-steps "
         "as make it up",
     )  # fmt: skip
@@ -252,9 +252,10 @@ class Predict(Phase):
 
 
 class Joint(Predict):
-    """Stage 2b: the full network learns from audio, nothing frozen."""
+    """Stage 2b: the full network learns, nothing frozen. Context and target are still those of the cache, which the
+    encoder hardly leaves behind: encoding them anew would take half of the time."""
 
-    name, reads_cache = "joint", False
+    name = "joint"
 
     def __init__(self, run: "Run", end: float):
         super().__init__(run, end)
@@ -266,7 +267,7 @@ class Joint(Predict):
     def items(self):
         run = self.run
         return run.data.PairItems(
-            run.windows["train"], run.latent_shape, run.args.latent_variants, run.args.seed,
+            run.windows["train"], run.latent_shape, run.args.latent_variants, run.args.seed, run.open_cache(),
             crop=run.crop_shape, copies=run.repetition.COPIES,
         )  # fmt: skip
 
@@ -477,6 +478,7 @@ class Run:
         self.seconds = {1: 0.0, 2: 0.0}  # spent in each stage, over all restarts
         self.evaluated_at = None
         self.warned = False  # of collapse
+        self.cached_by = None  # key of the encoder that the latent cache is of
         self.begin_stage(1)
 
     # stages and phases
@@ -545,7 +547,7 @@ class Run:
             (self.folder / "samples").mkdir(exist_ok=True)
             self.board = SummaryWriter(self.folder / "tb")
         while not (self.stage == 2 and self.progress() >= 1 and self.evaluated_at == self.step):
-            if any(phase.reads_cache and self.progress() < phase.end for phase in self.phases()):
+            if any(phase.reads_cache for phase in self.phases()):
                 self.fill_cache(stop)
             if self.best == math.inf:
                 self.evaluate()
@@ -728,7 +730,13 @@ class Run:
         """Encode all training windows once; variants that are there already for the same key are kept."""
         import audio
 
-        cache, key = self.open_cache(), self.cache_key()
+        cache, key = self.open_cache(), self.cached_by or self.cache_key()
+        if self.cached_by and not (cache.has_key(key) and not cache.missing()):
+            print("warning: the latent cache is not as this run left it: latents are encoded anew, and the run will "
+                  "not be bit-identical to an undisturbed one", file=sys.stderr)  # fmt: skip
+            key = self.cache_key()
+        self.ranks.wait_for_all()
+        self.cached_by = key
         if self.ranks.is_first() and not cache.has_key(key):
             cache.clear()
             cache.folder.mkdir(parents=True, exist_ok=True)
@@ -890,6 +898,7 @@ class Run:
             "sampler": {"item": self.item},
             "early_stop": {"best": self.best, "since": self.evaluations_since_best, "skipped": self.skipped},
             "evaluated_at": self.evaluated_at,
+            "cached_by": self.cached_by if self.joint_has_begun() else None,
             "data_meta": self.meta,
             "settings": self.settings,
             "processes": self.ranks.count(),
@@ -936,7 +945,7 @@ class Run:
             )
         early = state["early_stop"]
         self.best, self.evaluations_since_best, self.skipped = early["best"], early["since"], early["skipped"]
-        self.evaluated_at = state["evaluated_at"]
+        self.evaluated_at, self.cached_by = state["evaluated_at"], state["cached_by"]
         self.checkpoint.set_rng_state(state["rng"])
         if self.ranks.is_first():
             evaluated = self.step if self.evaluated_at == self.step else self.step - 1

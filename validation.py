@@ -124,7 +124,7 @@ class Validation:
         noise = self.noise(pair, (1, self.config.latent_channels, self.config.chunk_latents))
         with self.autocast():
             copies = self.model.copies(heard)
-            sampled = self.model.sample(self.model.hear(heard), *losses.joint_sampling(self.config, noise))
+            sampled = self.model.sample(self.model.hear(heard), losses.start_noise(self.config, noise), 1, 1.0)
             continuation = self.model.decode(sampled.float(), truth.shape[-1], copies)
         looped = copies.play(0, truth.shape[-1])[:, 0]
         sounds = {"continuation": continuation, "loop": looped, "input_repeated": heard}
