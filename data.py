@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import sys
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import fft
 
 import audio
 
@@ -282,6 +284,8 @@ QUIETEST_RMS = 1e-3  # softer passages are not lifted further
 GAIN_RANGE_DB = (-6, 3)
 SPEED_RANGE = 0.06  # about a semitone
 MARGIN_SECONDS = 0.05  # cut off after a change of speed, where the circular resampling wraps around
+PRESENT_COPY = 0.85  # probability of each copy in the joint part, and that there are any
+ANY_COPIES = 0.9
 TIME_SHIFT = 3  # early times, where only the context can tell what comes, count more than the unshifted flow's
 ELSEWHERE_CHUNKS = 2  # at least so many lie between a pair and its 'same song elsewhere'
 
@@ -320,12 +324,17 @@ def level_gain(context: np.ndarray) -> float:
     return CONTEXT_LEVEL / max(float(np.sqrt(np.mean(np.square(context, dtype=np.float64)))), QUIETEST_RMS)
 
 
+def fast_length(samples: float) -> int:
+    """The next whole number of samples that has a fast Fourier transform."""
+    return fft.next_fast_len(math.ceil(samples), real=True)
+
+
 def change_speed(x: np.ndarray, length: int) -> np.ndarray:
     """Play x (channels, samples) in `length` samples: circular band-limited resampling by the FFT."""
     if x.shape[-1] == length:
         return x
-    spectrum = np.fft.rfft(x)[:, : length // 2 + 1]
-    return (np.fft.irfft(spectrum, length) * (length / x.shape[-1])).astype(np.float32)
+    spectrum = fft.rfft(x)[:, : length // 2 + 1]
+    return fft.irfft(spectrum, length) * np.float32(length / x.shape[-1])
 
 
 class Windows:
@@ -374,7 +383,7 @@ class Windows:
     def window(self, pair: int, chunks: int, change: Augmentation) -> np.ndarray:
         """An augmented window of whole chunks: float32 (channels, chunks * chunk)."""
         length = chunks * self.chunk
-        needed = round((length + 2 * self.margin) * change.speed)
+        needed = fast_length((length + 2 * self.margin) * change.speed)
         if change.speed == 1 or needed > self.song(pair)["rows"] * self.chunk:
             x = self._near(pair, length, change.place)
         else:
@@ -390,9 +399,11 @@ class Windows:
     def crop(self, pair: int, length: int, change: Augmentation, place: float) -> np.ndarray:
         """`length` samples at `place` (0..1) of a window of one chunk: float32 (channels, length)."""
         window = self._near(pair, self.chunk, change.place)
-        speed = change.speed if round((length + 2 * self.margin) * change.speed) <= self.chunk else 1.0
-        margin = 0 if speed == 1 else self.margin
-        needed = round((length + 2 * margin) * speed)
+        needed = fast_length((length + 2 * self.margin) * change.speed)
+        if change.speed == 1 or needed > self.chunk:
+            margin, needed = 0, length
+        else:
+            margin = self.margin
         offset = round(place * (self.chunk - needed))
         x = change_speed(window[:, offset : offset + needed], length + 2 * margin)
         return self._finish(x[:, margin : margin + length], level_gain(window), change)
@@ -460,18 +471,20 @@ def latent_noise(rng: np.random.Generator, shape: tuple[int, int]) -> dict:
 
 
 class PairItems:
-    """Stage 2: a context and its target, as cached latents or, in the joint part, as 20 s of audio; and all that
+    """Stage 2: a context and its target, as cached latents and, in the joint part, as 20 s of audio too; and all that
     the flow draws for them.
 
-    Item keys: context, target (latents) or x (audio) with the noise of CropItems; flow_noise, context_noise
-    (latents); time, heard (numbers, see AttentionCore).
+    Item keys: context, target, flow_noise, context_noise (latents); time, heard (numbers, see AttentionCore). With
+    audio: x, the noise of CropItems, `present_copies`, and the place, 0..1, of what is continued.
     """
 
-    def __init__(self, windows: Windows, shape: tuple[int, int], variants: int, seed: int, cache=None, crop=None):
-        """shape: (latent_channels, latents) of a chunk; cache: a LatentCache, else audio; crop: shape of the
-        noise for the reconstruction, needed without a cache."""
+    def __init__(
+        self, windows: Windows, shape: tuple[int, int], variants: int, seed: int, cache, crop=None, copies=0
+    ):
+        """shape: (latent_channels, latents) of a chunk; cache: a LatentCache. For audio too, crop: shape of the noise
+        for the reconstruction, and copies: how many there are of a context."""
         self.windows, self.shape, self.variants, self.seed = windows, shape, variants, seed
-        self.cache, self.crop = cache, crop
+        self.cache, self.crop, self.copies = cache, crop, copies
         self.order = Order(len(windows), seed, stage=2)
 
     def __getitem__(self, item: int) -> dict:
@@ -479,11 +492,17 @@ class PairItems:
         rng = draws(self.seed, "pair", item)
         variant = int(rng.integers(self.variants))
         drawn = flow_draws(rng, self.shape)
-        if self.cache is not None:
-            context, target = self.cache.read(variant, pair)
-            return {"context": context, "target": target, **drawn}
-        x = WindowItems(self.windows, variant, self.seed)[pair]
-        return {**x, **latent_noise(rng, self.crop), **drawn}
+        context, target = self.cache.read(variant, pair)
+        latents = {"context": context, "target": target, **drawn}
+        if self.crop is None:
+            return latents
+        audio = WindowItems(self.windows, variant, self.seed)[pair] | latent_noise(rng, self.crop)
+        return latents | audio | {"present": present_copies(rng, self.copies), "place": np.float32(rng.uniform())}
+
+
+def present_copies(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Which of so many copies the decoder may play, bool (count,): it must do without any, and without all."""
+    return (rng.random(count) < PRESENT_COPY) & (rng.random() < ANY_COPIES)
 
 
 class WindowItems:

@@ -259,6 +259,17 @@ class Embedder:
         return torch.cat(embeddings).numpy()
 
 
+def mel_statistics(x: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Describe (channels, samples) without a network: of the logarithmic mel levels of every 3 s (`log_mel_patches`)
+    the mean, the standard deviation and the mean change from frame to frame, float32 (patches, 288).
+
+    A second opinion beside musicnn's embedding, so that no system is tuned to one of them.
+    """
+    patches = log_mel_patches(x, sample_rate)
+    change = np.abs(np.diff(patches, axis=1)).mean(axis=1)
+    return np.concatenate([patches.mean(axis=1), patches.std(axis=1), change], axis=1)
+
+
 # Distances of embeddings
 
 

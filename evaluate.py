@@ -12,13 +12,14 @@ import hashlib
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 import audio
+import baselines
 import data
 import embedding
 import files
@@ -37,15 +38,19 @@ from arguments import (
     seed_number,
     steady_output,
 )
-from gates import CEILING, ONE_STEP
+from gates import CEILING, LOOP, ONE_STEP, OWN_SOUND
+from model import GUIDANCE, SAMPLING_STEPS
 
 SHOWN_SONGS = 3  # songs whose first pair is drawn and written as sound
 KEPT_OF_A_CHECKPOINT = ("config", "ema", "stage", "step", "data_meta")  # the rest is large
 GAINS = {"gain_another_song": "val_context_gain", "gain_same_song": "val_context_gain_same_song"}  # as train.py logs
-GUESS = ", guess"
-WITHOUT_NETWORK = ("silence", "input repeated", "tempo-locked loop", "another song", "same song elsewhere")
-NO_EMBEDDING = [np.zeros((0, embedding.DIMENSIONS), np.float32)]  # of a song in which a system is silent
-REAL_AUDIO = WITHOUT_NETWORK[1:]  # judged through each codec too
+WITHOUT_NETWORK = (
+    "silence", "input repeated", "tempo-locked loop", LOOP, "another song", "same song elsewhere", "oracle of copies"
+)  # fmt: skip
+REAL_AUDIO = (LOOP, "another song", "same song elsewhere")  # judged through each codec too
+LONG_SONGS = 10  # songs that are continued for LONG_BLOCKS chunks
+LONG_BLOCKS = 6
+HALVES = ("repeats least", "repeats most")
 LONGEST_FILE_NAME = 100  # bytes of a system's; a suffix and a temporary name's additions come to it
 PASSAGES_AT_ONCE = 2**30  # bytes of continuations that are looked for in the training songs together
 
@@ -76,9 +81,12 @@ def parse_args(argv=None) -> argparse.Namespace:
     songs.add_argument("--pairs_per_song", type=positive_int, default=4, help="pairs, spread over each song")
     songs.add_argument("--seed", type=seed_number, default=0, help="of everything that is drawn")
     sampling = parser.add_argument_group("sampling and hardware")
-    sampling.add_argument("--steps", type=positive_int, default=32, help="steps from noise to music")
+    sampling.add_argument("--steps", type=positive_int, default=SAMPLING_STEPS, help="steps from noise to music")
     sampling.add_argument(
-        "--guidance", type=not_negative_float, default=2.0, help="how strongly the input is followed; 1: as trained"
+        "--guidance",
+        type=not_negative_float,
+        default=GUIDANCE,
+        help="how strongly the input is followed; 1: as trained",
     )
     sampling.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     return parser.parse_args(argv)
@@ -161,6 +169,7 @@ class Continuation:
     context: np.ndarray
     sound: np.ndarray
     comb_rates: tuple[float, float]  # in Hz, at which a network may hum
+    seams: Sequence[int] = ()  # samples at which copies of the input begin anew
 
 
 class Network:
@@ -236,19 +245,23 @@ class Network:
         seed = int(self.draw(pair, purpose).integers(2**31))
         return self.model.predict(context, seed=seed, **sampling).float()
 
-    def guess(self, context):
-        """The context's guess at what follows, which the core starts from, as if it were predicted: a baseline."""
-        return self.model.parts(context)[1]
-
-    def play(self, pair: Pair, context, latents) -> Continuation:
-        """What is heard of the pair's input, whose end is faded over, and of `latents` decoded behind it."""
+    def play(self, pair: Pair, context, latents, with_copies: bool = True) -> Continuation:
+        """What is heard of the pair's input, whose end is faded over, and of `latents` decoded behind it, beside
+        copies of the input or as the decoder's own sound alone."""
         import torch
 
         from model import fade_over
 
-        before, after = map(self.sound, self.model.decode_behind(context, latents))
+        copies = self.model.copies(self.batch(pair.context)) if with_copies else None
+        before, after = map(self.sound, self.model.decode_behind(context, latents, copies))
         heard = fade_over(torch.from_numpy(pair.context), torch.from_numpy(before)).numpy()
-        return Continuation(heard, after[:, : self.config.chunk_samples], self.comb_rates())
+        seams = copies.seams(self.config.chunk_samples) if copies else ()
+        return Continuation(heard, after[:, : self.config.chunk_samples], self.comb_rates(), seams)
+
+    def generate(self, pair: Pair, seconds: float) -> np.ndarray:
+        """A continuation of any length, as generate.py makes it."""
+        seed = int(self.draw(pair, 1).integers(2**31))
+        return self.model.generate(pair.context, seconds, seed, **self.samplings[""]).numpy()
 
     def loss(self, pair: Pair, context, target) -> float:
         """Validation loss of the prediction from this context."""
@@ -381,8 +394,12 @@ class Judge:
         self.comb_rates = (modern or networks)[0].comb_rates()  # of systems without a network
         self.rows = {section: {} for section in scorecard.SECTIONS}
         self.listening = []  # what listen.html plays
-        self.embedder = embedding.Embedder() if embedding.find_weights() else None
-        self.embeddings = {}  # system -> song -> embeddings of its continuations
+        self.embedders = {"mel": embedding.mel_statistics}
+        if embedding.find_weights():
+            self.embedders["musicnn"] = embedding.Embedder()
+        self.embeddings = {name: {} for name in self.embedders}  # system -> song -> embeddings of its continuations
+        self.correlations = {}  # song -> how exactly each pair's input repeats itself
+        self.long = {}  # network -> (song, input, truth, blocks of a long continuation)
         self.hums = {"reconstruction": {}, "continuation": {}}  # section -> system -> (Hz, song -> dB of its pairs)
         self.passages = []  # (system, song, pair, passages of the continuation), to be looked for in training songs
         if self.continuing:  # shown even where no pair has one
@@ -442,11 +459,21 @@ class Judge:
 
     def baselines(self, pair: Pair) -> dict[str, Continuation]:
         """What continues a song without a network, as far as this pair has it."""
-        loop = metrics.tempo_locked_loop(pair.context, self.rate)
-        sounds = (np.zeros_like(pair.target), pair.context, loop, pair.another, pair.elsewhere)
+        loop = baselines.loop(pair.context, self.rate)
+        self.correlations.setdefault(pair.song, []).append(loop.correlation)
+        bars = baselines.tempo_locked_loop(pair.context, self.rate)
+        oracle = baselines.copy_oracle(pair.context, pair.target, self.rate)
+        sounds = (
+            np.zeros_like(pair.target), pair.context, bars, loop.sound, pair.another, pair.elsewhere, oracle
+        )  # fmt: skip
         named = dict(zip(WITHOUT_NETWORK, sounds, strict=True))
         named |= {name: read_prediction(folder, pair, self.rate) for name, folder in self.predictions.items()}
-        return {name: Continuation(pair.context, x, self.comb_rates) for name, x in named.items() if x is not None}
+        seams = {LOOP: loop.seams}
+        return {
+            name: Continuation(pair.context, x, self.comb_rates, seams.get(name, ()))
+            for name, x in named.items()
+            if x is not None
+        }
 
     def judge_network(self, network: Network, pair: Pair, baselines: dict) -> tuple[dict, dict]:
         """By name the continuations of a network, its ceiling and real audio through it among them, and the latents
@@ -462,9 +489,9 @@ class Judge:
             again = network.predict(pair, context, network.samplings[""], purpose=4)[0].cpu().numpy()
             diversity = metrics.latent_diversity(latents[network.name][1], again)
             self.add("continuation", network.name, pair.song, {"latent_diversity": diversity})
-        if not network.config.is_legacy:
-            played[network.name + GUESS] = network.play(pair, context, network.guess(context))
-        played[network.name + CEILING] = network.play(pair, context, target)
+            if not suffix and not network.config.is_legacy:
+                played[network.name + OWN_SOUND] = network.play(pair, context, predicted, with_copies=False)
+        played[network.name + CEILING] = network.play(pair, context, target, with_copies=False)
         for name in (name for name in REAL_AUDIO if name in baselines):
             z, through = network.encode(baselines[name].sound), f"{name} through {network.name}"
             coded = network.sound(network.model.decode(z, pair.target.shape[-1]))
@@ -473,32 +500,82 @@ class Judge:
         return played, latents
 
     def judge_continuations(self, pair: Pair, continuations: dict[str, Continuation]) -> None:
-        heard = self.embedder(pair.context, self.rate) if self.embedder else None
+        heard = {kind: embed(pair.context, self.rate) for kind, embed in self.embedders.items()}
         for name, played in continuations.items():
-            measures = metrics.continuation_measures(played.context, pair.target, played.sound, self.rate)
+            measures = metrics.continuation_measures(
+                played.context, pair.target, played.sound, self.rate, played.seams
+            )
             del measures["join_click_percentile_truth"]  # stands in the truth's own row
             measures |= metrics.combs_above_truth(pair.target, played.sound, self.rate, *played.comb_rates)
             self.add("continuation", name, pair.song, measures)
             self.add_hum("continuation", name, pair, played.sound, played.comb_rates)
             passages = metrics.passages(played.sound, self.rate, 1.0).astype(np.float32)
             self.passages.append((name, pair.song, pair.number, passages))
-            if self.embedder and played.sound.any():  # silence is like nothing
-                found = self.embedder(played.sound, self.rate)
-                self.embeddings.setdefault(name, {}).setdefault(pair.song, []).append(found)
-                likeness = embedding.paired_similarity(heard, found)
-                self.add("continuation", name, pair.song, {"embedding_similarity": likeness})
+            for kind, embed in self.embedders.items() if played.sound.any() else ():  # silence is like nothing
+                found = embed(played.sound, self.rate)
+                self.embeddings[kind].setdefault(name, {}).setdefault(pair.song, []).append(found)
+                if kind == "musicnn":
+                    likeness = embedding.paired_similarity(heard[kind], found)
+                    self.add("continuation", name, pair.song, {"embedding_similarity": likeness})
 
-    def kernel_distances(self) -> dict[str, dict]:
-        """Kernel audio distance of each system's continuations from the true ones, its interval over songs, and what
-        it is without each song."""
-        truth, distances = self.embeddings.get("truth", {}), {}
-        for name, found in self.embeddings.items():
-            sets = ([np.concatenate(parts.get(song, NO_EMBEDDING)) for song in truth] for parts in (truth, found))
+    def kernel_distances(self, kind: str, songs: list[str]) -> dict[str, dict]:
+        """Kernel audio distance of each system's continuations of these songs from the true ones, its interval over
+        songs, and what it is without each song. kind: musicnn or mel."""
+        embeddings = self.embeddings.get(kind, {})
+        truth, distances = embeddings.get("truth", {}), {}
+        songs = [song for song in songs if song in truth]
+        for name, found in embeddings.items():
+            sets = (joined([parts.get(song, []) for song in songs]) for parts in (truth, found))
             whole, without = embedding.kernel_distance(*sets)
             value, low, high = metrics.jackknife_interval(whole, without)
-            without = dict(zip(truth, without.tolist(), strict=True))
+            without = dict(zip(songs, without.tolist(), strict=True))
             distances[name] = {"mean": value, "low": low, "high": high, "without_song": without}
         return distances
+
+    def halves(self) -> dict[str, list[str]]:
+        """The songs whose inputs repeat their sound least exactly, and the others; an odd one is with the least."""
+        means = {
+            song: metrics.per_song(found, [song] * len(found))[song] for song, found in self.correlations.items()
+        }
+        ranked = sorted(means, key=means.get)
+        middle = (len(ranked) + 1) // 2
+        return dict(zip(HALVES, (ranked[:middle], ranked[middle:]), strict=True))
+
+    def continue_long(self, pair: Pair) -> None:
+        """Keep a continuation of LONG_BLOCKS chunks by every network, in blocks."""
+        seconds = LONG_BLOCKS * pair.context.shape[-1] / self.rate
+        for network in self.continuing:
+            blocks = np.split(network.generate(pair, seconds), LONG_BLOCKS, axis=1)
+            self.long.setdefault(network.name, []).append((pair, blocks))
+
+    def judge_long(self) -> dict[str, list[dict]]:
+        """network -> by block of its long continuations: loudness and band energies against the input and chroma to
+        it, means over songs, and the kernel audio distances from the true continuations."""
+        return {
+            name: [self.judge_block([(pair, blocks[i]) for pair, blocks in played]) for i in range(LONG_BLOCKS)]
+            for name, played in self.long.items()
+        }
+
+    def judge_block(self, block: list[tuple[Pair, np.ndarray]]) -> dict[str, float]:
+        rows = [
+            {
+                "loudness_db": metrics.loudness_ratio_db(pair.context, sound),
+                "chroma_cosine": metrics.chroma_cosine(pair.context, sound, self.rate),
+                **{
+                    f"energy_{band}_db": ratio
+                    for band, ratio in metrics.band_energy_ratios_db(pair.context, sound, self.rate).items()
+                },
+            }
+            for pair, sound in block
+        ]
+        found = {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
+        for kind, embed in self.embedders.items():
+            sets = (
+                [embed(x, self.rate) for x in sounds]
+                for sounds in zip(*((p.target, s) for p, s in block), strict=True)
+            )
+            found[f"kernel_audio_distance_{kind}"] = embedding.kernel_distance(*sets)[0]
+        return found
 
     def passage_bytes(self) -> int:
         return sum(found.nbytes for *_, found in self.passages)
@@ -550,6 +627,12 @@ class Judge:
             plots.plot_join(self.output / shown["picture"], whole, self.rate, pair.context.shape[-1] / self.rate)
             systems.append({"name": name, **shown})
         self.listening.append({"title": pair.title, "systems": systems})
+
+
+def joined(parts: list[list[np.ndarray]]) -> list[np.ndarray]:
+    """One array of embeddings a song, which has no rows for a song in which a system is silent."""
+    width = next(rows.shape[1] for found in parts for rows in found) if any(parts) else 0
+    return [np.concatenate([np.zeros((0, width), np.float32), *found]) for found in parts]
 
 
 def worst_hum(frequencies: np.ndarray, songs: dict[str, list[np.ndarray]]) -> dict[str, float]:
@@ -636,6 +719,7 @@ def make_card(args: argparse.Namespace, judge: Judge, pairs: Pairs, facts: dict[
     import checkpoint
 
     figures = summarise(judge.rows, args.seed)
+    songs = [song["id"] for song in pairs.songs]
     kept = ("split", "pairs_per_song", "seed", "steps", "guidance")
     card = {
         "format": 1,
@@ -650,7 +734,17 @@ def make_card(args: argparse.Namespace, judge: Judge, pairs: Pairs, facts: dict[
         "notes": notes,
         "figures": figures,
         "hum": judge.worst_hums(),
-        "kernel_audio_distance": judge.kernel_distances(),
+        "kernel_audio_distance": judge.kernel_distances("musicnn", songs),
+        "kernel_audio_distance_mel": judge.kernel_distances("mel", songs),
+        "halves": {
+            half: {
+                "songs": of_half,
+                "kernel_audio_distance": judge.kernel_distances("musicnn", of_half),
+                "kernel_audio_distance_mel": judge.kernel_distances("mel", of_half),
+            }
+            for half, of_half in judge.halves().items()
+        },
+        "long": judge.judge_long(),
         "ranks": rank(figures["continuation"], args.seed),
     }
     return card | {"gates": [asdict(gate) for gate in gates.check(card)]}
@@ -718,6 +812,8 @@ def judge_pairs(judge: Judge, pairs: Pairs, training_side: data.Side, meta: dict
         for position, song in enumerate(pairs.songs):
             latents = []
             for pair in until_stopped(pairs.of_song(position), stop):
+                if position < LONG_SONGS and not latents:
+                    judge.continue_long(pair)
                 latents.append(judge.judge_pair(pair, shown=position < SHOWN_SONGS and not latents))
                 bar.update()
             judge.judge_song(song["id"], latents)

@@ -2,10 +2,14 @@
 batch, so that the mean over a batch does not depend on how it is cut over accumulation steps or processes."""
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from layers import FRAME_RATE_HZ
+from repetition import onset_strength
 
 SPECTRAL_SECONDS = 2048 / 12000  # the longest window, which sees the partials of a hum; each next is half as long
 SPECTRAL_SIZES = 5
@@ -20,7 +24,10 @@ FULL_LEVEL_POWER = 0.01  # of a signal at -20 dBFS RMS, the level of every conte
 KL_WEIGHT = 1e-4
 ROBUST_NOISE = 0.15  # of each latent's standard deviation, at most
 FIXED_TIMES = (0.0, 0.3, 0.5, 0.7)  # of the flow, at which it is validated
-DECODED_FROM_TIME = 0.7  # the one-step prediction is sharp enough to be compared with the waveform from here on
+ONSET_FRAMES = 5  # 50 ms
+ONSET_WEIGHT, NOTE_WEIGHT = 2.0, 2.0  # of the continuation, beside its spectral distance
+CHROMA_HZ = (55, 2000)
+CONTINUED_SECONDS = 4  # of a continuation that are decoded in a step of the joint part
 
 
 # Stage 1: reconstruction
@@ -237,28 +244,85 @@ def predict_step(model, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
     return loss, {"prediction": loss}
 
 
-def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor]]:
-    """Stage 2b: reconstruction, prediction, and the waveform of the decoded one-step prediction, nothing frozen.
-
-    batch["x"] is context and target, (batch, channels, 2 * chunk). The context does not hear the target, as in
-    generation. As much as the noise in the batch covers is decoded: the end of the context, the start of the target.
-    """
-    config, x = model.config, batch["x"]
-    latents = batch["posterior_noise"].shape[-1]
-    samples, cut = latents * config.latent_samples, config.chunk_samples
-    context, log_variance = model.context_posterior(x[..., :cut])
+def continuation_losses(
+    target: Tensor, continuation: Tensor, sample_rate: int, size: int, in_mid_side: bool
+) -> dict[str, Tensor]:
+    """Distances of a continuation from the true one, audio (batch, channels, samples), (batch,) each: of the spectra,
+    at one window length and in one stereo basis, of the onsets and of the notes. Phases are not asked for: nobody
+    could predict them."""
+    onsets = onset_distance(target, continuation, sample_rate)
+    notes = chroma_distance(target, continuation, sample_rate)
+    if in_mid_side:
+        target, continuation = mid_side(target), mid_side(continuation)
     with torch.no_grad():
-        target = model.encode(x)[..., config.chunk_latents : 2 * config.chunk_latents]
-    mean = model.parts(context)[0]
-    end, end_variance = mean[..., -latents:], log_variance[..., -latents:]
-    again = model.decode_with_levels(latent_noise(model, end, end_variance, batch))
-    parts = reconstruction_parts(model, x[..., cut - samples : cut], mean, log_variance, again, draw)
+        reference = stft(target, size)[1]
+    spectral = spectral_distance(reference, stft(continuation, size)[1])
+    return {"continued_spectral": spectral, "continued_onsets": onsets, "continued_notes": notes}
+
+
+def continuation_sum(parts: dict[str, Tensor]) -> Tensor:
+    """What of stage 2's loss the continuation has: (batch,)."""
+    beat, notes = ONSET_WEIGHT * parts["continued_onsets"], NOTE_WEIGHT * parts["continued_notes"]
+    return parts["continued_spectral"] + beat + notes
+
+
+def onset_distance(target: Tensor, estimate: Tensor, sample_rate: int) -> Tensor:
+    """1 - correlation of the onset strengths, mean over bands, smoothed over 50 ms: (batch,), 0..2."""
+    hop = sample_rate // FRAME_RATE_HZ
+    a, b = (F.avg_pool1d(onset_strength(x, hop).mean(1), ONSET_FRAMES, 1) for x in (target, estimate))
+    power = a.square().sum(1) * b.square().sum(1)
+    return 1 - (a * b).sum(1) * torch.rsqrt(power + 1e-6)
+
+
+def chroma_distance(target: Tensor, estimate: Tensor, sample_rate: int) -> Tensor:
+    """1 - cosine of the mean pitch-class profiles: (batch,), 0..1."""
+    return 1 - F.cosine_similarity(*(pitch_classes(x, sample_rate) for x in (target, estimate)), dim=1)
+
+
+def pitch_classes(x: Tensor, sample_rate: int) -> Tensor:
+    """Mean over frames of the shares of the 12 pitch classes in the power of audio x (batch, channels, samples) from
+    CHROMA_HZ[0] to CHROMA_HZ[1], each bin counted to its nearest semitone: (batch, 12)."""
+    size = 2 * max(spectral_sizes(sample_rate))  # tells semitones apart from 100 Hz on
+    if x.shape[-1] < size:
+        return x.new_ones(len(x), 12)
+    frequencies = torch.arange(size // 2 + 1, device=x.device) * sample_rate / size
+    used = (frequencies >= CHROMA_HZ[0]) & (frequencies < CHROMA_HZ[1])
+    pitch = (12 * (frequencies[used] / 440).log2()).round().long() % 12
+    power = stft(x.mean(1, keepdim=True), size)[1][:, 0, :, used].square()
+    classes = power @ F.one_hot(pitch, 12).to(power)
+    return (classes / (classes.sum(-1, keepdim=True) + 1e-6)).mean(1)
+
+
+def start_noise(config, noise: Tensor) -> Tensor:
+    """What a prediction starts from: the noise (batch, latent_channels, latents), or the mse objective's zeros."""
+    return noise if config.objective == "flow" else torch.zeros_like(noise)
+
+
+def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor]]:
+    """Stage 2b: reconstruction, prediction, and the decoded continuation, nothing frozen.
+
+    batch: latents as in stage 2a, and batch["x"], the sound of context and target, (batch, channels, 2 * chunk). The
+    end of the context is reconstructed, as much of it as the noise in the batch covers.
+    CONTINUED_SECONDS of the core's one-step prediction, the same of every item, are decoded with copies of the
+    context, but for those that batch["present"] leaves out: so the core learns to say what helps the decoder.
+    """
+    config, x, cut = model.config, batch["x"], model.config.chunk_samples
+    samples = batch["posterior_noise"].shape[-1] * config.latent_samples
+    heard = x[..., :cut]
+    end = heard[..., -samples:]
+    mean, log_variance = (part[..., : batch["posterior_noise"].shape[-1]] for part in model.posterior(end))
+    again = model.decode_with_levels(latent_noise(model, mean, log_variance, batch))
+    parts = reconstruction_parts(model, end, mean, log_variance, again, draw)
     loss = weighted_sum(parts)
-    parts["prediction"], predicted = prediction_loss(model, context, target, batch)
-    decoded = model.decode(model.destandardise(predicted)[..., :latents])
-    sharp = (batch["time"] >= DECODED_FROM_TIME).float() if config.objective == "flow" else 1.0
-    parts["decoded_mse"] = sharp * waveform_mse(x[..., cut : cut + samples], decoded)
-    return loss + parts["prediction"] + parts["decoded_mse"] / FULL_LEVEL_POWER, parts
+    copies = replace(model.copies(heard), present=batch["present"])
+    parts["prediction"], _ = prediction_loss(model, batch["context"], batch["target"], batch)
+    predicted = model.sample(batch["context"], start_noise(config, batch["flow_noise"]), steps=1, guidance=1.0)
+    latents = min(round(CONTINUED_SECONDS * config.latent_rate), config.chunk_latents)
+    first = round(batch["place"][0].item() * (config.chunk_latents - latents))
+    start, samples = first * config.latent_samples, latents * config.latent_samples
+    continuation = model.decode(predicted[..., first : first + latents].float(), samples, copies, start)
+    parts |= continuation_losses(x[..., cut + start : cut + start + samples], continuation, **draw)
+    return loss + parts["prediction"] + continuation_sum(parts), parts
 
 
 # Legacy: mean squared error of the waveform, and nothing else

@@ -34,6 +34,7 @@ import losses
 import muon
 import ranks
 from model import ContinuationModel, ModelConfig, on_meta
+from repetition import COPIES
 
 PARTS = ("stage1", "latents", "stage2", "joint")  # of a training, in their order
 CONTEXT_GIGABYTES = 1.0  # of CUDA, with the workspaces of its libraries
@@ -221,10 +222,9 @@ class Rehearsal:
 
     def trained(self) -> list[torch.nn.Module]:
         model = self.model
-        codec = [model.encoder, model.decoder]
         if self.part == "stage1":
-            return codec
-        return [model.core, *codec] if self.part == "joint" or self.config.is_legacy else [model.core]
+            return [model.encoder, model.decoder] if self.config.is_legacy else [model.encoder, *model.decoder.own()]
+        return [model] if self.part == "joint" or self.config.is_legacy else [model.core]
 
     def step(self) -> None:
         """One optimiser step."""
@@ -307,7 +307,7 @@ def silent_item(plan: Plan, part: str) -> dict:
         return data.CropItems(windows, crop, plan.crop_samples, seed=0)[0]
     silent, context = (np.zeros((chunk[0], length), np.float32) for length in (chunk[1], plan.config.context_latents))
     cache = SimpleNamespace(read=lambda variant, pair: (context, silent))
-    return data.PairItems(windows, chunk, 1, seed=0, cache=cache if part == "stage2" else None, crop=crop)[0]
+    return data.PairItems(windows, chunk, 1, 0, cache, crop if part == "joint" else None, COPIES)[0]
 
 
 def worst_draw(config: ModelConfig) -> dict:

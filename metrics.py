@@ -691,13 +691,16 @@ def beat_phase_error(context: np.ndarray, continuation: np.ndarray, sample_rate:
     return float(abs(np.angle(after / before)) / (2 * np.pi))
 
 
-def join_click_percentile(context: np.ndarray, continuation: np.ndarray, sample_rate: int) -> float:
-    """Where a click at the join stands among the input's own attacks: 0..100, the percentile of its flux.
+def click_percentiles(
+    context: np.ndarray, continuation: np.ndarray, sample_rate: int, places: Sequence[int] = (0,)
+) -> np.ndarray:
+    """Where clicks at `places`, in samples behind the join, stand among the input's own attacks: 0..100 each, the
+    percentile of its flux.
 
     Flux: the sum over channels and bins above 2 kHz of the growth of |S| from frame to frame (n = 256). Its
-    largest value from 30 ms before the join, where the crossfade lies, to 10 ms after it is ranked among the
+    largest value from 30 ms before the place, where the crossfade lies, to 10 ms after it is ranked among the
     largest values of the consecutive 40 ms of the input before; equal values count half. Undefined where the
-    input is silent above 2 kHz.
+    input is silent above 2 kHz, and at a place too near to the end.
     """
     hop = CLICK_SIZE // 4
     magnitudes = _magnitudes(np.concatenate([context, continuation], axis=-1), CLICK_SIZE)
@@ -705,24 +708,18 @@ def join_click_percentile(context: np.ndarray, continuation: np.ndarray, sample_
     flux = np.maximum(np.diff(high, axis=1), 0).sum(axis=(0, 2))
     length = round(CLICK_SECONDS * sample_rate / hop)
     # Flux i is centred between frames i and i + 1.
-    centre = (context.shape[-1] - CLICK_SIZE / 2) / hop - 0.5
-    start = round(centre - 0.75 * length)
-    at_join = flux[start : start + length]
-    own = flux[start % length : start].reshape(-1, length).max(axis=1) if start >= length else np.zeros(0)
-    if not np.any(own) or not at_join.size:
+    centres = ((context.shape[-1] + np.asarray(places)) - CLICK_SIZE / 2) / hop - 0.5
+    starts = np.round(centres - 0.75 * length).astype(int)
+    join = round((context.shape[-1] - CLICK_SIZE / 2) / hop - 0.5 - 0.75 * length)
+    own = flux[join % length : join].reshape(-1, length).max(axis=1) if join >= length else np.zeros(0)
+    return np.array([_percentile(own, flux[start : start + length]) for start in starts])
+
+
+def _percentile(own: np.ndarray, found: np.ndarray) -> float:
+    """Rank of the largest of `found` among `own`."""
+    if not np.any(own) or not found.size:
         return float("nan")
-    return float(100 * np.mean((own < at_join.max()) + 0.5 * (own == at_join.max())))
-
-
-def tempo_locked_loop(context: np.ndarray, sample_rate: int) -> np.ndarray | None:
-    """The last two bars of the input (one, where two do not fit), of four beats each at its detected tempo, repeated
-    to the input's length: a continuation that needs no network. (channels, samples); None without a tempo."""
-    bar = 4 * 60 / tempo(context, sample_rate) * sample_rate
-    if not bar <= context.shape[-1]:
-        return None
-    bar = round(bar)
-    length = 2 * bar if 2 * bar <= context.shape[-1] else bar
-    return np.resize(context[:, -length:].T, context.T.shape).T
+    return float(100 * np.mean((own < found.max()) + 0.5 * (own == found.max())))
 
 
 def copy_index(context: np.ndarray, continuation: np.ndarray, sample_rate: int) -> float:
@@ -789,25 +786,31 @@ def latent_diversity(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def continuation_measures(
-    context: np.ndarray, reference: np.ndarray, estimate: np.ndarray, sample_rate: int
+    context: np.ndarray,
+    reference: np.ndarray,
+    estimate: np.ndarray,
+    sample_rate: int,
+    seams: Sequence[int] = (),
 ) -> dict[str, float]:
     """Measures of a continuation (estimate) against the true one (reference) after the same context.
 
     Loudness and energy ratios in dB, by horizon; the join click of the truth and the copy index minus the
-    truth's own stand beside theirs.
+    truth's own stand beside theirs. seams: where copies of the input begin anew in the estimate, in samples.
     """
     true_parts, parts = horizons(reference, sample_rate), horizons(estimate, sample_rate)
     copied, own = (copy_index(context, x, sample_rate) for x in (estimate, reference))
     loudness = loudness_ratio_db(reference, estimate)
     measures = {
+        "mr_stft": mr_stft_distance(reference, estimate),
         "loudness_db": loudness,
         "loudness_error_db": abs(loudness),
         "chroma_cosine": chroma_cosine(reference, estimate, sample_rate),
         "key_agreement": key_agreement(reference, estimate, sample_rate),
         "onset_correlation": onset_correlation(reference, estimate, sample_rate),
         **beat_measures(context, reference, estimate, sample_rate),
-        "join_click_percentile": join_click_percentile(context, estimate, sample_rate),
-        "join_click_percentile_truth": join_click_percentile(context, reference, sample_rate),
+        "join_click_percentile": _mean(click_percentiles(context, estimate, sample_rate)),
+        "join_click_percentile_truth": _mean(click_percentiles(context, reference, sample_rate)),
+        "seam_click_percentile": _mean(click_percentiles(context, estimate, sample_rate, seams)),
         "copy_index": copied,
         "copy_index_above_truth": copied - own,
     }

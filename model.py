@@ -21,15 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repetition import long_term_prediction, repeat
+from layers import FRAME_RATE_HZ, WINDOW_HOPS, ChannelNorm, blocks, typical_magnitude
+from mixer import Mixer
+from repetition import Copies, find_copies, long_term_prediction, loop
 
-FRAME_RATE_HZ = 100
-WINDOW_HOPS = 4  # of the encoder's filters and of the decoder's inverse STFT
 LONG_WINDOW_HOPS = 16  # of the encoder's second look, that tells neighbouring partials apart
 TONES_HZ = (600, 900)  # tones up to the first are whole, at the second they have faded out
-PHASE_STEPS = 2  # of Griffin and Lim's iteration, above the tones
-OVERLAP_GAIN = 1.055  # where frames that do not quite agree overlap, 0.47 dB are lost after these steps
-NOISE_GAIN = 2  # and 6 dB where they are independent
+NOISE_GAIN = 2  # where frames are independent, 6 dB are lost as they overlap
 STEADY_HZ = 350  # tones above may not stay the same from frame to frame
 STEADY_FRAMES = 51  # half a second
 CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context is brought to this level before it is encoded
@@ -151,49 +149,6 @@ PRESETS = {
 # Encoder and decoder
 
 
-def typical_magnitude(bins: int, window_hops: int = WINDOW_HOPS) -> Tensor:
-    """Of music at CONTEXT_LEVEL, where a full-scale sine is 1, in the first `bins` bins of a DFT over so many hops:
-    (bins, 1). It falls by 40 dB from 100 Hz to 5 kHz; divided by it, all bins are of a size."""
-    frequencies = torch.arange(bins) * (FRAME_RATE_HZ / window_hops)
-    return (0.025 / (1 + (frequencies / 400) ** 1.7))[:, None]
-
-
-class ChannelNorm(nn.Module):
-    """Root mean square normalisation over the channels of each frame (Zhang and Sennrich 2019): no frame hears
-    another, so a cut-out and the whole are normalised alike."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(width, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        power = x.float().square().mean(dim=1, keepdim=True)
-        return x * torch.rsqrt(power + 1e-6).to(x.dtype) * self.scale
-
-
-class ConvNeXtBlock(nn.Module):
-    """Depthwise convolution over time, then a pointwise network, added to the input (Liu et al. 2022)."""
-
-    def __init__(self, width: int, dilation: int):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv1d(width, width, 7, padding=3 * dilation, dilation=dilation, groups=width),
-            ChannelNorm(width),
-            nn.Conv1d(width, 3 * width, 1),
-            nn.GELU(),
-            nn.Conv1d(3 * width, width, 1),
-        )
-        self.layer_scale = nn.Parameter(torch.full((width, 1), 0.1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.layer_scale * self.layers(x)
-
-
-def blocks(width: int, count: int) -> nn.Sequential:
-    """Every second block looks four times as far."""
-    return nn.Sequential(*(ConvNeXtBlock(width, dilation=4 if i % 2 else 1) for i in range(count)))
-
-
 class Stem(nn.Module):
     """Audio to frames: one trainable filter bank for all channels, started as a windowed DFT. Of every bin, relative
     to what is typical of it, the square root of the magnitude with its phase, and the magnitude's logarithm."""
@@ -277,16 +232,14 @@ class Encoder(nn.Module):
 
 
 class InverseSTFT(nn.Module):
-    """Frames -> audio, overlap-added in fp32 and divided by the true sum of squared windows, at the edges too (after
-    Vocos, Siuzdak 2023). Low bins have tones, a complex value each, plus noise under a magnitude; those from
-    the last of TONES_HZ on have magnitudes alone, for which phases are found (Griffin and Lim 1984). Stereo is made
-    of mid and side, or else noise would always be wide.
+    """Frames -> spectrum of mid and side -> audio, overlap-added in fp32 and divided by the true sum of squared
+    windows, at the edges too (after Vocos, Siuzdak 2023). All bins have noise under a magnitude; low ones, up to the
+    last of TONES_HZ, have tones too, a complex value each. Stereo is made of mid and side, or else noise would always
+    be wide.
 
     Where a compact code cannot know the phases, a network that is the same at every frame could only repeat one
-    phase pattern, a hum at multiples of the frame rate. The search for phases begins at noise, the same at every
-    call; where the magnitudes are those of partials it leads to their tones, elsewhere it stays a noise. From
-    STEADY_HZ on, what stays the same over half a second is taken out of the tones: it would be that hum, whatever the
-    music.
+    phase pattern, a hum at multiples of the frame rate. So from STEADY_HZ on, what stays the same over half a second
+    is taken out of the tones: it would be that hum, whatever the music.
     """
 
     def __init__(self, width: int, channels: int, hop: int):
@@ -307,33 +260,24 @@ class InverseSTFT(nn.Module):
             self.project.weight.mul_(0.3)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames (batch, width, frames) -> audio (batch, channels, frames * hop), and the levels asked for in the
-        bins without tones, of mid and side, in the unit of `levels`: (batch, channels, bins, frames)."""
-        batch, _, frames = x.shape
-        x = self.project(x).float().view(batch, self.channels, -1, frames)
+        """Frames (batch, width, frames) -> spectrum of mid and side, complex (batch, channels, bins, frames), and the
+        levels asked for in the bins without tones, in the unit of `levels`: (batch, channels, bins, frames)."""
+        x = self.project(x).float().view(len(x), self.channels, -1, x.shape[-1])
         real, imaginary, log_levels = x.split([self.tones, self.tones, self.bins], dim=2)
         tones = torch.complex(*(self.moving(part) * self.tone_scale for part in (real, imaginary)))
-        levels, noise = self.positive(log_levels), self.noise(frames, x.device)
-        magnitudes = levels * self.scale
-        low = tones + NOISE_GAIN * noise[:, : self.tones] * magnitudes[:, :, : self.tones]
-        high = magnitudes[:, :, self.tones :]
-        high = OVERLAP_GAIN * high * self.phases(low, high, noise)
-        x = self.istft(torch.cat([low, high], dim=2))
-        x = x[..., self.before : self.before + frames * self.hop]
-        if self.channels == 2:
-            mid, side = x.unbind(1)
-            x = torch.stack([mid + side, mid - side], dim=1)
-        return x, levels[:, :, self.tones :]
+        levels = self.positive(log_levels)
+        noise = NOISE_GAIN * self.noise(x.shape[-1], x.device) * (levels * self.scale)
+        return F.pad(tones, (0, 0, 0, self.bins - self.tones)) + noise, levels[:, :, self.tones :]
 
-    @torch.no_grad()
-    def phases(self, low: Tensor, magnitudes: Tensor, noise: Tensor) -> Tensor:
-        """Complex numbers of size 1 (0 in silence) for the magnitudes (batch, channels, bins, frames) above `low`:
-        those of the noise (channels, bins, frames), led PHASE_STEPS times to what the audio of all bins has."""
-        phases = noise[:, self.tones :].sgn()
-        for _ in range(PHASE_STEPS):
-            audio = self.istft(torch.cat([low, magnitudes * phases], dim=2))
-            phases = self.stft(audio)[:, :, self.tones :].sgn()
-        return phases
+    def audio(self, spectrum: Tensor) -> Tensor:
+        """Spectrum of mid and side (batch, channels, bins, frames) -> audio (batch, channels, frames * hop)."""
+        frames = spectrum.shape[-1]
+        return mid_side(self.istft(spectrum)[..., self.before : self.before + frames * self.hop])
+
+    def spectrum(self, x: Tensor) -> Tensor:
+        """Audio (batch, channels, frames * hop) -> spectrum of mid and side (batch, channels, bins, frames)."""
+        x = F.pad(x.float(), (self.before, (WINDOW_HOPS - 1) * self.hop - self.before))
+        return self.stft(mid_side(x) / x.shape[1])
 
     def istft(self, spectrum: Tensor) -> Tensor:
         """Complex (batch, channels, bins, frames) -> audio (batch, channels, (frames + WINDOW_HOPS - 1) * hop)."""
@@ -347,10 +291,9 @@ class InverseSTFT(nn.Module):
         return torch.fft.rfft(x.unfold(-1, len(self.window), self.hop) * self.window).transpose(2, 3)
 
     def levels(self, x: Tensor) -> Tensor:
-        """Magnitudes of audio x (batch, channels, frames * hop), relative to half of what is typical, in the bins
-        without tones: (batch, channels, bins, frames)."""
-        x = F.pad(x, (self.before, (WINDOW_HOPS - 1) * self.hop - self.before))
-        return (self.stft(x).abs() / self.scale)[:, :, self.tones :]
+        """Magnitudes of audio x (batch, channels, frames * hop) in mid and side, relative to half of what is typical,
+        in the bins without tones: (batch, channels, bins, frames)."""
+        return (self.spectrum(x).abs() / self.scale)[:, :, self.tones :]
 
     def moving(self, x: Tensor) -> Tensor:
         """A part of the tones (batch, channels, tones, frames), in higher bins less its mean over half a second."""
@@ -377,24 +320,49 @@ class InverseSTFT(nn.Module):
         return total.reshape(count, (frames + WINDOW_HOPS - 1) * self.hop)
 
 
+def mid_side(x: Tensor) -> Tensor:
+    """Left and right to their sum and difference, and (half of) these to left and right; mono stays as it is."""
+    if x.shape[1] != 2:
+        return x
+    first, second = x.unbind(1)
+    return torch.stack([first + second, first - second], dim=1)
+
+
 class Decoder(nn.Module):
-    """Latents (batch, latent_channels, latents) -> audio and levels, as InverseSTFT gives them. No transposed
-    convolution: it is what hums in the legacy network."""
+    """Latents, and copies of the sound that was heard -> audio. Without copies it plays its own sound alone. No
+    transposed convolution: it is what hums in the legacy network."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         first, second = config.decoder_widths
-        self.from_latents = nn.Conv1d(config.latent_channels, first, 3, padding=1)
-        self.first_blocks = blocks(first, config.decoder_blocks[0])
-        self.between = nn.Conv1d(first, second, 3, padding=1)
-        self.second_blocks = blocks(second, config.decoder_blocks[1])
-        self.norm = ChannelNorm(second)
+        self.trunk = nn.Sequential(
+            nn.Conv1d(config.latent_channels, first, 3, padding=1),
+            *blocks(first, config.decoder_blocks[0]),
+            nn.Conv1d(first, second, 3, padding=1),
+            *blocks(second, config.decoder_blocks[1]),
+            ChannelNorm(second),
+        )
         self.head = InverseSTFT(second, config.channels, config.hop)
+        self.mixer = Mixer(config.channels, self.head.bins, second)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.first_blocks(self.from_latents(z))
-        x = self.second_blocks(self.between(x))
-        return self.head(self.norm(x))
+    def forward(self, z: Tensor, copies: Copies | None = None, start: int = 0) -> tuple[Tensor, Tensor]:
+        """Latents (batch, latent_channels, latents), the first of which stands for the samples from `start` on behind
+        the cut -> audio (batch, channels, samples), and the levels that InverseSTFT gives."""
+        hidden = self.trunk(z)
+        spectrum, levels = self.head(hidden)
+        if copies is not None:
+            spectrum = self.mixer(*self.sources(spectrum, copies, start), hidden, copies, start)
+        return self.head.audio(spectrum), levels
+
+    def own(self) -> list[nn.Module]:
+        """What makes the decoder's own sound: all but the mixer."""
+        return [self.trunk, self.head]
+
+    def sources(self, own: Tensor, copies: Copies, start: int) -> tuple[Tensor, Tensor]:
+        """Spectra that are mixed, own sound and copies, and that of the context."""
+        sound = copies.play(start, own.shape[-1] * self.head.hop)
+        played = self.head.spectrum(sound.flatten(0, 1)).unflatten(0, sound.shape[:2])
+        return torch.cat([own[:, None], played], dim=1), self.head.spectrum(copies.context)
 
 
 # The core
@@ -588,7 +556,7 @@ class LegacyDecoder(nn.Sequential):
             nn.ConvTranspose1d(128, channels, 9, stride=2, padding=4, output_padding=1),
         )
 
-    def forward(self, z: Tensor) -> tuple[Tensor, None]:
+    def forward(self, z: Tensor, copies: None = None, start: int = 0) -> tuple[Tensor, None]:
         return super().forward(z), None
 
 
@@ -636,7 +604,7 @@ class ContinuationModel(nn.Module):
         elsewhere the long-term prediction of the latents. On training pairs the fourth power of the correlation was
         the best weight of the powers from 1.5 to 4.
         """
-        repeated, correlation = repeat(x, self.config.hop)
+        repeated, correlation = loop(x, self.config.hop)
         mean, log_variance = self.posterior(torch.cat([x, repeated], dim=-1))
         latents = self.config.chunk_latents
         own, repetition = mean[..., : 2 * latents].float().split(latents, dim=-1)  # the encoder rounds up
@@ -654,16 +622,23 @@ class ContinuationModel(nn.Module):
         latents = self.config.chunk_latents  # the encoder rounds their number up
         return self.hear(x[..., : self.config.chunk_samples]), self.encode(x)[..., latents : 2 * latents]
 
-    def decode(self, z: Tensor, length: int | None = None) -> Tensor:
-        """Audio of latents: (batch, channels, length); by default all samples that the latents stand for."""
-        return self.decode_with_levels(z)[0][..., :length]
+    def copies(self, x: Tensor) -> Copies | None:
+        """What the decoder may play behind the context x (batch, channels, samples); legacy has no copies."""
+        return None if self.config.is_legacy else find_copies(x, self.config.hop)
 
-    def decode_with_levels(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    def decode(self, z: Tensor, length: int | None = None, copies: Copies | None = None, start: int = 0) -> Tensor:
+        """Audio of latents: (batch, channels, length); by default all samples that the latents stand for. With
+        `copies` of a context, z begins `start` samples behind its end."""
+        return self.decode_with_levels(z, copies, start)[0][..., :length]
+
+    def decode_with_levels(
+        self, z: Tensor, copies: Copies | None = None, start: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
         """Audio of latents (batch, channels, samples), and the levels that the head asked for above its tones, of mid
         and side: (batch, channels, bins, frames); legacy: None."""
         channels = self.config.latent_channels
         assert z.ndim == 3 and z.shape[1] == channels, f"expected (batch, {channels}, latents), got {tuple(z.shape)}"
-        return self.decoder(z)
+        return self.decoder(z, copies, start)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """decode(encode(x)), of x's own length."""
@@ -672,7 +647,7 @@ class ContinuationModel(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both outputs for a context x: its reconstruction and the (one-step) prediction of what follows it."""
         predicted = self.predict(self.hear(x), steps=1, guidance=1.0)
-        return self.reconstruct(x), self.decode(predicted, x.shape[-1])
+        return self.reconstruct(x), self.decode(predicted, x.shape[-1], self.copies(x))
 
     @torch.no_grad()
     def track_latents(self, mean: Tensor, mean_square: Tensor, momentum: float = 0.02) -> None:
@@ -705,10 +680,13 @@ class ContinuationModel(nn.Module):
             return self.core(context)
         if self.config.objective == "mse":
             steps, guidance, temperature = 1, 1.0, 0.0
-        context = self.standardise(context)
         shape = (len(context), self.config.latent_channels, self.config.chunk_latents)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        z = temperature * noise.to(context)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(context)
+        return self.sample(context, temperature * noise, steps, guidance)
+
+    def sample(self, context: Tensor, noise: Tensor, steps: int, guidance: float) -> Tensor:
+        """What `predict` makes of the noise (batch, latent_channels, latents)."""
+        context, z = self.standardise(context), noise
         for step in range(steps):
             z = z + self.guided_velocity(z, context, step / steps, guidance) / steps
         return self.destandardise(z)
@@ -733,37 +711,38 @@ class ContinuationModel(nn.Module):
     ) -> Tensor:  # fmt: skip
         """What follows `audio` (channels, samples): (channels, round(seconds x rate)), on the CPU, at its rate.
 
-        Only the last chunk of `audio` is heard. Beyond a chunk it rolls on and hears its own sound in place of it;
-        in its first quarter every roll is led back to the level of `audio`, or else the errors in level would add up.
-        `with_input` puts that last chunk in front, crossfaded over the 20 ms before the cut, as every roll is.
+        Only the last chunk of `audio` is heard. Beyond a chunk the core goes on from its own sound; the decoder goes
+        on playing copies of `audio` itself, so that the continuation stays that song, at its level. `with_input` puts
+        that last chunk in front, crossfaded over the 20 ms before the cut, as every roll is.
         """
         config = self.config
-        x = torch.as_tensor(audio, dtype=torch.float32).cpu()
+        x = torch.as_tensor(audio, dtype=torch.float32)
         if x.ndim != 2 or x.shape[0] != config.channels or x.shape[1] < config.chunk_samples:
             need = config.chunk_samples / config.sample_rate
             raise ValueError(f"expected ({config.channels}, samples) with at least {need:g} s, got {tuple(x.shape)}")
         chunk, length = config.chunk_samples, round(seconds * config.sample_rate)
-        sound = x[:, -chunk:]
-        first_gain = gain_to_level(sound)
+        gain = gain_to_level(x[:, -chunk:])
+        sound = (gain * x[:, -chunk:])[None].to(self.latent_mean.device)
+        copies = self.copies(sound)
         for roll in range(-(-length // chunk)):
-            heard = sound[:, -chunk:]
-            gain = gain_to_level(heard)
-            context = self.hear((gain * heard)[None].to(self.latent_mean.device))
+            context = self.hear(sound[..., -chunk:])
             own = (int(seed) + roll * SEED_STRIDE) % 2**32  # other noise in every roll; torch would drop higher bits
             predicted = self.predict(context, steps, guidance, own, temperature)
-            before, after = ((part[0] / gain).cpu() for part in self.decode_behind(context, predicted))
-            back = (gain / first_gain) ** torch.linspace(0, 4, after.shape[1]).clamp(max=1)
-            sound = torch.cat([fade_over(sound, before), back * after], dim=1)
-        return sound[:, 0 if with_input else chunk : chunk + length]
+            before, after = self.decode_behind(context, predicted, copies, roll * chunk)
+            sound = torch.cat([fade_over(sound, before), after], dim=-1)
+        return (sound[0, :, 0 if with_input else chunk : chunk + length] / gain.to(sound)).cpu()
 
-    def decode_behind(self, context: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:
+    def decode_behind(
+        self, context: Tensor, predicted: Tensor, copies: Copies | None, start: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """Decode predicted latents behind the end of the context's, so that they join: the FADE_SECONDS before the
-        cut, and all that the prediction stands for, (batch, channels, samples) each."""
+        cut, and all that the prediction stands for, (batch, channels, samples) each. The prediction begins `start`
+        samples behind the sound that the copies are of."""
         config = self.config
         join = min(round(JOIN_SECONDS * config.latent_rate), config.chunk_latents)
         end = self.parts(context)[0][..., -join:]
-        decoded = self.decode(torch.cat([end, predicted], dim=-1)).float()
         cut, fade = join * config.latent_samples, round(FADE_SECONDS * config.sample_rate)
+        decoded = self.decode(torch.cat([end, predicted], dim=-1), copies=copies, start=start - cut).float()
         return decoded[..., cut - fade : cut], decoded[..., cut:]
 
 
@@ -782,7 +761,7 @@ def gain_to_level(x: Tensor) -> Tensor:
 
 
 def fade_over(x: Tensor, into: Tensor) -> Tensor:
-    """x (channels, samples), crossfaded at its end into the shorter `into`."""
+    """x (..., samples), crossfaded at its end into the shorter `into`."""
     fade = into.shape[-1]
     ramp = torch.linspace(0, 1, fade, device=x.device)
     return torch.cat([x[..., :-fade], x[..., -fade:] * (1 - ramp) + into * ramp], dim=-1)

@@ -1,51 +1,106 @@
-"""How music goes on if it goes on repeating itself: what the core is told beside the context, and starts from.
+"""How music goes on if it goes on repeating itself: the copies that the decoder may play, and what the core is told.
 
 In sound a repetition can be exact to the sample, so that tones go on in phase; latents, a hundred a second, can only
-repeat to the nearest, and still do so where bars are alike without being the same.
+repeat to the nearest, and still do so where bars are alike without being the same. All of it is computed from the
+context alone.
 """
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+COPIES = 6  # candidates for what follows a context
 LAG_OCTAVES = (0.1, 0.2, 0.4, 0.8)  # of a context's length: 1 s, 2 s, 4 s and 8 s
+SHORTEST_LAG = 0.04  # of a context's length, of all candidates but the first
+LAG_DISTANCE = 0.01  # of a context's length, between the lags of two candidates
 PATTERN = 0.2  # of a context's length, at its end: what is looked for in the sound before it
 SOFTEST_MATCH = 0.01  # its power relative to the pattern's; what is softer matches less
 LONGER_LAG = 0.07  # what an octave more of lag counts, as a correlation: more is repeated, and less often
+SEAM_HOPS = 2  # over which the end of a copy fades into its next repetition
 ONSET_WINDOW_HOPS = 4
 ONSET_BANDS = 8
 
 
+@dataclass(frozen=True)
+class Copies:
+    """Candidates for what follows a context: its end, over and over, at several lags; the first one is the loop."""
+
+    context: Tensor  # (batch, channels, samples)
+    lags: Tensor  # (batch, copies), in samples
+    similarity: Tensor  # (batch, copies, 2): correlation of the sound, and of the onsets, at that lag
+    present: Tensor  # (batch, copies): False for those that may not be played
+    hop: int
+
+    def play(self, start: int, length: int) -> Tensor:
+        """Samples start .. start + length behind the cut (a negative start lies before it) of every copy: (batch,
+        copies, channels, length)."""
+        sound = [tile_tail(self.context, lag, start, length, SEAM_HOPS * self.hop) for lag in self.lags.unbind(1)]
+        return torch.stack(sound, dim=1)
+
+    def seams(self, length: int) -> list[int]:
+        """Where copies of one context begin anew within `length` samples behind the cut, in order."""
+        return sorted({place for lag in self.lags[0].tolist() for place in range(lag, length, lag)})
+
+
 @torch.no_grad()
-def repeat(x: Tensor, hop: int) -> tuple[Tensor, Tensor]:
+def find_copies(x: Tensor, hop: int, count: int = COPIES) -> Copies:
+    """Find the lags at which the context x (batch, channels, samples) repeats itself best, LAG_DISTANCE apart."""
+    lags, sound, rhythm, score = lag_scores(x, hop)
+    is_loop = lags >= round(LAG_OCTAVES[0] * x.shape[-1])
+    best = [score.masked_fill(~is_loop, -torch.inf).argmax(-1)]
+    for _ in range(count - 1):
+        near = (lags - lags[best[-1]][:, None]).abs() < LAG_DISTANCE * x.shape[-1]
+        score = score.masked_fill(near, -torch.inf)
+        best.append(score.argmax(-1))
+    best = torch.stack(best, dim=1)
+    similarity = torch.stack([sound.gather(1, best), rhythm.gather(1, best)], dim=-1)
+    return Copies(x, lags[best], similarity.clamp(0, 1), torch.ones_like(best, dtype=torch.bool), hop)
+
+
+def loop(x: Tensor, hop: int) -> tuple[Tensor, Tensor]:
     """What follows audio x (batch, channels, samples) if it goes on repeating itself, of the same shape, and how
-    exactly it has done so (batch,), 0..1: its end over and over, at its `sound_lag`, and the correlation there."""
-    lag, correlation = sound_lag(x, hop)
-    return over_and_over(x, lag), correlation
+    exactly it has done so (batch,), 0..1: the first of its copies, and the correlation of the sound there."""
+    copies = find_copies(x, hop)
+    return copies.play(0, x.shape[-1])[:, 0], copies.similarity[:, 0, 0]
 
 
-def over_and_over(x: Tensor, lag: Tensor) -> Tensor:
-    """The last `lag` (batch,) of x (batch, channels, length), repeated to x's own length."""
-    length, lag = x.shape[-1], lag[:, None]
-    source = length - lag + torch.arange(length, device=x.device) % lag
-    return x.gather(2, source[:, None].expand_as(x))
+def tile_tail(x: Tensor, lag: Tensor, start: int, length: int, seam: int = 0) -> Tensor:
+    """The last `lag` (batch,) of x (batch, channels, samples) over and over: what is heard from `start` to `start` +
+    `length` behind x's end. Over the last `seam` of every repetition it fades into what leads up to the next one.
+    Before x's end it is what was heard `lag` earlier."""
+    time = start + torch.arange(length, device=x.device)
+    lag = lag[:, None]
+    repetition = (time // lag).clamp(min=0)
+    source = x.shape[-1] - lag + time - repetition * lag  # (batch, length)
+    own = gather_samples(x, source.clamp(min=0))  # in a short context less came before its end than is asked for
+    into_seam = time - (repetition + 1) * lag + seam
+    if not seam or not (into_seam > 0).any():
+        return own
+    weight = (into_seam.clamp(min=0) / seam) * (source >= lag)  # nothing leads up to the very first sample
+    return own.lerp(gather_samples(x, (source - lag).clamp(min=0)), weight[:, None].to(x.dtype))
 
 
-def sound_lag(x: Tensor, hop: int) -> tuple[Tensor, Tensor]:
-    """Of x's end, in samples, within LAG_OCTAVES, and the correlation coefficient of the sound there: (batch,) each.
+def gather_samples(x: Tensor, places: Tensor) -> Tensor:
+    """x (batch, channels, samples) at `places` (batch, length)."""
+    return x.gather(2, places[:, None].expand(-1, x.shape[1], -1))
 
-    It is where sound and rhythm together resemble themselves the most: the last PATTERN of the sound, to the sample,
-    and all of the `onset_strength`. Played music hardly ever repeats its sound, but its beat.
+
+def lag_scores(x: Tensor, hop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All lags in samples (lags,) at which the end of x (batch, channels, samples) may be found in what came before
+    it, and by lag (batch, lags): the correlation coefficients of the sound and of the onsets, and the score.
+
+    Sound is compared over the last PATTERN, to the sample, onsets over all of x. Played music hardly ever repeats its
+    sound, but its beat.
     """
     x = x.float()
     length = x.shape[-1]
-    lags = torch.arange(round(LAG_OCTAVES[0] * length), round(LAG_OCTAVES[-1] * length) + 1, device=x.device)
+    lags = torch.arange(round(SHORTEST_LAG * length), round(LAG_OCTAVES[-1] * length) + 1, device=x.device)
     sound = pattern_similarity(x, round(PATTERN * length), lags)
     rhythm = self_similarity(onset_strength(x, hop))[:, (lags + hop // 2) // hop]
-    best = (sound + rhythm + LONGER_LAG * (lags / lags[0]).log2()).argmax(-1)
-    return lags[best], sound.gather(1, best[:, None])[:, 0].clamp(0, 1)
+    return lags, sound, rhythm, sound + rhythm + LONGER_LAG * (lags / length).log2()
 
 
 def pattern_similarity(x: Tensor, size: int, lags: Tensor) -> Tensor:
@@ -101,7 +156,7 @@ def long_term_prediction(z: Tensor) -> Tensor:
     weights = correlations**3 / correlations.square().sum(1, keepdim=True).clamp(min=1e-6)
     prediction = mean.expand_as(z)
     for lag, weight in zip(lags.unbind(1), weights.to(z.dtype).unbind(1), strict=True):
-        prediction = prediction + weight[:, None, None] * over_and_over(z - mean, lag)
+        prediction = prediction + weight[:, None, None] * tile_tail(z - mean, lag, 0, z.shape[-1])
     return prediction
 
 

@@ -21,11 +21,12 @@ HEADLINES = {
         "floats_per_second": ("floats a second", "fewer"),
     },
     "continuation": {
-        "loudness_db": ("loudness (dB)", "nearer to 0"),
-        "loudness_error_db": ("mean distance from the true loudness (dB)", "lower"),
-        "chroma_cosine": ("chroma cosine", "higher"),
         "onset_correlation": ("onset correlation", "higher"),
+        "chroma_cosine": ("chroma cosine", "higher"),
+        "mr_stft": ("MR-STFT distance from the truth", "lower"),
+        "loudness_db": ("loudness (dB)", "nearer to 0"),
         "join_click_percentile": ("join click (percentile)", "lower"),
+        "seam_click_percentile": ("clicks at the seams of copies (percentile)", "lower"),
         "copy_index_above_truth": ("copy index above the truth's", "nearer to 0"),
         "memorisation": ("memorisation above the truth's", "not above 0"),
         "latent_std_ratio_median": ("latent std ratio, median", "nearer to 1"),
@@ -41,9 +42,10 @@ EXPLANATIONS = {
     "reconstruction": "decode(encode(x)) of the target chunk. Noise and smooth reference: noise under the true "
     "smoothed spectrum, and the true phases under it; they need no network, and spectral distances reward both.",
     "continuation": "Ten seconds after ten seconds of input, against the true ones. Another song and same song "
-    "elsewhere are real audio at the input's level. One step: the flow's conditional mean. Guess: how the "
-    "input would go on if it repeated itself, as the core is told. Ceiling: the true latents in place of predicted "
-    "ones, decoded and joined as a continuation is.",
+    "elsewhere are real audio at the input's level. Loop: the end of the input over and over at the lag at which it "
+    "repeats itself best, exact to the sample. Oracle of copies: by band and 80 ms the best of 12 such copies, "
+    "chosen by the truth. One step: the flow's conditional mean. Own sound: decoded without copies. Ceiling: that of "
+    "the true latents in place of predicted ones.",
     "context": "Loss of the prediction with another context minus that with the true one, same target, noise and "
     "times; of legacy the squared error of the decoded waveform. An interval above 0 says that the context is used; "
     "against the same song elsewhere it says that the very passage is continued, not only its timbre met.",
@@ -57,10 +59,17 @@ RANKS_EXPLANATION = (
     "another song's real audio, its interval excluding 0."
 )
 KAD_EXPLANATION = (
-    "Kernel audio distance (x 1000) of the continuations from the true ones, in the embedding of musicnn; near 0, "
-    "and sometimes below it, for sets that are alike. Real audio is the floor here, not an opponent. Intervals: "
-    "jackknife over songs."
+    "Kernel audio distance (KAD, x 1000) of the continuations from the true ones, in the embedding of musicnn and by "
+    "statistics of mel levels, so that no network is tuned to one of them; near 0, and sometimes below it, for sets "
+    "that are alike. Real audio is the floor here, not an opponent. Intervals: jackknife over songs."
 )
+HALVES_EXPLANATION = "Songs by how exactly the end of their inputs repeats what came before it to the sample."
+LONG_EXPLANATION = (
+    "A continuation of 60 s of the first pair of up to ten songs, by blocks of 10 s, against the input; kernel audio "
+    "distances from these songs' true continuations."
+)
+KINDS = {"KAD (musicnn): lower": "kernel_audio_distance", "KAD (mel): lower": "kernel_audio_distance_mel"}
+OF_HALVES = ("onset_correlation", "chroma_cosine", "mr_stft")
 GATES_EXPLANATION = (
     "What a flow has to show before it may be called good: gates.py. Open: something is missing on this scorecard."
 )
@@ -122,10 +131,13 @@ def as_markdown(card: dict) -> str:
             lines += headline_table(HEADLINES[section], systems, total)
         if card["hum"].get(section):
             lines += ["", HUM_EXPLANATION, "", *hum_table(card["hum"][section])]
-    if card["kernel_audio_distance"]:
-        lines += ["", "## Distribution", "", KAD_EXPLANATION, ""]
-        rows = [[name, interval(figure)] for name, figure in card["kernel_audio_distance"].items()]
-        lines += table(["system", "KAD: lower"], rows)
+    if card["figures"]["continuation"]:
+        lines += ["", "## Likeness to real music", "", KAD_EXPLANATION, "", *distance_table(card)]
+        lines += ["", "## By half", "", HALVES_EXPLANATION]
+        for half, found in card["halves"].items():
+            lines += ["", f"The {len(found['songs'])} songs whose input {half}:", "", *half_table(card, found)]
+    if card["long"]:
+        lines += ["", "## Long continuations", "", LONG_EXPLANATION, "", *long_table(card["long"])]
     lines += ["", "## From another song (0) to the ceiling (1)", "", RANKS_EXPLANATION, ""]
     lines += rank_table(card["ranks"])
     if card["gates"]:
@@ -134,6 +146,42 @@ def as_markdown(card: dict) -> str:
         if systems:
             lines += ["", f"## {section.capitalize()}: every measure", "", *full_table(systems, total)]
     return "\n".join(lines) + "\n"
+
+
+def distance_table(card: dict) -> list[str]:
+    systems = dict.fromkeys(name for kind in KINDS.values() for name in card[kind])
+    rows = [[name, *distances(card, name)] for name in systems]
+    return table(["system", *KINDS], rows)
+
+
+def distances(found: dict, system: str) -> list[str]:
+    """Kernel audio distances of a system, of the whole card or of one half."""
+    return [interval(found[kind][system]) if system in found[kind] else UNDEFINED for kind in KINDS.values()]
+
+
+def half_table(card: dict, half: dict) -> list[str]:
+    rows = []
+    for name, figures in card["figures"]["continuation"].items():
+        by_song = [figures.get(measure, {"songs": {}})["songs"] for measure in OF_HALVES]
+        means = [mean_of([songs.get(song, math.nan) for song in half["songs"]]) for songs in by_song]
+        rows.append([name, *map(number, means), *distances(half, name)])
+    headings = [": ".join(HEADLINES["continuation"][measure]) for measure in OF_HALVES]
+    return table(["system", *headings, *KINDS], rows)
+
+
+def mean_of(values: list[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def long_table(long: dict[str, list[dict]]) -> list[str]:
+    rows = [
+        [name, f"{10 * i}-{10 * i + 10} s", *(number(value) for value in block.values())]
+        for name, blocks in long.items()
+        for i, block in enumerate(blocks)
+    ]
+    measures = next(iter(long.values()))[0]
+    return table(["network", "block", *(f"`{measure}`" for measure in measures)], rows)
 
 
 def checkpoint_table(checkpoints: dict[str, dict]) -> list[str]:

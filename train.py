@@ -31,7 +31,7 @@ WEIGHT_DECAY = 0.01
 HEALTHY_STD_RATIO = (0.7, 1.4)  # of sampled latents over true ones
 COLLAPSE_GRACE = 0.1  # of stage 2, before its samples are judged
 SKIPPED_STEPS_LIMIT = 50  # steps in a row that fp16 may skip for overflow
-JOINT_BATCH_DIVISOR = 8  # of a step's items: the joint part has 20 s of audio instead of two short rows of latents
+JOINT_BATCH_DIVISOR = 4  # of a step's items: the joint part decodes and compares sound
 JOINT_CODEC_RATE = 0.1  # of the learning rate, for encoder and decoder in the joint part
 CACHE_BATCH = 4
 FREE_ON_RESTART = {
@@ -126,7 +126,7 @@ def add_schedule_arguments(group) -> None:
     group.add_argument("--stage1_steps", type=int, help="optimiser steps of stage 1 (default: the preset's)")
     group.add_argument("--stage2_steps", type=int, help="optimiser steps of stage 2 (default: the preset's)")
     group.add_argument(
-        "--joint_share", type=float, default=0.15, help="last share of stage 2 that trains the full network, 0..1"
+        "--joint_share", type=float, default=0.6, help="last share of stage 2 that trains the full network, 0..1"
     )
     group.add_argument(
         "--max_minutes", type=float,
@@ -134,7 +134,7 @@ def add_schedule_arguments(group) -> None:
     )  # fmt: skip
     group.add_argument(
         "--batch_size", type=batch_size,
-        help="items a process and micro-step (default: the preset's); the joint part takes an eighth of a step's "
+        help="items a process and micro-step (default: the preset's); the joint part takes a quarter of a step's "
         "items; auto: the most that fit --memory_limit of the preset's batch x --accumulate, and as many micro-steps "
         "as make it up",
     )  # fmt: skip
@@ -222,7 +222,7 @@ class Reconstruct(Phase):
     name, stage, reads_cache = "reconstruct", 1, False
 
     def trained(self, model) -> list:
-        return [model.encoder, model.decoder]
+        return [model.encoder, *model.decoder.own()]
 
     def items(self):
         run = self.run
@@ -253,9 +253,10 @@ class Predict(Phase):
 
 
 class Joint(Predict):
-    """Stage 2b: the full network learns from audio, nothing frozen."""
+    """Stage 2b: the full network learns, nothing frozen. Context and target are still those of the cache, which the
+    encoder hardly leaves behind: encoding them anew would take half of the time."""
 
-    name, reads_cache = "joint", False
+    name = "joint"
 
     def __init__(self, run: "Run", end: float):
         super().__init__(run, end)
@@ -267,8 +268,9 @@ class Joint(Predict):
     def items(self):
         run = self.run
         return run.data.PairItems(
-            run.windows["train"], run.latent_shape, run.args.latent_variants, run.args.seed, crop=run.crop_shape
-        )
+            run.windows["train"], run.latent_shape, run.args.latent_variants, run.args.seed, run.open_cache(),
+            crop=run.crop_shape, copies=run.repetition.COPIES,
+        )  # fmt: skip
 
     def loss(self, model, batch: dict, step: int) -> tuple:
         return self.run.losses.joint_step(model, batch, self.run.spectral_draw(step))
@@ -452,11 +454,12 @@ class Run:
         import losses
         import muon
         import ranks
+        import repetition
         import validation
         from model import ContinuationModel
 
         self.args, self.torch, self.data, self.losses, self.muon = args, torch, data, losses, muon
-        self.ranks = ranks
+        self.ranks, self.repetition = ranks, repetition
         self.checkpoint = checkpoint
         self.folder = Path(args.checkpoint_folder)
         self.meta, sides = data.open_dataset(args.dataset_folder)
@@ -476,6 +479,7 @@ class Run:
         self.seconds = {1: 0.0, 2: 0.0}  # spent in each stage, over all restarts
         self.evaluated_at = None
         self.warned = False  # of collapse
+        self.cached_by = None  # key of the encoder that the latent cache is of
         self.begin_stage(1)
 
     # stages and phases
@@ -495,14 +499,14 @@ class Run:
     def make_optimiser(self):
         """Over all that the stage ever trains; frozen parameters have no gradient and stay untouched."""
         model, rate = self.model, self.args.learning_rate
-        codec = [*model.encoder.parameters(), *model.decoder.parameters()]
-        core = list(model.core.parameters())
         if self.config.is_legacy:
-            return self.torch.optim.Adam([{"params": codec + core, "scale": 1.0}], lr=rate)
+            return self.torch.optim.Adam([{"params": model.parameters(), "scale": 1.0}], lr=rate)
+        codec = parameters_of(model.encoder, *model.decoder.own())
         if self.stage == 1:
             groups = [{"params": codec, "scale": 1.0}]
         else:
-            groups = [{"params": core, "scale": 1.0}, {"params": codec, "scale": JOINT_CODEC_RATE}]
+            new = parameters_of(model.core, model.decoder.mixer)
+            groups = [{"params": new, "scale": 1.0}, {"params": codec, "scale": JOINT_CODEC_RATE}]
         return self.muon.Muon(groups, lr=rate, weight_decay=WEIGHT_DECAY)
 
     def phases(self) -> list:
@@ -543,7 +547,7 @@ class Run:
             (self.folder / "samples").mkdir(exist_ok=True)
         while not (self.stage == 2 and self.progress() >= 1 and self.evaluated_at == self.step):
             self.open_board()
-            if any(phase.reads_cache and self.progress() < phase.end for phase in self.phases()):
+            if any(phase.reads_cache for phase in self.phases()):
                 self.fill_cache(stop)
             if self.best == math.inf:
                 self.ranks.wait_for_all()  # all have looked for last.pt
@@ -753,8 +757,14 @@ class Run:
 
         cache, missing = self.open_cache(), []
         if self.ranks.is_first():
-            cache.begin(self.cache_key())
+            cache.begin(self.cached_by or self.cache_key())
             missing = cache.missing()
+            if missing and self.cached_by:
+                print("warning: the latent cache is not as this run left it: latents are encoded anew, and the run "
+                      "will not be bit-identical to an undisturbed one", file=sys.stderr)  # fmt: skip
+                cache.begin(self.cache_key())
+                missing = cache.missing()
+            self.cached_by = cache.key
         is_missing = self.tensor([float(variant in missing) for variant in range(self.args.latent_variants)])
         started = time.monotonic()
         for variant in self.ranks.from_first(is_missing).nonzero().flatten().tolist():
@@ -881,6 +891,7 @@ class Run:
     def line(self, record: dict, is_best: bool) -> str:
         shown = {"train": record["train_loss"], "val": record["val_loss"]}
         shown |= {"mr_stft": record.get("val_mr_stft"), "context gain": record.get("val_context_gain")}
+        shown |= {"continuation": record.get("val_continuation"), "loop": record.get("val_loop")}
         defined = {name: value for name, value in shown.items() if value is not None and math.isfinite(value)}
         figures = "  ".join(f"{name} {value:.4f}" for name, value in defined.items())
         done = self.progress()
@@ -921,6 +932,7 @@ class Run:
             "early_stop": {"best": self.best, "since": self.evaluations_since_best, "skipped": self.skipped},
             "evaluated_at": self.evaluated_at,
             "interval": self.interval,
+            "cached_by": self.cached_by if self.joint_has_begun() else None,
             "data_meta": self.meta,
             "settings": self.settings,
             "processes": self.ranks.count(),
@@ -973,7 +985,7 @@ class Run:
             )
         early = state["early_stop"]
         self.best, self.evaluations_since_best, self.skipped = early["best"], early["since"], early["skipped"]
-        self.evaluated_at = state["evaluated_at"]
+        self.evaluated_at, self.cached_by = state["evaluated_at"], state.get("cached_by")
         self.interval = dict(state.get("interval", self.interval))  # older files have none
         self.checkpoint.set_rng_state(state["rng"])
         if self.ranks.is_first():
@@ -988,7 +1000,7 @@ class Run:
 
     def joint_has_begun(self) -> bool:
         """Whether stage 2 has moved encoder and decoder: cached latents would no longer be theirs."""
-        codec = (*self.model.encoder.parameters(), *self.model.decoder.parameters())
+        codec = self.model.encoder.parameters()
         return self.stage == 2 and not self.config.is_legacy and any(p in self.optimiser.state for p in codec)
 
     def announce(self) -> None:
@@ -1018,8 +1030,8 @@ def codec_fields(config: dict) -> dict:
 
 
 def codec_weights(weights: dict) -> dict:
-    """What of a network's weights is not its core's."""
-    return {name: value for name, value in weights.items() if not name.startswith("core.")}
+    """What of a network's weights stage 1 trains."""
+    return {name: value for name, value in weights.items() if not name.startswith(("core.", "decoder.mixer."))}
 
 
 def ignore_sigterm(_worker: int) -> None:
@@ -1027,6 +1039,10 @@ def ignore_sigterm(_worker: int) -> None:
     needs its readers until it has saved."""
     for number in (signal.SIGTERM, *hangup()):
         signal.signal(number, signal.SIG_IGN)
+
+
+def parameters_of(*parts) -> list:
+    return [parameter for part in parts for parameter in part.parameters()]
 
 
 def freeze_all_but(model, parts: list) -> None:

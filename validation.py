@@ -4,6 +4,7 @@ Pairs are spread over the whole side; losses are made of training's own, without
 """
 
 import math
+from itertools import product
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import losses
 import metrics
 
 PAIRS = 24
-DECODED = 4  # pairs that are continued in sound; twice as many are reconstructed
+DECODED = 4  # pairs that are continued in sound; twice as many are reconstructed, and compared with the loop
 SAMPLING_STEPS = 8
 
 
@@ -88,10 +89,9 @@ class Validation:
     def reconstruction_loss(self, *coded) -> float:
         """Mean over all that a step draws from."""
         found = []
-        for size in losses.spectral_sizes(self.config.sample_rate):
-            for basis in (False, True):
-                draw = {"sample_rate": self.config.sample_rate, "size": size, "in_mid_side": basis}
-                found.append(losses.weighted_sum(losses.reconstruction_parts(self.model, *coded, draw)).item())
+        for size, basis in self.spectral_draws():
+            draw = {"sample_rate": self.config.sample_rate, "size": size, "in_mid_side": basis}
+            found.append(losses.weighted_sum(losses.reconstruction_parts(self.model, *coded, draw)).item())
         return sum(found) / len(found)
 
     def prediction(self) -> dict[str, float]:
@@ -107,12 +107,38 @@ class Validation:
                     loss = self.prediction_losses(pair, foreign, target).mean()
                     gains.append(loss.item() - own[-1].mean().item())
         own = torch.stack(own)
+        continued = means_of([self.against_repetition(pair) for pair in self.pairs(2 * DECODED)])
         return {
-            "loss": own.mean().item(),
+            "loss": own.mean().item() + continued["continuation"],
+            "prediction": own.mean().item(),
             "latent_mse": own[:, 0].mean().item(),
+            **continued,
             "context_gain": mean_of(another),
             "context_gain_same_song": mean_of(elsewhere),
         }
+
+    def against_repetition(self, pair: int) -> dict[str, float]:
+        """Distance from the true continuation, over all that a step draws from, of the sampled one, and of what needs
+        no network: the loop, and the input repeated."""
+        heard, truth = self.audio(pair).split(self.config.chunk_samples, dim=-1)
+        noise = self.noise(pair, (1, self.config.latent_channels, self.config.chunk_latents))
+        with self.autocast():
+            copies = self.model.copies(heard)
+            sampled = self.model.sample(self.model.hear(heard), losses.start_noise(self.config, noise), 1, 1.0)
+            continuation = self.model.decode(sampled.float(), truth.shape[-1], copies)
+        looped = copies.play(0, truth.shape[-1])[:, 0]
+        sounds = {"continuation": continuation, "loop": looped, "input_repeated": heard}
+        return {name: self.continuation_loss(truth, sound) for name, sound in sounds.items()}
+
+    def continuation_loss(self, truth: Tensor, sound: Tensor) -> float:
+        """Mean over all that a step draws from."""
+        draws = ((self.config.sample_rate, *draw) for draw in self.spectral_draws())
+        parts = (losses.continuation_losses(truth, sound, *draw) for draw in draws)
+        return mean_of(losses.continuation_sum(found).item() for found in parts)
+
+    def spectral_draws(self) -> list[tuple[int, bool]]:
+        """Every window length and stereo basis."""
+        return list(product(losses.spectral_sizes(self.config.sample_rate), (False, True)))
 
     def latents(self) -> list[tuple]:
         """(context, target, context from elsewhere in the song or None) of each pair."""
@@ -133,10 +159,12 @@ class Validation:
 
     def prediction_losses(self, pair: int, context: Tensor, target: Tensor) -> Tensor:
         """Loss at each of the fixed times, with noise that is the pair's own."""
-        rng = data.draws(self.seed, "validation", pair)
-        noise = torch.from_numpy(rng.standard_normal(target.shape, dtype="float32")).to(target.device)
         with self.autocast():
-            return losses.fixed_time_losses(self.model, context, target, noise)
+            return losses.fixed_time_losses(self.model, context, target, self.noise(pair, target.shape))
+
+    def noise(self, pair: int, shape: tuple[int, ...]) -> Tensor:
+        rng = data.draws(self.seed, "validation", pair)
+        return torch.from_numpy(rng.standard_normal(shape, dtype="float32")).to(self.model.latent_mean.device)
 
     def legacy(self, stage: int) -> dict[str, float]:
         """Squared errors of the waveform; the gain is that of the decoded prediction."""
@@ -165,8 +193,9 @@ class Validation:
             context, target = self.encode_pair(x)
             with self.autocast():
                 sampled = self.model.predict(context, steps=SAMPLING_STEPS).float()
-                decoded = self.model.decode(sampled, cut)[0].float().cpu().numpy()
-                mean = self.model.decode(self.model.predict(context, steps=1, guidance=1.0), cut).float()
+                copies = self.model.copies(x[..., :cut])
+                decoded = self.model.decode(sampled, cut, copies)[0].float().cpu().numpy()
+                mean = self.model.decode(self.model.predict(context, steps=1, guidance=1.0), cut, copies).float()
                 again = self.model.reconstruct(x[..., :cut]).float()
             truth = x[0, :, cut:].cpu().numpy()
             rows.append({

@@ -83,13 +83,13 @@ def test_command_line_writes_the_songs_as_mp3(tmp_path):
         assert info.frames == 48000
 
 
-def write_metrics(folder: Path, distance: float, gain: float, loudness: float) -> None:
+def write_metrics(folder: Path, untrained: float, trained: float | None, loop: float, repeated: float) -> None:
+    others = {"val_loop": loop, "val_input_repeated": repeated}
     lines = [
-        {"stage": 1, "step": 0, "val_mr_stft": 4.0, "val_loudness_ratio_db": -9.0},
-        {"stage": 1, "step": 100, "loss": 1.0},
-        {"stage": 1, "step": 200, "val_mr_stft": distance},
-        {"stage": 2, "step": 0, "val_context_gain": 0.0, "val_loudness_ratio_db": -1.0},
-        {"stage": 2, "step": 200, "val_context_gain": gain, "val_loudness_ratio_db": loudness},
+        {"stage": 1, "step": 0, "val_mr_stft": 4.0},
+        {"stage": 2, "step": 0, "val_continuation": untrained, **others},
+        {"stage": 2, "step": 100, "loss": 1.0},
+        {"stage": 2, "step": 200, "val_continuation": trained, **others},
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -98,34 +98,26 @@ def report(*arguments: str | Path) -> int:
     return demo_report.main(demo_report.parse_args([str(argument) for argument in arguments]))
 
 
-def test_report_shows_untrained_beside_trained(tmp_path, capsys):
-    write_metrics(tmp_path, distance=1.5, gain=0.02, loudness=2.5)
+@pytest.mark.parametrize(("trained", "verdict"), [(3.5, "nearer to the truth"), (3.7, "no nearer to the truth")])
+def test_report_says_which_is_nearer_to_the_truth_the_network_or_the_loop(tmp_path, capsys, trained, verdict):
+    write_metrics(tmp_path, untrained=3.65, trained=trained, loop=3.6, repeated=4.5)
     assert report("figures", tmp_path) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["4.0000", "1.5000"] in [row[3:5] for row in rows]
-    assert ["0.0000", "0.0200"] in [row[2:4] for row in rows]
-    assert ["-9.0000", "2.5000"] in [row[4:6] for row in rows]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines[1:5]] == ["4.5000", "3.6000", "3.6500", f"{trained:.4f}"]
+    assert lines[5] == f"The network is {verdict} than the loop."
 
 
-@pytest.mark.parametrize(
-    ("distance", "gain", "loudness", "name"),
-    [
-        (4.5, 0.02, 2.5, "multi-resolution STFT distance"),
-        (1.5, -0.1, 2.5, "context gain"),
-        (1.5, 0.02, 9.5, "loudness ratio"),
-        (float("nan"), 0.02, 2.5, "multi-resolution STFT distance"),
-    ],
-)
-def test_report_fails_when_a_figure_is_worse_than_untrained(tmp_path, capsys, distance, gain, loudness, name):
-    write_metrics(tmp_path, distance, gain, loudness)
+@pytest.mark.parametrize("trained", [4.5, 5.0, float("nan"), None])
+def test_report_fails_when_the_network_is_no_nearer_than_the_input_repeated(tmp_path, capsys, trained):
+    write_metrics(tmp_path, untrained=3.65, trained=trained, loop=3.6, repeated=4.5)
     assert report("figures", tmp_path) == 1
-    assert name in capsys.readouterr().err
+    assert "than the input repeated" in capsys.readouterr().err
 
 
 def test_report_fails_when_a_figure_is_missing(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text('{"stage": 1, "step": 0, "val_mr_stft": 4.0}\n')
     assert report("figures", tmp_path) == 1
-    assert "multi-resolution STFT distance" in capsys.readouterr().err
+    assert "than the input repeated" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["sub/c.mp3", "no UTF-8 \udcff.mp3", "two\nlines.mp3"])

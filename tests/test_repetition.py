@@ -5,13 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from repetition import long_term_prediction, onset_strength, repeat, sound_lag
+from repetition import COPIES, find_copies, long_term_prediction, loop, onset_strength, tile_tail
 
 HOP = 20
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def loop_lag(song: torch.Tensor, hop: int) -> tuple[torch.Tensor, torch.Tensor]:
+    copies = find_copies(song, hop, count=1)
+    return copies.lags[:, 0], copies.similarity[:, 0, 0]
 
 
 # ---- of sound ----
@@ -21,7 +26,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("period", [2001, 5003, 15997])
 def test_sound_that_repeats_itself_is_continued_to_the_sample(period, length):
     song = noise(2, 2, period).repeat(1, 1, 22)[..., : 2 * length]
-    repeated, correlation = repeat(song[..., :length], HOP)
+    repeated, correlation = loop(song[..., :length], HOP)
     assert torch.equal(repeated, song[..., length:])
     assert torch.allclose(correlation, torch.ones(2), atol=1e-4)
 
@@ -29,16 +34,16 @@ def test_sound_that_repeats_itself_is_continued_to_the_sample(period, length):
 def test_correlation_is_the_share_of_the_sound_that_repeats_itself():
     """Under as much noise as there is repetition, half of the power is shared."""
     song = noise(3, 2, 5003).repeat(1, 1, 4)[..., :20000] + noise(3, 2, 20000, seed=1)
-    _, correlation = repeat(song, HOP)
+    _, correlation = loop(song, HOP)
     assert torch.allclose(correlation, torch.full((3,), 0.5), atol=0.05)
 
 
 def test_sound_that_never_repeats_itself_is_not_trusted():
-    assert repeat(noise(3, 2, 20000), HOP)[1].max() < 0.1
+    assert loop(noise(3, 2, 20000), HOP)[1].max() < 0.1
 
 
 def test_silence_is_repeated_as_silence_and_not_trusted():
-    repeated, correlation = repeat(torch.zeros(2, 1, 20000), HOP)
+    repeated, correlation = loop(torch.zeros(2, 1, 20000), HOP)
     assert not repeated.any()
     assert not correlation.any()
 
@@ -46,7 +51,7 @@ def test_silence_is_repeated_as_silence_and_not_trusted():
 @pytest.mark.parametrize("level", [1e-3, 1.0, 10.0])
 def test_level_does_not_matter(level):
     song = noise(1, 2, 5003).repeat(1, 1, 4)[..., :20000] + 0.5 * noise(1, 2, 20000, seed=1)
-    plain, scaled = repeat(song, HOP), repeat(level * song, HOP)
+    plain, scaled = loop(song, HOP), loop(level * song, HOP)
     assert torch.allclose(scaled[0], level * plain[0])
     assert torch.allclose(scaled[1], plain[1], atol=1e-3)
 
@@ -54,17 +59,17 @@ def test_level_does_not_matter(level):
 def test_much_softer_passage_is_no_match():
     song = noise(1, 2, 20000)
     song[..., :6000] = 0.03 * song[..., -6000:]
-    assert repeat(song, HOP)[1] < 0.4
+    assert loop(song, HOP)[1] < 0.4
 
 
 def test_sides_in_antiphase_do_not_cancel():
     song = noise(1, 1, 5003).repeat(1, 1, 4)[..., :20000]
-    assert repeat(torch.cat([song, -song], dim=1), HOP)[1] > 0.99
+    assert loop(torch.cat([song, -song], dim=1), HOP)[1] > 0.99
 
 
 def test_songs_of_a_batch_do_not_hear_each_other():
     songs = torch.cat([noise(1, 2, period).repeat(1, 1, 10)[..., :20000] for period in (3001, 4999)])
-    both, alone = repeat(songs, HOP), repeat(songs[1:], HOP)
+    both, alone = loop(songs, HOP), loop(songs[1:], HOP)
     assert torch.equal(both[0][1:], alone[0])
 
 
@@ -80,21 +85,21 @@ def beats(length: int, *periods: int) -> torch.Tensor:
 @pytest.mark.parametrize("periods", [(4000,), (1000, 2500), (2000, 1000, 3300)])
 def test_beat_that_repeats_itself_is_found_where_no_sound_does(periods):
     """In a song of 20 000 samples the lag is a whole number of bars, to the hop."""
-    lag, correlation = sound_lag(beats(20000, *periods), HOP)
+    lag, correlation = loop_lag(beats(20000, *periods), HOP)
     bar = sum(periods)
     assert abs(lag.item() - bar * round(lag.item() / bar)) <= HOP
     assert correlation < 0.3
 
 
 def test_of_many_repetitions_the_longest_is_taken():
-    lag, _ = sound_lag(noise(1, 2, 2500).repeat(1, 1, 8)[..., :20000], HOP)
+    lag, _ = loop_lag(noise(1, 2, 2500).repeat(1, 1, 8)[..., :20000], HOP)
     assert lag == 6 * 2500
 
 
 def test_sound_decides_between_beats_that_are_alike():
     """Every bar of 4000 samples has the same beat, every third the same sound."""
     bars = torch.cat([beats(4000, 4000) + 0.3 * noise(1, 2, 4000, seed=seed) for seed in (7, 8, 9)], dim=-1)
-    lag, correlation = sound_lag(bars.repeat(1, 1, 2)[..., :20000], HOP)
+    lag, correlation = loop_lag(bars.repeat(1, 1, 2)[..., :20000], HOP)
     assert lag == 12000
     assert correlation > 0.99
 
@@ -135,3 +140,49 @@ def test_scale_and_offset_of_a_channel_do_not_matter():
     z = z + z.roll(300, dims=-1)
     moved = long_term_prediction(scale * z + offset)
     assert torch.allclose(moved, scale * long_term_prediction(z) + offset, rtol=1e-3, atol=1e-3)
+
+
+# ---- copies ----
+
+
+def test_lags_of_copies_are_apart_and_the_first_is_the_loop():
+    song = noise(2, 2, 20000)
+    copies = find_copies(song, HOP)
+    assert copies.lags.shape == (2, COPIES)
+    distances = (copies.lags[:, :, None] - copies.lags[:, None]).abs() + 20000 * torch.eye(COPIES, dtype=torch.long)
+    assert distances.min() >= 0.01 * 20000
+    assert torch.equal(copies.play(0, 20000)[:, 0], loop(song, HOP)[0])
+
+
+def test_copy_leads_up_to_the_cut_and_over_it_as_the_sound_did_a_lag_before():
+    song = noise(1, 2, 20000)
+    lag = torch.tensor([3001])
+    assert torch.equal(tile_tail(song, lag, -500, 2500, seam=40), song[..., 20000 - 3001 - 500 : 20000 - 3001 + 2000])
+
+
+def test_copy_may_be_played_in_parts():
+    song, lag = noise(1, 2, 20000), torch.tensor([3001])
+    whole = tile_tail(song, lag, 0, 20000, seam=40)
+    assert torch.equal(tile_tail(song, lag, 7000, 5000, seam=40), whole[..., 7000:12000])
+
+
+def test_seam_of_a_copy_is_no_step():
+    """A ramp that starts anew at every seam falls back over the whole fade, not from one sample to the next."""
+    ramp = torch.arange(20000.0)[None, None] / 20000
+    plain, faded = (tile_tail(ramp, torch.tensor([3000]), 0, 20000, seam).diff().abs().max() for seam in (0, 40))
+    assert plain > 0.14
+    assert faded < 0.005
+
+
+def test_copies_of_a_batch_do_not_hear_each_other():
+    songs = torch.cat([noise(1, 2, period).repeat(1, 1, 10)[..., :20000] for period in (3001, 4999)])
+    both, alone = find_copies(songs, HOP), find_copies(songs[1:], HOP)
+    assert torch.equal(both.lags[1:], alone.lags)
+    assert torch.equal(both.play(0, 9000)[1:], alone.play(0, 9000))
+
+
+def test_seams_are_where_copies_begin_anew():
+    song = noise(1, 1, 5003).repeat(1, 1, 4)[..., :20000]
+    copies = find_copies(song, HOP, count=1)
+    lag = copies.lags.item()
+    assert copies.seams(20000) == list(range(lag, 20000, lag))

@@ -1,0 +1,116 @@
+"""The mixer: at first it plays the loop, it plays only what is there, and what it mixes keeps its power."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mixer import Mixer, band_edges, interpolation, pooling
+from model import ContinuationModel, with_overrides
+from repetition import find_copies
+
+HOP, LENGTH = 120, 36000  # 3 s at 12 kHz
+BINS = 241
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def model() -> ContinuationModel:
+    torch.manual_seed(0)
+    return ContinuationModel(with_overrides("tiny", chunk_samples=LENGTH)).eval()
+
+
+@pytest.fixture
+def trained(model) -> ContinuationModel:
+    """With gates that differ from source to source and from frame to frame."""
+    gates = model.decoder.mixer.to_gates
+    torch.nn.init.normal_(gates.weight, std=0.3, generator=torch.Generator().manual_seed(1))
+    yield model
+    torch.nn.init.zeros_(gates.weight)
+
+
+@pytest.mark.parametrize("bins", [21, 161, 241, 481, 961])
+def test_bands_cover_every_bin_once(bins):
+    edges = band_edges(bins)
+    assert edges[0] == 0
+    assert edges[-1] == bins
+    assert torch.equal(pooling(bins).gt(0).sum(0), torch.ones(bins, dtype=torch.long))
+    assert torch.allclose(pooling(bins).sum(1), torch.ones(len(edges) - 1))
+
+
+@pytest.mark.parametrize("bins", [21, 241, 961])
+def test_interpolation_keeps_what_is_linear(bins):
+    weights = interpolation(bins)
+    assert torch.allclose(weights.sum(1), torch.ones(bins), atol=1e-5)
+    assert weights.gt(0).sum(1).max() <= 2
+    edges = torch.tensor(band_edges(bins), dtype=torch.float)
+    middles = (edges[:-1] + edges[1:] - 1) / 2
+    inner = torch.arange(int(middles[0].ceil()), int(middles[-1]))
+    assert torch.allclose((weights @ middles)[inner], inner.float(), atol=1e-3)
+
+
+@torch.no_grad()
+def test_untrained_mixer_plays_what_repeats_itself_as_it_was(model):
+    song = 0.1 * noise(1, 2, 7001).repeat(1, 1, 12)[..., : 2 * LENGTH]
+    played = model.decode(noise(1, 32, 300, seed=1), copies=model.copies(song[..., :LENGTH]))
+    error = (played - song[..., LENGTH:])[..., 500:-500].square().mean()  # the very ends have half a window
+    assert error < 1e-3 * song.square().mean()
+
+
+@torch.no_grad()
+def test_untrained_mixer_plays_own_sound_where_there_are_no_copies(model):
+    z, copies = noise(2, 32, 300, seed=1), model.copies(0.1 * noise(2, 2, LENGTH))
+    absent = replace(copies, present=torch.zeros_like(copies.present))
+    assert torch.allclose(model.decode(z, copies=absent), model.decode(z), atol=1e-5)
+
+
+@torch.no_grad()
+def test_absent_copy_is_not_heard(trained):
+    z, copies = noise(1, 32, 300, seed=1), trained.copies(0.1 * noise(1, 2, LENGTH))
+    present = torch.tensor([[True, False, False, False, False, False]])
+    alone = replace(copies, present=present)
+    shares, _ = gates_of(trained, z, alone)
+    assert shares[:, 2:].abs().max() == 0
+    assert torch.allclose(shares[:, :2].sum(1), torch.ones(()))
+
+
+def gates_of(model: ContinuationModel, z: torch.Tensor, copies) -> tuple[torch.Tensor, torch.Tensor]:
+    decoder, mixer = model.decoder, model.decoder.mixer
+    hidden = decoder.trunk(z)
+    sources, context = decoder.sources(decoder.head(hidden)[0], copies, 0)
+    features = mixer.features(mixer.levels(sources), mixer.levels(context), copies, 0)
+    return mixer.gates(features, hidden, torch.nn.functional.pad(copies.present, (1, 0), value=True))
+
+
+@torch.no_grad()
+def test_copies_that_cancel_are_given_back_their_power():
+    """Two copies of opposite sign at equal shares leave a tenth of one of them; its power comes back."""
+    mixer = Mixer(1, BINS, 8)
+    copy = torch.complex(noise(1, 1, 1, BINS, 40), noise(1, 1, 1, BINS, 40, seed=1)) * mixer.typical_power.sqrt()
+    sources = torch.cat([torch.zeros_like(copy), copy, -0.5 * copy], dim=1)
+    shares = torch.zeros(1, 3, len(band_edges(BINS)) - 1, 10)
+    shares[:, 1:] = 0.5
+    mixed = (sources * mixer.to_bins(shares, 40)).sum(1)
+    again = mixed * mixer.power_correction(sources, shares, mixed)
+    wanted = 0.5 * copy.abs().square().mean() * (1 + 0.25)
+    assert mixed.abs().square().mean() < 0.15 * wanted
+    assert again.abs().square().mean() == pytest.approx(wanted.item(), rel=0.35)  # at most a neper is given back
+
+
+@torch.no_grad()
+def test_songs_of_a_batch_do_not_hear_each_other(trained):
+    z, songs = noise(2, 32, 300, seed=1), 0.1 * noise(2, 2, LENGTH)
+    both = trained.decode(z, copies=trained.copies(songs))
+    alone = trained.decode(z[1:], copies=trained.copies(songs[1:]))
+    assert torch.allclose(both[1:], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("latents", [100, 101, 299])
+def test_any_number_of_latents_is_decoded_with_copies(model, latents):
+    copies = find_copies(0.1 * noise(1, 2, LENGTH), HOP)
+    assert model.decode(noise(1, 32, latents), copies=copies, start=-HOP).shape == (1, 2, latents * HOP)
