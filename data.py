@@ -369,8 +369,8 @@ class PairItems:
     """Stage 2: a context and its target, as cached latents or, in the joint part, as 20 s of audio; and all that
     the flow draws for them.
 
-    Item keys: context, target (latents) or x (audio) with the noise of CropItems and `present_copies`; flow_noise,
-    context_noise (latents); time, heard (numbers, see AttentionCore).
+    Item keys: context, target (latents) or x (audio) with the noise of CropItems and present (see
+    `present_copies`); flow_noise, context_noise (latents); time, heard (numbers, see AttentionCore).
     """
 
     def __init__(
