@@ -74,6 +74,12 @@ def test_augmentation_keeps_its_ranges_and_uses_all_of_them():
         assert share == pytest.approx(0.5, abs=0.05)
 
 
+def test_decoder_must_do_without_some_copies_and_without_all():
+    present = np.array([data.present_copies(data.draws(0, "pair", item), 6) for item in range(4000)])
+    assert present.any(1).mean() == pytest.approx(data.ANY_COPIES, abs=0.02)
+    assert present[present.any(1)].mean(0) == pytest.approx([data.PRESENT_COPY] * 6, abs=0.03)
+
+
 def test_flow_draws_have_the_documented_shares():
     drawn = [data.flow_draws(data.draws(0, "pair", item), (1, 2)) for item in range(4000)]
     time = np.array([d["time"] for d in drawn])
@@ -316,7 +322,7 @@ def items_of(kind: str, windows: data.Windows, seed: int = 0):
         return data.CropItems(windows, (3, 4), 200, seed)
     if kind == "fixed":
         return data.FixedPairItems(windows, seed, stage=1)
-    return data.PairItems(windows, (3, 10), variants=2, seed=seed, crop=(3, 4))
+    return data.PairItems(windows, (3, 10), variants=2, seed=seed, crop=(3, 4), copies=6)
 
 
 @pytest.mark.parametrize("kind", ["crop", "pair", "fixed"])
@@ -343,7 +349,8 @@ def test_items_are_float32_of_the_shapes_that_the_losses_read(noisy):
     assert pair["flow_noise"].shape == pair["context_noise"].shape == (3, 10)
     for item in (crop, pair):
         assert item["posterior_noise"].shape == item["robust_noise"].shape == (3, 4)
-        assert all(value.dtype == np.float32 for value in item.values())
+        assert all(value.dtype == np.float32 for name, value in item.items() if name != "present")
+    assert (pair["present"].dtype, pair["present"].shape) == (bool, (6,))
 
 
 def test_legacy_learns_the_pairs_0_1_and_2_3_of_every_song_as_they_are(counting):
@@ -390,7 +397,7 @@ def test_cached_item_is_the_pair_of_its_number_in_one_of_the_variants(cache, tmp
 def test_cached_and_uncached_items_draw_the_same_flow(cache):
     windows = windows_of(np.ones((sum(SONG_ROWS), 2, CHUNK), np.int16))
     cached = data.PairItems(windows, SHAPE, 2, 0, cache=cache)[5]
-    heard_as_audio = data.PairItems(windows, SHAPE, 2, 0, crop=(3, 4))[5]
+    heard_as_audio = data.PairItems(windows, SHAPE, 2, 0, crop=(3, 4), copies=6)[5]
     for key in ("flow_noise", "context_noise", "time", "heard"):
         assert np.array_equal(cached[key], heard_as_audio[key])
 
