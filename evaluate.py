@@ -485,12 +485,12 @@ class Judge:
             predicted = network.predict(pair, context, sampling)
             played[network.name + suffix] = network.play(pair, context, predicted)
             latents[network.name + suffix] = target[0].cpu().numpy(), predicted[0].cpu().numpy()
+            if not suffix and not network.config.is_legacy:
+                played[network.name + OWN_SOUND] = network.play(pair, context, predicted, with_copies=False)
         if network.config.objective == "flow":
             again = network.predict(pair, context, network.samplings[""], purpose=4)[0].cpu().numpy()
             diversity = metrics.latent_diversity(latents[network.name][1], again)
             self.add("continuation", network.name, pair.song, {"latent_diversity": diversity})
-            if not suffix and not network.config.is_legacy:
-                played[network.name + OWN_SOUND] = network.play(pair, context, predicted, with_copies=False)
         played[network.name + CEILING] = network.play(pair, context, target, with_copies=False)
         for name in (name for name in REAL_AUDIO if name in baselines):
             z, through = network.encode(baselines[name].sound), f"{name} through {network.name}"

@@ -1,5 +1,7 @@
 """What encoder, decoder, core and mixer are built of; frames are (batch, width, frames), 100 a second."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -48,3 +50,8 @@ class ConvNeXtBlock(nn.Module):
 def blocks(width: int, count: int) -> nn.Sequential:
     """Every second block looks four times as far."""
     return nn.Sequential(*(ConvNeXtBlock(width, dilation=4 if i % 2 else 1) for i in range(count)))
+
+
+def without_autocast(x: Tensor):
+    """A context in which x is computed with in its own precision; the meta device has no autocast to turn off."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -163,7 +163,7 @@ def reconstruction_parts(
     levels."""
     y, levels = decoded
     with torch.no_grad():
-        reference = model.decoder.head.levels(mid_side(x.float()))
+        reference = model.decoder.head.levels(x)
     return reconstruction_losses(x, y[..., : x.shape[-1]], **draw) | {
         "levels": level_divergence(reference, levels[..., : reference.shape[-1]]),
         "kl": kl_divergence(mean, log_variance),

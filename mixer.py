@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers import ChannelNorm, blocks, typical_magnitude
+from layers import ChannelNorm, blocks, typical_magnitude, without_autocast
 from repetition import Copies
 
 BANDS = 24
@@ -91,11 +91,11 @@ class Mixer(nn.Module):
         context: spectrum of the context. hidden: the decoder's frames (batch, decoder_width, frames). start: samples
         from the cut to the first frame.
         """
-        with torch.autocast(sources.device.type, enabled=False):
+        with without_autocast(sources):
             levels = self.levels(sources)
             features = self.features(levels, self.levels(context), copies, start)
         shares, gains = self.gates(features, hidden, F.pad(copies.present, (1, 0), value=True))
-        with torch.autocast(sources.device.type, enabled=False):
+        with without_autocast(sources):
             gains = gains + self.pull * (self.expected(levels, copies) - levels)
             gains = (LOUDEST_GAIN * (gains / LOUDEST_GAIN).tanh()).exp()
             mixed = (sources * self.to_bins(shares * gains, sources.shape[-1])).sum(1)

@@ -793,8 +793,10 @@ def layer_rows(model: ContinuationModel) -> list[tuple[str, str, str, int]]:
 
             hooks.append(module.register_forward_hook(note))
     with torch.no_grad():
-        model.encode(chunk_on_meta(model.config))
-        model.decode(model.predict(context_on_meta(model.config), steps=1, guidance=1.0))
+        x = chunk_on_meta(model.config)
+        model.encode(x)
+        predicted = model.predict(context_on_meta(model.config), steps=1, guidance=1.0)
+        model.decode(predicted, copies=model.copies(x))
     for hook in hooks:
         hook.remove()
     return rows
@@ -828,7 +830,8 @@ def gigaflops(config: ModelConfig) -> dict[str, float]:
 
     codec = count(lambda: model.reconstruct(chunk_on_meta(config)))
     hearing = count(lambda: model.hear(chunk_on_meta(config)))
-    decoding = count(lambda: model.decode(model.parts(context_on_meta(config))[0]))
+    copies = model.copies(chunk_on_meta(config))
+    decoding = count(lambda: model.decode(model.parts(context_on_meta(config))[0], copies=copies))
     core = count(lambda: model.predict(context_on_meta(config), steps=1, guidance=1.0))
     return {
         "stage 1, encode and decode 10 s": codec,

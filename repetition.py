@@ -77,7 +77,7 @@ def tile_tail(x: Tensor, lag: Tensor, start: int, length: int, seam: int = 0) ->
     source = x.shape[-1] - lag + time - repetition * lag  # (batch, length)
     own = gather_samples(x, source.clamp(min=0))  # in a short context less came before its end than is asked for
     into_seam = time - (repetition + 1) * lag + seam
-    if not seam or not (into_seam > 0).any():
+    if not seam:
         return own
     weight = (into_seam.clamp(min=0) / seam) * (source >= lag)  # nothing leads up to the very first sample
     return own.lerp(gather_samples(x, (source - lag).clamp(min=0)), weight[:, None].to(x.dtype))

@@ -271,6 +271,45 @@ def test_paired_similarity_is_the_cosine_of_the_means():
     assert math.isnan(embedding.paired_similarity(a, 0 * a))
 
 
+# Without a network
+
+
+def test_mel_statistics_are_mean_deviation_and_change_of_every_patch():
+    steady, pulsing = tone(1000, 7), tone(1000, 7) * (np.arange(7 * RATE) % RATE < RATE // 2)
+    found = [embedding.mel_statistics(x.astype(np.float32), RATE) for x in (steady, pulsing)]
+    assert all(x.shape == (2, 3 * embedding.MELS) and x.dtype == np.float32 for x in found)
+    band = found[0][0, : embedding.MELS].argmax()
+    (level, deviation, change), (less, more_deviation, more_change) = (
+        x[1].reshape(3, embedding.MELS)[:, band] for x in found
+    )
+    assert level == pytest.approx(2 * less, rel=0.1)
+    assert deviation < 0.01 < 0.5 < more_deviation
+    assert change < 0.01 < more_change
+
+
+def test_patches_of_mel_statistics_do_not_hear_each_other():
+    x = np.concatenate([tone(1000, 7), tone(300, 7)], axis=1)
+    np.testing.assert_allclose(
+        embedding.mel_statistics(x, RATE)[:1], embedding.mel_statistics(x[:, : 4 * RATE], RATE), atol=1e-4
+    )
+    assert embedding.mel_statistics(x[:, : 2 * RATE], RATE).shape == (0, 3 * embedding.MELS)
+
+
+def test_kernel_distance_by_mel_statistics_is_small_within_one_kind_of_sound_and_large_between_two():
+    def sounds(kind, seeds) -> list[np.ndarray]:
+        return [embedding.mel_statistics(kind(seed), RATE) for seed in seeds]
+
+    def noisy(seed: int) -> np.ndarray:
+        return 0.1 * np.random.default_rng(seed).standard_normal((1, 7 * RATE)).astype(np.float32)
+
+    def tonal(seed: int) -> np.ndarray:
+        return tone(200 + 40 * seed, 7)
+
+    within = embedding.kernel_distance(sounds(tonal, range(0, 8, 2)), sounds(tonal, range(1, 8, 2)))[0]
+    between = embedding.kernel_distance(sounds(tonal, range(4)), sounds(noisy, range(4)))[0]
+    assert between > 10 * abs(within)
+
+
 # The real weights
 
 

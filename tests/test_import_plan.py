@@ -1,9 +1,8 @@
-"""The plan of the house: scripts above, modules below, and nothing heavy before the arguments are parsed."""
+"""The plan of the house: scripts above, modules below, and what is slow to load only where it is used."""
 
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +25,7 @@ SCRIPTS = {
         "checkpoint",
         "validation",
         "ranks",
+        "repetition",
         "audio",
         "files",
         "plots",
@@ -33,6 +33,7 @@ SCRIPTS = {
     "generate": {"arguments", "model", "checkpoint", "audio", "plots"},
     "evaluate": {
         "arguments",
+        "baselines",
         "embedding",
         "gates",
         "listen",
@@ -49,18 +50,21 @@ SCRIPTS = {
 }
 MODULES = {
     "arguments": set(),
-    "model": {"repetition"},
+    "model": {"layers", "mixer", "repetition"},
+    "layers": set(),
+    "mixer": {"layers", "repetition"},
     "repetition": set(),
-    "losses": set(),
+    "losses": {"layers", "repetition"},
     "ranks": {"arguments"},
     "muon": set(),
     "data": {"audio"},
     "files": {"arguments"},
-    "memory": {"model", "losses", "muon", "data", "ranks"},
+    "memory": {"model", "losses", "muon", "data", "ranks", "repetition"},
     "validation": {"data", "losses", "metrics"},
     "checkpoint": {"arguments", "files", "model"},
     "audio": {"containers", "files"},
     "containers": set(),
+    "baselines": {"layers", "metrics", "mixer", "model", "repetition"},
     "listen": {"arguments"},
     "embedding": set(),
     "gates": {"metrics"},
@@ -68,8 +72,7 @@ MODULES = {
     "metrics": set(),
     "plots": {"arguments", "files"},
 }
-HEAVY = {"torch", "librosa", "scipy", "matplotlib", "soundfile", "tensorboard", "pydub", "numba", "sklearn"}
-HELP_SECONDS = 0.5
+SLOW = {"librosa", "matplotlib"}  # they take seconds, and many commands need neither
 
 
 def imports(path: Path) -> set[str]:
@@ -108,7 +111,7 @@ def test_no_script_imports_a_script(path: Path):
     assert not imports(path) & scripts
 
 
-@pytest.mark.parametrize("name", ["model", "losses", "muon"])
+@pytest.mark.parametrize("name", ["model", "layers", "mixer", "repetition", "losses", "muon"])
 def test_network_needs_torch_and_nothing_else(name: str):
     assert third_party(name) == {"torch"}
 
@@ -119,24 +122,11 @@ def test_file_works_without_torch(name: str):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_help_loads_no_heavy_library(name: str):
+def test_help_loads_no_slow_library(name: str):
     code = (
         f"import sys, contextlib, io, {name}\n"
         "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
         f"    {name}.parse_args(['--help'])\n"
         "print(*sys.modules)"
     )
-    assert not HEAVY & set(python("-c", code).split())
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_help_answers_within_half_a_second(name: str):
-    """In processor time, the best of three: other work on the machine does not count."""
-
-    def seconds() -> float:
-        before = os.times()
-        assert python(f"{name}.py", "--help").startswith("usage:")
-        after = os.times()
-        return after.children_user + after.children_system - before.children_user - before.children_system
-
-    assert min(seconds() for _ in range(3)) < HELP_SECONDS
+    assert not SLOW & set(python("-c", code).split())

@@ -28,8 +28,9 @@ DRAW = {"sample_rate": RATE, "size": 256, "in_mid_side": True}
 def small(**fields) -> ContinuationModel:
     torch.manual_seed(0)
     model = ContinuationModel(with_overrides("tiny", **SMALL | fields))
-    for weights in model.core.parameters():
+    for weights in (*model.core.parameters(), model.decoder.mixer.to_gates.weight):
         torch.nn.init.normal_(weights, 0, 0.3)
+    torch.nn.init.zeros_(model.decoder.mixer.prior)  # all sources are heard
     return model
 
 
@@ -47,7 +48,7 @@ def tone(frequency: float, seconds: float = 1.0, rate: int = 12000, channels: in
 
 
 def pair_batch(items: int, times=(0.0, 0.8, 0.4)) -> dict[str, torch.Tensor]:
-    """What PairItems gives: 4 s of audio, latents, and all noise."""
+    """What PairItems gives: 4 s of audio, latents, all noise, and the copies that may be played."""
     shape, crop = (items, 4, 200), (items, 4, CROP_LATENTS)
     return {
         "x": noise(items, 2, 2 * CHUNK, seed=1, level=0.1),
@@ -55,6 +56,7 @@ def pair_batch(items: int, times=(0.0, 0.8, 0.4)) -> dict[str, torch.Tensor]:
         "context_noise": noise(*shape, seed=5, level=0.1), "posterior_noise": noise(*crop, seed=6),
         "robust_noise": noise(*crop, seed=7, level=0.5), "time": torch.tensor(times[:items]),
         "heard": torch.tensor([1.0, 0.5, 0.0])[:items],
+        "present": torch.tensor([[True] * 6, [True, False, True] * 2, [False] * 6])[:items],
     }  # fmt: skip
 
 
@@ -259,7 +261,8 @@ def test_below_1800_hz_all_bins_have_tones_and_the_loss_is_finite():
     loss, parts = losses.reconstruct_step(model, batch, DRAW | {"sample_rate": 1600})
     loss.mean().backward()
     assert parts["levels"].tolist() == [0.0, 0.0]
-    assert all(torch.isfinite(weights.grad).all() for weights in model.decoder.parameters())
+    trained = (weights for part in model.decoder.own() for weights in part.parameters())
+    assert all(torch.isfinite(weights.grad).all() for weights in trained)
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-6, 1e-3])
@@ -335,34 +338,55 @@ def test_full_level_is_that_of_every_context():
     assert pytest.approx(CONTEXT_LEVEL**2) == losses.FULL_LEVEL_POWER
 
 
-def test_joint_loss_is_reconstruction_plus_prediction_plus_the_decoded_waveform():
+def test_joint_loss_is_reconstruction_plus_prediction_plus_continuation():
     with torch.no_grad():
         loss, parts = losses.joint_step(small(), pair_batch(2), DRAW)
-    others = losses.weighted_sum(parts) + parts["prediction"]
-    assert torch.allclose(loss, others + parts["decoded_mse"] / losses.FULL_LEVEL_POWER, rtol=1e-5)
+    assert torch.allclose(loss, losses.weighted_sum(parts) + parts["prediction"] + parts["continuation"], rtol=1e-5)
 
 
-def test_decoded_waveform_counts_from_the_named_time_on():
-    just_before = losses.DECODED_FROM_TIME - 0.01
-    batch = pair_batch(3, times=(0.0, just_before, losses.DECODED_FROM_TIME))
-    with torch.no_grad():
-        decoded = losses.joint_step(small(), batch, DRAW)[1]["decoded_mse"]
-    assert decoded[:2].tolist() == [0.0, 0.0]
-    assert decoded[2] > 0
+def parts_of(model: ContinuationModel) -> dict[str, torch.nn.Module]:
+    decoder = model.decoder
+    return {
+        "encoder": model.encoder, "core": model.core, "trunk": decoder.trunk, "head": decoder.head,
+        "mixer": decoder.mixer,
+    }  # fmt: skip
 
 
-def test_joint_step_trains_all_three_parts():
+def test_joint_step_trains_encoder_core_trunk_head_and_mixer():
     model = small()
     losses.joint_step(model, pair_batch(2), DRAW)[0].mean().backward()
-    for part in (model.encoder, model.core, model.decoder):
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
+    for name, part in parts_of(model).items():
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters()), name
 
 
-def test_prediction_has_no_gradient_into_its_target():
-    """The target is detached and the context does not hear it: no gradient reaches the audio after the cut."""
+@pytest.mark.parametrize(
+    ("loss", "trained"),
+    [
+        ("spectral", {"encoder", "trunk", "head"}),
+        ("prediction", {"core"}),
+        ("continuation", {"trunk", "head", "mixer"}),
+    ],
+)
+def test_each_part_of_the_joint_loss_trains_what_it_is_for(loss, trained):
+    """Neither is the encoder taught to be easily predicted, nor the core to please the decoder."""
+    model = small()
+    losses.joint_step(model, pair_batch(2), DRAW)[1][loss].sum().backward()
+    moved = {name for name, part in parts_of(model).items() if any(p.grad is not None for p in part.parameters())}
+    assert moved == trained
+
+
+def test_stage_1_does_not_train_the_mixer():
+    model = small()
+    batch = pair_batch(2) | {"x": noise(2, 2, RATE, level=0.1)}
+    losses.reconstruct_step(model, batch, DRAW)[0].mean().backward()
+    assert all(p.grad is None for p in model.decoder.mixer.parameters())
+    assert all(p.grad is not None for part in model.decoder.own() for p in part.parameters())
+
+
+def test_joint_loss_has_no_gradient_into_its_target():
     batch = pair_batch(2)
     batch["x"].requires_grad_()
-    losses.joint_step(small(), batch, DRAW)[1]["prediction"].sum().backward()
+    losses.joint_step(small(), batch, DRAW)[0].sum().backward()
     assert batch["x"].grad[..., :CHUNK].abs().sum() > 0
     assert not batch["x"].grad[..., CHUNK:].any()
 
@@ -379,28 +403,90 @@ def test_joint_part_predicts_the_second_half_from_what_is_heard_of_the_first(mon
     assert torch.equal(target, following)
 
 
-def test_core_hears_the_same_context_whatever_the_target_audio_is(monkeypatch):
-    model, batch, heard = small().eval(), pair_batch(2), []
-    core = model.core.forward
+def what_is_told(model: ContinuationModel, batch: dict, monkeypatch) -> dict[str, torch.Tensor]:
+    """All that a joint step tells the core and the decoder of what was heard, and the continuation they make."""
+    core, decode, told = model.core.forward, model.decode, {}
 
-    def note(noisy, context, time, share):
-        heard.append(context.detach())
-        return core(noisy, context, time, share)
+    def note_core(noisy, context, *more):
+        told[f"context {len(told)}"] = context
+        return core(noisy, context, *more)
 
-    monkeypatch.setattr(model.core, "forward", note)
-    other = batch | {"x": torch.cat([batch["x"][..., :CHUNK], noise(2, 2, CHUNK, seed=9)], dim=-1)}
-    for changed in (batch, other):
-        with torch.no_grad():
-            losses.joint_step(model, changed, DRAW)
-    assert torch.equal(heard[0], heard[1])
+    def note_decode(z, length, copies):
+        told["continuation"] = decode(z, length, copies)
+        told.update({"latents": z, "heard sound": copies.context, "lags": copies.lags, "present": copies.present})
+        told.update({"similarity": copies.similarity, "copies": copies.play(0, length)})
+        return told["continuation"]
+
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(model.core, "forward", note_core)
+        patch.setattr(model, "decode", note_decode)
+        losses.joint_step(model, batch, DRAW)
+    return told
+
+
+def test_core_and_decoder_are_told_the_same_whatever_the_target_audio_is(monkeypatch):
+    model, batch = small().eval(), pair_batch(3)
+    other = batch | {"x": torch.cat([batch["x"][..., :CHUNK], noise(3, 2, CHUNK, seed=9)], dim=-1)}
+    told, again = (what_is_told(model, given, monkeypatch) for given in (batch, other))
+    assert len([name for name in told if name.startswith("context")]) == losses.JOINT_SAMPLING_STEPS + 1
+    assert told.keys() == again.keys()
+    for name, value in told.items():
+        assert torch.equal(value, again[name]), name
+
+
+def test_decoder_plays_the_copies_that_are_present_and_no_others(monkeypatch):
+    """Where no gain changes what is chosen."""
+    model, batch = small().eval(), pair_batch(3)
+    with torch.no_grad():
+        model.decoder.mixer.to_gates.weight.chunk(2)[1].zero_()
+        told = what_is_told(model, batch, monkeypatch)
+        own = model.decode(told["latents"])
+    assert torch.equal(told["present"], batch["present"])
+    errors = (told["continuation"] - own).square().mean((1, 2)) / own.square().mean((1, 2))
+    assert errors[2] < 1e-6  # the third item has no copies
+    assert (errors[:2] > 0.1).all()
+
+
+def test_sampled_latents_that_are_decoded_are_the_cores(monkeypatch):
+    model, batch = small().eval(), pair_batch(2)
+    with torch.no_grad():
+        context, _ = model.encode_pair(batch["x"])
+        sampled = model.sample(context, batch["flow_noise"], losses.JOINT_SAMPLING_STEPS, 1.0)
+    assert torch.allclose(what_is_told(model, batch, monkeypatch)["latents"], sampled, atol=1e-5)
+
+
+def test_network_that_says_the_mean_is_decoded_from_what_it_says(monkeypatch):
+    model, batch = small(objective="mse").eval(), pair_batch(2)
+    with torch.no_grad():
+        context, _ = model.encode_pair(batch["x"])
+        said = model.predict(context)
+    assert torch.allclose(what_is_told(model, batch, monkeypatch)["latents"], said, atol=1e-5)
+
+
+def test_continuation_is_compared_with_the_second_half(monkeypatch):
+    """With a decoder that is perfect by definition."""
+    model, batch = small(), pair_batch(2)
+    monkeypatch.setattr(model, "decode", lambda z, length, copies: batch["x"][..., CHUNK:])
+    with torch.no_grad():
+        assert losses.joint_step(model, batch, DRAW)[1]["continuation"].max() < 0.01
+        monkeypatch.setattr(model, "decode", lambda z, length, copies: batch["x"][..., :CHUNK])
+        assert losses.joint_step(model, batch, DRAW)[1]["continuation"].min() > 0.5
+
+
+@pytest.mark.parametrize("in_mid_side", [False, True])
+def test_phases_of_a_continuation_cost_nothing_and_its_level_does(in_mid_side):
+    x = noise(2, 2, RATE, level=0.1)
+    assert losses.continuation_loss(x, -x, 128, in_mid_side).max() < 0.02
+    assert losses.continuation_loss(x, 0.5 * x, 128, in_mid_side).min() > 1
 
 
 def test_reconstruction_in_the_joint_part_is_that_of_the_contexts_end():
     """With a decoder that is perfect by definition, only the end of the context can give zero error."""
     model, batch = small(), pair_batch(2)
     samples = CROP_LATENTS * model.config.latent_samples
-    end = batch["x"][..., CHUNK - samples : CHUNK]
-    model.decode_with_levels = lambda z: (end, model.decoder.head.levels(losses.mid_side(end)))
+    end, decode = batch["x"][..., CHUNK - samples : CHUNK], model.decode_with_levels
+    perfect = end, model.decoder.head.levels(end)
+    model.decode_with_levels = lambda z, copies=None, start=0: decode(z, copies, start) if copies else perfect
     with torch.no_grad():
         parts = losses.joint_step(model, batch, DRAW)[1]
     assert parts["waveform_mse"].tolist() == [0.0, 0.0]

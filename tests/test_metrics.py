@@ -333,17 +333,20 @@ def test_horizons_cover_a_continuation_without_gap_or_overlap():
     assert list(metrics.horizons(noise(0, RATE), RATE)) == ["0_1s"]
 
 
+def join_click(context: np.ndarray, continuation: np.ndarray, rate: int) -> float:
+    (found,) = metrics.click_percentiles(context, continuation, rate)
+    return found
+
+
 def test_a_click_at_the_join_is_louder_than_all_of_the_input_and_an_even_join_is_not():
     x = noise(0, 8 * RATE) * 0.02 + sine(200, 8 * RATE)
     context, smooth = x[:, : 4 * RATE], x[:, 4 * RATE :]
     clicked = smooth.copy()
     clicked[:, :20] += 0.5 * np.array([1, -1] * 10, dtype=np.float32)
-    assert metrics.join_click_percentile(context, clicked, RATE) == 100
-    percentiles = [
-        metrics.join_click_percentile(x[:, :cut], x[:, cut:], RATE) for cut in range(3 * RATE, 5 * RATE, 480)
-    ]
+    assert join_click(context, clicked, RATE) == 100
+    percentiles = [join_click(x[:, :cut], x[:, cut:], RATE) for cut in range(3 * RATE, 5 * RATE, 480)]
     assert np.mean(percentiles) == pytest.approx(50, abs=10)
-    assert math.isnan(metrics.join_click_percentile(SILENCE, clicked, RATE))
+    assert math.isnan(join_click(SILENCE, clicked, RATE))
 
 
 @pytest.mark.parametrize("offset_seconds", [-0.02, -0.01, 0.0, 0.009])
@@ -351,7 +354,33 @@ def test_a_click_anywhere_in_the_crossfade_is_seen(offset_seconds):
     x = 0.02 * noise(0, 8 * RATE)
     at = 4 * RATE + round(offset_seconds * RATE)
     x[:, at : at + 4] += np.array([0.5, -0.5, 0.5, -0.5], dtype=np.float32)
-    assert metrics.join_click_percentile(x[:, : 4 * RATE], x[:, 4 * RATE :], RATE) == 100
+    assert join_click(x[:, : 4 * RATE], x[:, 4 * RATE :], RATE) == 100
+
+
+def test_clicks_are_seen_at_their_places_and_nowhere_else():
+    x = 0.02 * noise(0, 8 * RATE)
+    places = [0, RATE, 2 * RATE, 3 * RATE]
+    x[:, 5 * RATE : 5 * RATE + 4] += np.array([0.5, -0.5, 0.5, -0.5], dtype=np.float32)
+    context, continuation = x[:, : 4 * RATE], x[:, 4 * RATE :]
+    found = metrics.click_percentiles(context, continuation, RATE, places)
+    assert found[1] == 100
+    assert (np.delete(found, 1) < 100).all()
+    ends = metrics.click_percentiles(context, continuation, RATE, [4 * RATE])
+    assert len(metrics.click_percentiles(context, continuation, RATE, [])) == 0
+    assert ends.shape == (1,)
+
+
+def test_seam_click_is_the_mean_over_the_seams_and_undefined_without_any():
+    x = 0.02 * noise(0, 8 * RATE)
+    x[:, 5 * RATE : 5 * RATE + 4] += np.array([0.5, -0.5, 0.5, -0.5], dtype=np.float32)
+    context, continuation = x[:, : 4 * RATE], x[:, 4 * RATE :]
+    seams = [RATE, 3 * RATE]
+    found = [
+        metrics.continuation_measures(context, continuation, continuation, RATE, given)["seam_click_percentile"]
+        for given in (seams, ())
+    ]
+    assert found[0] == np.mean(metrics.click_percentiles(context, continuation, RATE, seams)) > 50
+    assert math.isnan(found[1])
 
 
 def test_copy_index_of_a_repeated_input_is_one_and_of_other_music_lower():
@@ -423,27 +452,12 @@ def test_latent_std_ratios_leave_out_channels_in_which_the_truth_rests():
     assert all(math.isnan(value) for value in metrics.latent_std_ratios(0 * truth, estimate).values())
 
 
-@pytest.mark.parametrize("bpm", [120, 90])
-def test_tempo_locked_loop_goes_on_in_time(bpm):
-    """A steady beat continues itself, whether two bars fit or not."""
-    beat = 60 / bpm
-    x = clicks(list(np.arange(0.1, 6, beat)), 6 * RATE)
-    loop = metrics.tempo_locked_loop(x, RATE)
-    assert loop.shape == x.shape
-    onsets = metrics.onset_times(np.concatenate([x, loop], axis=1), RATE)
-    assert np.allclose(np.diff(onsets), beat, atol=0.04)
-
-
 @pytest.mark.parametrize("bpm", [117, 119.3, 173])
 def test_tempo_between_two_frames_is_found(bpm):
     """117 beats a minute are 51.3 frames of 10 ms: a whole number of them would be off by half a percent."""
     x = clicks(list(np.arange(0.1, 9.9, 60 / bpm)), 10 * RATE)
     octaves = np.log2(metrics.tempo(x, RATE) / bpm)
     assert octaves == pytest.approx(round(octaves), abs=0.0015)  # a tenth of a percent
-
-
-def test_silence_has_no_tempo_to_loop_at():
-    assert metrics.tempo_locked_loop(np.zeros((2, 4 * RATE), np.float32), RATE) is None
 
 
 def chord(frequencies: list[float]) -> np.ndarray:

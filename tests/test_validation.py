@@ -59,13 +59,54 @@ def test_gain_is_what_another_context_costs_more(checks, monkeypatch):
 
     monkeypatch.setattr(losses, "fixed_time_losses", fixed_time_losses)
     figures = checks.figures(2, codec_learns=False)
-    assert figures["loss"] == figures["latent_mse"] == 1.0
+    assert figures["prediction"] == figures["latent_mse"] == 1.0
+    assert figures["loss"] == pytest.approx(1.0 + figures["continuation"])
     assert figures["context_gain"] == pytest.approx(0.5)
 
 
 def test_latents_are_kept_until_the_encoder_learns(checks):
-    first = checks.figures(2, codec_learns=False)
+    def of_latents(codec_learns: bool) -> dict[str, float]:
+        figures = checks.figures(2, codec_learns)
+        return {
+            name: figures[name] for name in ("prediction", "latent_mse", "context_gain", "context_gain_same_song")
+        }
+
+    first = of_latents(codec_learns=False)
     for weights in checks.model.encoder.parameters():
         weights.mul_(1.5)
-    assert checks.figures(2, codec_learns=False) == first
-    assert checks.figures(2, codec_learns=True) != first
+    assert of_latents(codec_learns=False) == first
+    assert of_latents(codec_learns=True) != first
+
+
+def test_continuation_and_loop_are_distances_from_the_true_continuation(checks, monkeypatch):
+    """With a decoder that plays the loop, and with one that knows the truth."""
+    chunk, pairs = CHUNK, checks.pairs(2 * validation.DECODED)
+    truths = iter([checks.audio(pair)[..., chunk:] for pair in pairs])
+    monkeypatch.setattr(checks.model, "decode", lambda z, length, copies: copies.play(0, length)[:, 0])
+    figures = checks.figures(2, codec_learns=True)
+    assert figures["continuation"] == figures["loop"] > 0.5
+    monkeypatch.setattr(checks.model, "decode", lambda z, length, copies: next(truths))
+    perfect = checks.figures(2, codec_learns=True)
+    assert perfect["continuation"] < 0.02
+    assert perfect["loop"] == figures["loop"]
+
+
+def test_continuation_hears_nothing_of_the_truth(checks, monkeypatch):
+    played = []
+    decode, audio = checks.model.decode, checks.audio
+
+    def note(z, length, copies):
+        played.append(decode(z, length, copies))
+        return played[-1]
+
+    monkeypatch.setattr(checks.model, "decode", note)
+    first = checks.against_loop(0)
+    future = 0.1 * torch.randn(1, CHANNELS, CHUNK)
+    monkeypatch.setattr(checks, "audio", lambda pair: torch.cat([audio(pair)[..., :CHUNK], future], dim=-1))
+    assert checks.against_loop(0) != first
+    assert torch.equal(*played)
+
+
+def test_continuation_that_is_not_finite_shows_in_the_loss(checks, monkeypatch):
+    monkeypatch.setattr(checks.model, "decode", lambda z, length, copies: torch.full((1, CHANNELS, length), math.nan))
+    assert not math.isfinite(checks.figures(2, codec_learns=True)["loss"])

@@ -74,6 +74,12 @@ def test_augmentation_keeps_its_ranges_and_uses_all_of_them():
         assert share == pytest.approx(0.5, abs=0.05)
 
 
+def test_decoder_must_do_without_some_copies_and_without_all():
+    present = np.array([data.present_copies(data.draws(0, "pair", item), 6) for item in range(4000)])
+    assert present.any(1).mean() == pytest.approx(data.ANY_COPIES, abs=0.02)
+    assert present[present.any(1)].mean(0) == pytest.approx([data.PRESENT_COPY] * 6, abs=0.03)
+
+
 def test_flow_draws_have_the_documented_shares():
     drawn = [data.flow_draws(data.draws(0, "pair", item), (1, 2)) for item in range(4000)]
     time = np.array([d["time"] for d in drawn])
@@ -220,6 +226,18 @@ def peak_hz(x: np.ndarray, rate: int) -> float:
     return float(np.argmax(spectrum)) * rate / (16 * len(x))
 
 
+def snapped(speed: float, length: int, rate: int = RATE) -> float:
+    """The speed that `length` samples are really played at: one whose Fourier transform is fast."""
+    length += 2 * round(data.MARGIN_SECONDS * rate)
+    return data.fast_length(speed * length) / length
+
+
+@pytest.mark.parametrize("length", [12000, 24000, 480000, 960000])
+@pytest.mark.parametrize("speed", [0.94, 0.999, 1.06])
+def test_speed_is_at_most_a_percent_above_the_one_that_is_drawn(speed, length):
+    assert speed <= snapped(speed, length) <= 1.01 * speed
+
+
 @pytest.mark.parametrize("speed", [0.94, 0.97, 1.06])
 def test_speed_multiplies_the_pitch_and_keeps_length_and_level(speed):
     rate, seconds = 8000, 2
@@ -227,7 +245,7 @@ def test_speed_multiplies_the_pitch_and_keeps_length_and_level(speed):
     windows = windows_of(audio.to_int16(x).reshape(1, 4, -1).transpose(1, 0, 2), song_rows=(4,), rate=rate)
     change = data.Augmentation(0.5, 1.0, False, speed)
     for y in (windows.window(1, 2, change), windows.crop(1, rate, change, 0.5)):
-        assert peak_hz(y[0], rate) == pytest.approx(1000 * speed, abs=0.2)
+        assert peak_hz(y[0], rate) == pytest.approx(1000 * snapped(speed, y.shape[1], rate), abs=0.2)
         assert rms(y) == pytest.approx(data.CONTEXT_LEVEL, rel=0.01)
     assert windows.window(1, 2, change).shape == (1, 2 * seconds * rate)
 
@@ -240,10 +258,12 @@ def test_click_in_a_faster_window_is_where_the_speed_puts_it(speed, monkeypatch)
     windows = windows_of(rows, song_rows=(5,))
     start = 1.5 * CHUNK  # of the window of rows 2 and 3 at place 0: half a chunk before them
     window = windows.window(2, 2, data.Augmentation(0.0, 1.0, False, speed))
-    assert np.argmax(np.abs(window)) == pytest.approx((2300 - start) / speed - windows.margin, abs=1)
+    place = (2300 - start) / snapped(speed, 2 * CHUNK) - windows.margin
+    assert np.argmax(np.abs(window)) == pytest.approx(place, abs=1)
     crop = windows.crop(2, 400, data.Augmentation(0.0, 1.0, False, speed), place=1.0)
-    start += CHUNK - round((400 + 2 * windows.margin) * speed)
-    assert np.argmax(np.abs(crop)) == pytest.approx((2300 - start) / speed - windows.margin, abs=1)
+    start += CHUNK - data.fast_length((400 + 2 * windows.margin) * speed)
+    place = (2300 - start) / snapped(speed, 400) - windows.margin
+    assert np.argmax(np.abs(crop)) == pytest.approx(place, abs=1)
 
 
 def test_same_length_is_left_as_it_is():
@@ -258,7 +278,8 @@ def test_first_chunk_of_a_window_does_not_hear_what_follows_it(speed):
     quiet = np.random.default_rng(0).integers(-3000, 3000, (4, 2, CHUNK)).astype(np.int16)
     loud = quiet.transpose(1, 0, 2).reshape(2, -1).copy()
     margin = 0 if speed == 1 else round(data.MARGIN_SECONDS * RATE)
-    loud[:, int((margin + CHUNK) * speed) + 1 :] = 30000
+    played = 1 if speed == 1 else snapped(speed, 2 * CHUNK)
+    loud[:, int((margin + CHUNK) * played) + 1 :] = 30000
     loud = loud.reshape(2, 4, CHUNK).transpose(1, 0, 2)
     first, second = (windows_of(rows, (4,)).window(0, 2, change) for rows in (quiet, loud))
     assert np.array_equal(first[:, :CHUNK], second[:, :CHUNK])
@@ -272,7 +293,8 @@ def test_window_at_another_speed_is_continuous_at_the_cut(speed):
     sine = (10000 * np.sin(0.02 * np.pi * np.arange(4 * chunk))).astype(np.int16).reshape(4, chunk)
     windows = windows_of(np.stack([sine, sine], axis=1), (4,), rate=10 * RATE)
     x = windows.window(0, 2, data.Augmentation(place=0.0, gain=1.0, swap=False, speed=speed))[0]
-    error = x[2:] - 2 * np.cos(0.02 * np.pi * speed) * x[1:-1] + x[:-2]  # of a sine's recursion
+    frequency = 0.02 * np.pi * snapped(speed, 2 * chunk, 10 * RATE)
+    error = x[2:] - 2 * np.cos(frequency) * x[1:-1] + x[:-2]  # of a sine's recursion
     assert np.abs(error[chunk - 100 : chunk + 100]).max() < 0.02 * x.max()
 
 
@@ -316,7 +338,7 @@ def items_of(kind: str, windows: data.Windows, seed: int = 0):
         return data.CropItems(windows, (3, 4), 200, seed)
     if kind == "fixed":
         return data.FixedPairItems(windows, seed, stage=1)
-    return data.PairItems(windows, (3, 10), variants=2, seed=seed, crop=(3, 4))
+    return data.PairItems(windows, (3, 10), variants=2, seed=seed, crop=(3, 4), copies=6)
 
 
 @pytest.mark.parametrize("kind", ["crop", "pair", "fixed"])
@@ -343,7 +365,8 @@ def test_items_are_float32_of_the_shapes_that_the_losses_read(noisy):
     assert pair["flow_noise"].shape == pair["context_noise"].shape == (3, 10)
     for item in (crop, pair):
         assert item["posterior_noise"].shape == item["robust_noise"].shape == (3, 4)
-        assert all(value.dtype == np.float32 for value in item.values())
+        assert all(value.dtype == np.float32 for name, value in item.items() if name != "present")
+    assert (pair["present"].dtype, pair["present"].shape) == (bool, (6,))
 
 
 def test_legacy_learns_the_pairs_0_1_and_2_3_of_every_song_as_they_are(counting):
@@ -390,7 +413,7 @@ def test_cached_item_is_the_pair_of_its_number_in_one_of_the_variants(cache, tmp
 def test_cached_and_uncached_items_draw_the_same_flow(cache):
     windows = windows_of(np.ones((sum(SONG_ROWS), 2, CHUNK), np.int16))
     cached = data.PairItems(windows, SHAPE, 2, 0, cache=cache)[5]
-    heard_as_audio = data.PairItems(windows, SHAPE, 2, 0, crop=(3, 4))[5]
+    heard_as_audio = data.PairItems(windows, SHAPE, 2, 0, crop=(3, 4), copies=6)[5]
     for key in ("flow_noise", "context_noise", "time", "heard"):
         assert np.array_equal(cached[key], heard_as_audio[key])
 
