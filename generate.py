@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or refused input, 75 interrupted: ru
 """
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
