@@ -1,5 +1,6 @@
 """What the network is trained on: stage 1 reconstructs, stage 2 predicts. Every loss is one value an item of the
-batch, so that the mean over a batch does not depend on how it is cut over accumulation steps or processes."""
+batch, so that the mean over a batch does not depend on how it is cut over accumulation steps or processes. Only the
+place of what is continued in the joint part is one for a whole batch."""
 
 import math
 from dataclasses import replace

@@ -107,9 +107,10 @@ class Validation:
                     loss = self.prediction_losses(pair, foreign, target).mean()
                     gains.append(loss.item() - own[-1].mean().item())
         own = torch.stack(own)
-        continued = means_of([self.against_repetition(pair) for pair in self.pairs(2 * DECODED)])
+        rows = [self.against_repetition(pair) for pair in self.pairs(2 * DECODED)]
+        continued = means_of([{"loss": row["continuation"], **row} for row in rows])
         return {
-            "loss": own.mean().item() + continued["continuation"],
+            "loss": own.mean().item() + continued.pop("loss"),
             "prediction": own.mean().item(),
             "latent_mse": own[:, 0].mean().item(),
             **continued,
@@ -118,14 +119,14 @@ class Validation:
         }
 
     def against_repetition(self, pair: int) -> dict[str, float]:
-        """Distance from the true continuation, over all that a step draws from, of the sampled one, and of what needs
-        no network: the loop, and the input repeated."""
+        """Distance from the true continuation of the one that the joint part learns from, one step of the core,
+        decoded, and of what needs no network: the loop, and the input repeated."""
         heard, truth = self.audio(pair).split(self.config.chunk_samples, dim=-1)
         noise = self.noise(pair, (1, self.config.latent_channels, self.config.chunk_latents))
         with self.autocast():
             copies = self.model.copies(heard)
-            sampled = self.model.sample(self.model.hear(heard), losses.start_noise(self.config, noise), 1, 1.0)
-            continuation = self.model.decode(sampled.float(), truth.shape[-1], copies)
+            predicted = self.model.sample(self.model.hear(heard), losses.start_noise(self.config, noise), 1, 1.0)
+            continuation = self.model.decode(predicted.float(), truth.shape[-1], copies)
         looped = copies.play(0, truth.shape[-1])[:, 0]
         sounds = {"continuation": continuation, "loop": looped, "input_repeated": heard}
         return {name: self.continuation_loss(truth, sound) for name, sound in sounds.items()}
@@ -134,7 +135,8 @@ class Validation:
         """Mean over all that a step draws from."""
         draws = ((self.config.sample_rate, *draw) for draw in self.spectral_draws())
         parts = (losses.continuation_losses(truth, sound, *draw) for draw in draws)
-        return mean_of(losses.continuation_sum(found).item() for found in parts)
+        found = [losses.continuation_sum(part).item() for part in parts]
+        return sum(found) / len(found)
 
     def spectral_draws(self) -> list[tuple[int, bool]]:
         """Every window length and stereo basis."""

@@ -1,4 +1,4 @@
-"""Losses with known answers; a batch's loss is the mean of its items'; the target audio is never heard as context."""
+"""Losses with known answers; a batch's loss is that of its items one by one; the target is never heard as context."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import synth
 import torch
 
 import losses
+import metrics
 from model import CONTEXT_LEVEL, TONES_HZ, ContinuationModel, with_overrides
 
 torch.set_num_threads(1)
@@ -48,7 +49,8 @@ def tone(frequency: float, seconds: float = 1.0, rate: int = 12000, channels: in
 
 
 def pair_batch(items: int, times=(0.0, 0.8, 0.4)) -> dict[str, torch.Tensor]:
-    """What PairItems gives: 4 s of audio, latents, all noise, and the copies that may be played."""
+    """What PairItems gives: 4 s of audio, latents, all noise, the copies that may be played, and the place of what is
+    continued."""
     shape, crop = (items, 4, 200), (items, 4, CROP_LATENTS)
     return {
         "x": noise(items, 2, 2 * CHUNK, seed=1, level=0.1),
@@ -57,6 +59,7 @@ def pair_batch(items: int, times=(0.0, 0.8, 0.4)) -> dict[str, torch.Tensor]:
         "robust_noise": noise(*crop, seed=7, level=0.5), "time": torch.tensor(times[:items]),
         "heard": torch.tensor([1.0, 0.5, 0.0])[:items],
         "present": torch.tensor([[True] * 6, [True, False, True] * 2, [False] * 6])[:items],
+        "place": torch.full((items,), 0.5),
     }  # fmt: skip
 
 
@@ -341,7 +344,10 @@ def test_full_level_is_that_of_every_context():
 def test_joint_loss_is_reconstruction_plus_prediction_plus_continuation():
     with torch.no_grad():
         loss, parts = losses.joint_step(small(), pair_batch(2), DRAW)
-    assert torch.allclose(loss, losses.weighted_sum(parts) + parts["prediction"] + parts["continuation"], rtol=1e-5)
+    reconstruction, continuation = losses.weighted_sum(parts), losses.continuation_sum(parts)
+    assert torch.allclose(loss, reconstruction + parts["prediction"] + continuation, rtol=1e-5)
+    beat, notes = losses.ONSET_WEIGHT * parts["continued_onsets"], losses.NOTE_WEIGHT * parts["continued_notes"]
+    assert torch.allclose(continuation, parts["continued_spectral"] + beat + notes)
 
 
 def parts_of(model: ContinuationModel) -> dict[str, torch.nn.Module]:
@@ -364,14 +370,20 @@ def test_joint_step_trains_encoder_core_trunk_head_and_mixer():
     [
         ("spectral", {"encoder", "trunk", "head"}),
         ("prediction", {"core"}),
-        ("continuation", {"trunk", "head", "mixer"}),
+        ("continued_spectral", {"core", "trunk", "head", "mixer"}),
+        ("continued_onsets", {"core", "trunk", "head", "mixer"}),
+        ("continued_notes", {"core", "trunk", "head", "mixer"}),
     ],
 )
 def test_each_part_of_the_joint_loss_trains_what_it_is_for(loss, trained):
-    """Neither is the encoder taught to be easily predicted, nor the core to please the decoder."""
+    """The core learns to say what helps the decoder, and the encoder is not taught to be easily predicted."""
     model = small()
     losses.joint_step(model, pair_batch(2), DRAW)[1][loss].sum().backward()
-    moved = {name for name, part in parts_of(model).items() if any(p.grad is not None for p in part.parameters())}
+    moved = {
+        name
+        for name, part in parts_of(model).items()
+        if any(p.grad is not None and p.grad.any() for p in part.parameters())
+    }
     assert moved == trained
 
 
@@ -383,27 +395,30 @@ def test_stage_1_does_not_train_the_mixer():
     assert all(p.grad is not None for part in model.decoder.own() for p in part.parameters())
 
 
-def test_joint_loss_has_no_gradient_into_its_target():
-    batch = pair_batch(2)
-    batch["x"].requires_grad_()
-    losses.joint_step(small(), batch, DRAW)[0].sum().backward()
-    assert batch["x"].grad[..., :CHUNK].abs().sum() > 0
-    assert not batch["x"].grad[..., CHUNK:].any()
+def test_encoder_hears_the_end_of_the_context_and_nothing_else(monkeypatch):
+    """So it is taught by its reconstruction alone, and neither target nor context moves."""
+    model, batch, heard = small(), pair_batch(2), []
+    posterior = model.posterior
+    monkeypatch.setattr(model, "posterior", lambda x: heard.append(x) or posterior(x))
+    losses.joint_step(model, batch, DRAW)
+    samples = CROP_LATENTS * model.config.latent_samples
+    assert len(heard) == 1
+    assert torch.equal(heard[0], batch["x"][..., CHUNK - samples : CHUNK])
 
 
-def test_joint_part_predicts_the_second_half_from_what_is_heard_of_the_first(monkeypatch):
+def test_joint_part_predicts_the_cached_target_from_the_cached_context(monkeypatch):
     model, batch, given = small().eval(), pair_batch(2), []
     prediction_loss = losses.prediction_loss
     monkeypatch.setattr(losses, "prediction_loss", lambda *args: given.append(args) or prediction_loss(*args))
     with torch.no_grad():
-        losses.joint_step(model, batch, DRAW)
-        heard, following = model.encode_pair(batch["x"])
+        prediction = losses.joint_step(model, batch, DRAW)[1]["prediction"]
+        assert torch.equal(prediction, losses.predict_step(model, batch)[0])
     _, context, target, _ = given[0]
-    assert torch.equal(context, heard)
-    assert torch.equal(target, following)
+    assert torch.equal(context, batch["context"])
+    assert torch.equal(target, batch["target"])
 
 
-def what_is_told(model: ContinuationModel, batch: dict, monkeypatch) -> dict[str, torch.Tensor]:
+def what_is_told(model: ContinuationModel, batch: dict, monkeypatch) -> dict:
     """All that a joint step tells the core and the decoder of what was heard, and the continuation they make."""
     core, decode, told = model.core.forward, model.decode, {}
 
@@ -411,10 +426,11 @@ def what_is_told(model: ContinuationModel, batch: dict, monkeypatch) -> dict[str
         told[f"context {len(told)}"] = context
         return core(noisy, context, *more)
 
-    def note_decode(z, length, copies):
-        told["continuation"] = decode(z, length, copies)
+    def note_decode(z, length, copies, start):
+        told["continuation"] = decode(z, length, copies, start)
         told.update({"latents": z, "heard sound": copies.context, "lags": copies.lags, "present": copies.present})
-        told.update({"similarity": copies.similarity, "copies": copies.play(0, length)})
+        told.update({"similarity": copies.similarity, "copies": copies.play(start, length)})
+        told["start"] = torch.tensor(start)
         return told["continuation"]
 
     with torch.no_grad(), monkeypatch.context() as patch:
@@ -424,11 +440,16 @@ def what_is_told(model: ContinuationModel, batch: dict, monkeypatch) -> dict[str
     return told
 
 
-def test_core_and_decoder_are_told_the_same_whatever_the_target_audio_is(monkeypatch):
+def test_core_and_decoder_are_told_the_same_whatever_the_target_is(monkeypatch):
     model, batch = small().eval(), pair_batch(3)
-    other = batch | {"x": torch.cat([batch["x"][..., :CHUNK], noise(3, 2, CHUNK, seed=9)], dim=-1)}
+    other = batch | {
+        "x": torch.cat([batch["x"][..., :CHUNK], noise(3, 2, CHUNK, seed=9)], dim=-1),
+        "target": noise(3, 4, 200, seed=10),
+    }
     told, again = (what_is_told(model, given, monkeypatch) for given in (batch, other))
-    assert len([name for name in told if name.startswith("context")]) == losses.JOINT_SAMPLING_STEPS + 1
+    assert (
+        len([name for name in told if name.startswith("context")]) == 2
+    )  # for the prediction, and for what is decoded
     assert told.keys() == again.keys()
     for name, value in told.items():
         assert torch.equal(value, again[name]), name
@@ -447,37 +468,119 @@ def test_decoder_plays_the_copies_that_are_present_and_no_others(monkeypatch):
     assert (errors[:2] > 0.1).all()
 
 
-def test_sampled_latents_that_are_decoded_are_the_cores(monkeypatch):
+def test_decoded_latents_are_the_cores_in_one_step_from_noise(monkeypatch):
     model, batch = small().eval(), pair_batch(2)
     with torch.no_grad():
-        context, _ = model.encode_pair(batch["x"])
-        sampled = model.sample(context, batch["flow_noise"], losses.JOINT_SAMPLING_STEPS, 1.0)
+        sampled = model.sample(batch["context"], batch["flow_noise"], 1, 1.0)
     assert torch.allclose(what_is_told(model, batch, monkeypatch)["latents"], sampled, atol=1e-5)
 
 
 def test_network_that_says_the_mean_is_decoded_from_what_it_says(monkeypatch):
     model, batch = small(objective="mse").eval(), pair_batch(2)
     with torch.no_grad():
-        context, _ = model.encode_pair(batch["x"])
-        said = model.predict(context)
+        said = model.predict(batch["context"])
     assert torch.allclose(what_is_told(model, batch, monkeypatch)["latents"], said, atol=1e-5)
 
 
-def test_continuation_is_compared_with_the_second_half(monkeypatch):
-    """With a decoder that is perfect by definition."""
-    model, batch = small(), pair_batch(2)
-    monkeypatch.setattr(model, "decode", lambda z, length, copies: batch["x"][..., CHUNK:])
+@pytest.mark.parametrize(("place", "first"), [(0.0, 0), (0.5, 50), (1.0, 100)])
+def test_decoded_part_is_the_one_at_its_place(monkeypatch, place, first):
+    """1 s of the 2 s that the core says."""
+    monkeypatch.setattr(losses, "CONTINUED_SECONDS", 1)
+    model, batch = small().eval(), pair_batch(2) | {"place": torch.tensor([place, 0.3])}
+    told = what_is_told(model, batch, monkeypatch)
     with torch.no_grad():
-        assert losses.joint_step(model, batch, DRAW)[1]["continuation"].max() < 0.01
-        monkeypatch.setattr(model, "decode", lambda z, length, copies: batch["x"][..., :CHUNK])
-        assert losses.joint_step(model, batch, DRAW)[1]["continuation"].min() > 0.5
+        whole = model.sample(batch["context"], batch["flow_noise"], 1, 1.0)
+    assert torch.allclose(told["latents"], whole[..., first : first + 100], atol=1e-5)
+    assert told["start"] == 20 * first
+    assert told["copies"].shape[-1] == told["continuation"].shape[-1] == RATE
+
+
+@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
+def test_continuation_is_compared_with_the_same_part_of_the_second_half(monkeypatch, place):
+    """With a decoder that is perfect by definition."""
+    monkeypatch.setattr(losses, "CONTINUED_SECONDS", 1)
+    model, batch = small(), pair_batch(2) | {"place": torch.full((2,), place)}
+    first, second = batch["x"].split(CHUNK, dim=-1)
+    found = {}
+    for name, sound in (("first", first), ("second", second)):
+        monkeypatch.setattr(model, "decode", lambda z, length, copies, start, x=sound: x[..., start : start + length])
+        with torch.no_grad():
+            found[name] = losses.joint_step(model, batch, DRAW)[1]
+    for part, least in (("continued_spectral", 0.5), ("continued_onsets", 0.5), ("continued_notes", 1e-3)):
+        assert found["second"][part].abs().max() < 0.01, part
+        assert found["first"][part].min() > least, part
 
 
 @pytest.mark.parametrize("in_mid_side", [False, True])
 def test_phases_of_a_continuation_cost_nothing_and_its_level_does(in_mid_side):
     x = noise(2, 2, RATE, level=0.1)
-    assert losses.continuation_loss(x, -x, 128, in_mid_side).max() < 0.02
-    assert losses.continuation_loss(x, 0.5 * x, 128, in_mid_side).min() > 1
+    turned = losses.continuation_losses(x, -x, RATE, 128, in_mid_side)
+    assert all(part.max() < 0.02 for part in turned.values())
+    softer = losses.continuation_losses(x, 0.5 * x, RATE, 128, in_mid_side)
+    assert softer["continued_spectral"].min() > 1
+    assert softer["continued_onsets"].max() < 0.02
+    assert softer["continued_notes"].max() < 0.02
+
+
+@pytest.mark.parametrize("in_mid_side", [False, True])
+def test_continuation_losses_of_a_batch_are_those_of_its_items(in_mid_side):
+    x, y = noise(3, 2, RATE, seed=1, level=0.1), noise(3, 2, RATE, seed=2, level=0.1)
+    y[1] *= 0.01
+    parts = losses.continuation_losses(x, y, RATE, 128, in_mid_side)
+    for i in range(3):
+        alone = losses.continuation_losses(x[i : i + 1], y[i : i + 1], RATE, 128, in_mid_side)
+        for name, part in parts.items():
+            assert part[i].item() == pytest.approx(alone[name].item(), rel=1e-4), name
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-6, 0.1])
+def test_gradients_of_a_continuation_are_finite_on_silence_and_where_it_is_perfect(level):
+    x = noise(1, 2, RATE, level=level)
+    for start in (torch.zeros_like(x), x):
+        y = start.clone().requires_grad_()
+        losses.continuation_sum(losses.continuation_losses(x, y, RATE, 128, in_mid_side=True)).sum().backward()
+        assert torch.isfinite(y.grad).all()
+
+
+# ---- onsets and notes ----
+
+
+def clicks(first: int, every: int = 3000, rate: int = 12000, seconds: int = 4) -> torch.Tensor:
+    """Short bursts of noise over soft noise: (1, 2, samples)."""
+    x = noise(1, 2, seconds * rate, seed=1, level=0.001)
+    for start in range(first, x.shape[-1] - 300, every):
+        x[..., start : start + 300] += noise(1, 2, 300, seed=start, level=0.3)
+    return x
+
+
+def test_onset_distance_is_0_where_the_beat_is_kept_and_about_1_where_it_is_not():
+    x, rate = clicks(1500), 12000
+    assert losses.onset_distance(x, x, rate).item() == pytest.approx(0, abs=1e-3)
+    other_sound = torch.flip(x, [1]) * 0.3
+    assert losses.onset_distance(x, other_sound, rate).item() < 0.05
+    near, far = (losses.onset_distance(x, clicks(1500 + late), rate).item() for late in (180, 1500))
+    assert near < 0.6  # 15 ms late, of the 50 ms over which onsets are smoothed
+    assert 0.9 < far < 1.5
+    assert near < far - 0.4
+
+
+@pytest.mark.parametrize("rate", [12000, 24000, 48000])
+def test_chroma_distance_is_that_of_the_figure(rate):
+    songs = [torch.from_numpy(synth.song(seed, 4, rate, 2))[None].float() for seed in (0, 1)]
+    found = losses.chroma_distance(*songs, rate).item()
+    assert found == pytest.approx(1 - metrics.chroma_cosine(*(x[0].numpy() for x in songs), rate), abs=1e-4)
+    assert found > 0.01
+    assert losses.chroma_distance(songs[0], songs[0], rate).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_notes_are_the_same_an_octave_higher_and_none_of_them_a_tritone_higher():
+    low, octave, tritone = (tone(440 * 2 ** (semitones / 12), 2) for semitones in (0, 12, 6))
+    assert losses.chroma_distance(low, octave, 12000).item() < 0.01
+    assert losses.chroma_distance(low, tritone, 12000).item() > 0.95
+
+
+def test_sound_that_is_too_short_to_tell_notes_has_no_distance():
+    assert losses.chroma_distance(tone(440, 0.1), tone(620, 0.1), 12000).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_reconstruction_in_the_joint_part_is_that_of_the_contexts_end():

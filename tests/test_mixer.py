@@ -1,4 +1,5 @@
-"""The mixer: at first it plays the loop, it plays only what is there, and what it mixes keeps its power."""
+"""The mixer: at first it plays the loop, it plays only what is there, it leads levels to what the copies expect, and
+what it mixes keeps its power."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mixer import Mixer, band_edges, interpolation, pooling
+from mixer import AGREEMENT, PULL, STEP_FRAMES, Mixer, band_edges, interpolation, pooling
 from model import ContinuationModel, with_overrides
 from repetition import Copies, find_copies
 
@@ -134,3 +135,78 @@ def test_songs_of_a_batch_do_not_hear_each_other(trained):
 def test_any_number_of_latents_is_decoded_with_copies(model, latents):
     copies = find_copies(0.1 * noise(1, 2, LENGTH), HOP)
     assert model.decode(noise(1, 32, latents), copies=copies, start=-HOP).shape == (1, 2, latents * HOP)
+
+
+# ---- levels are led to what the copies expect together ----
+
+STEPS = 100
+
+
+def copies_of(similarity: list[list[float]], present: list[bool]) -> Copies:
+    """Of one silent context, as similar as is said."""
+    lags = torch.arange(1, len(present) + 1)[None] * 30 * HOP
+    return Copies(torch.zeros(1, 1, LENGTH), lags, torch.tensor([similarity]), torch.tensor([present]), HOP)
+
+
+def test_what_is_expected_is_the_mean_of_the_copies_that_are_present_weighted_by_their_similarity():
+    mixer = Mixer(1, BINS, 8)
+    levels = noise(1, 4, len(band_edges(BINS)) - 1, STEPS)
+    copies = copies_of([[0.9, 0.6], [0.2, 0.3], [1.0, 1.0]], [True, True, False])
+    weights = (AGREEMENT * torch.tensor([1.5, 0.5])).softmax(0)
+    assert weights[0] > 0.9  # that is, by far more than a mean
+    expected = weights[0] * levels[:, 1] + weights[1] * levels[:, 2]
+    assert torch.allclose(mixer.expected(levels, copies)[:, 0], expected, atol=1e-5)
+
+
+def test_without_copies_own_sound_expects_itself():
+    levels = noise(1, 3, len(band_edges(BINS)) - 1, STEPS)
+    copies = copies_of([[1.0, 1.0], [1.0, 1.0]], [False, False])
+    assert torch.equal(Mixer(1, BINS, 8).expected(levels, copies), levels[:, :1])
+
+
+def with_levels(mixer: Mixer, *nepers: torch.Tensor) -> torch.Tensor:
+    """Spectra of noise-like phases, whose magnitudes follow `nepers` (steps,) in all bins."""
+    phases = torch.exp(6.28j * torch.rand(BINS, 1, generator=torch.Generator().manual_seed(0)))
+    swell = torch.stack([level.exp().repeat_interleave(STEP_FRAMES) for level in nepers])[:, None, None]
+    return (swell * phases * mixer.typical_power.sqrt())[None]
+
+
+def played(mixer: Mixer, sources: torch.Tensor, copies: Copies, chosen: int) -> torch.Tensor:
+    """Levels of what a mixer plays that has chosen one of the sources: (bands, steps)."""
+    shares = torch.zeros(1, sources.shape[1], len(band_edges(BINS)) - 1, STEPS)
+    shares[:, chosen] = 1
+    mixer.gates = lambda *given: (shares, torch.zeros_like(shares))
+    with torch.no_grad():
+        mixed = mixer(sources, torch.zeros(1, 1, BINS, LENGTH // HOP, dtype=torch.cfloat), None, copies, 0)
+    return mixer.levels(mixed)[0]
+
+
+@pytest.mark.parametrize("chosen", [0, 3], ids=["own sound", "copy that disagrees"])
+def test_level_of_a_source_is_led_to_that_of_copies_that_agree(chosen):
+    """By a share of the way, PULL at first; the power over the whole stays that of what was chosen."""
+    mixer = Mixer(1, BINS, 8)
+    swell = 0.3 * torch.sin(torch.arange(STEPS) / STEPS * 6.2832)
+    sources = with_levels(mixer, -swell, swell, swell, -swell)
+    copies = copies_of([[0.9, 0.9], [0.9, 0.9], [0.0, 0.0]], [True, True, True])
+    before, after = mixer.levels(sources)[0, chosen], played(mixer, sources, copies, chosen)
+    assert torch.allclose(mixer.expected(mixer.levels(sources), copies)[0, 0, 0], swell, atol=0.01)
+    change = (after - before)[:, 2:-2]
+    change = change - change.mean(1, keepdim=True)
+    assert torch.allclose(change, PULL * 2 * swell[2:-2].expand_as(change), atol=0.03)
+    assert after.mul(2).exp().mean().item() == pytest.approx(before.mul(2).exp().mean().item(), rel=0.05)
+
+
+@pytest.mark.parametrize("present", [[False, False], [True, True]], ids=["no copies", "copies of the same level"])
+def test_nothing_is_led_anywhere_without_copies_or_where_they_agree_with_the_source(present):
+    mixer = Mixer(1, BINS, 8)
+    swell = 0.3 * torch.sin(torch.arange(STEPS) / STEPS * 6.2832)
+    other = swell if any(present) else -swell
+    sources = with_levels(mixer, swell, other, other)
+    copies = copies_of([[0.9, 0.9], [0.9, 0.9]], present)
+    assert torch.allclose(played(mixer, sources, copies, 0), mixer.levels(sources)[0, 0], atol=1e-3)
+
+
+@torch.no_grad()
+def test_pull_is_trained_and_is_of_each_band(model):
+    assert model.decoder.mixer.pull.requires_grad
+    assert model.decoder.mixer.pull.shape == (2 * (len(band_edges(BINS)) - 1), 1)

@@ -79,16 +79,45 @@ def test_latents_are_kept_until_the_encoder_learns(checks):
 
 
 def test_continuation_and_loop_are_distances_from_the_true_continuation(checks, monkeypatch):
-    """With a decoder that plays the loop, and with one that knows the truth."""
+    """With a decoder that plays the loop, and with one that knows the truth; the input repeated is neither."""
     chunk, pairs = CHUNK, checks.pairs(2 * validation.DECODED)
     truths = iter([checks.audio(pair)[..., chunk:] for pair in pairs])
     monkeypatch.setattr(checks.model, "decode", lambda z, length, copies: copies.play(0, length)[:, 0])
     figures = checks.figures(2, codec_learns=True)
     assert figures["continuation"] == figures["loop"] > 0.5
+    assert figures["input_repeated"] > 0.5
+    assert figures["input_repeated"] != figures["loop"]
     monkeypatch.setattr(checks.model, "decode", lambda z, length, copies: next(truths))
     perfect = checks.figures(2, codec_learns=True)
     assert perfect["continuation"] < 0.02
-    assert perfect["loop"] == figures["loop"]
+    assert [perfect[name] for name in ("loop", "input_repeated")] == [
+        figures[name] for name in ("loop", "input_repeated")
+    ]
+
+
+def test_distance_is_the_mean_over_all_window_lengths_and_both_stereo_bases(checks, monkeypatch):
+    asked, scored = [], losses.continuation_losses
+
+    def note(truth, sound, *draw):
+        asked.append(draw)
+        return scored(truth, sound, *draw)
+
+    monkeypatch.setattr(losses, "continuation_losses", note)
+    truth, sound = 0.1 * torch.randn(2, 1, CHANNELS, CHUNK)
+    found = checks.continuation_loss(truth, sound)
+    assert set(asked) == {(RATE, size, basis) for size in losses.spectral_sizes(RATE) for basis in (False, True)}
+    each = [losses.continuation_sum(scored(truth, sound, *draw)).item() for draw in asked]
+    assert found == pytest.approx(sum(each) / len(each))
+
+
+def test_decoded_continuation_is_one_step_from_the_pairs_own_noise(checks, monkeypatch):
+    """As the joint part trains it."""
+    given, decode = [], checks.model.decode
+    monkeypatch.setattr(checks.model, "decode", lambda z, *rest: given.append(z) or decode(z, *rest))
+    checks.against_repetition(1)
+    heard = checks.audio(1)[..., :CHUNK]
+    noise = checks.noise(1, given[0].shape)
+    assert torch.equal(given[0], checks.model.sample(checks.model.hear(heard), noise, 1, 1.0))
 
 
 def test_continuation_hears_nothing_of_the_truth(checks, monkeypatch):
@@ -100,13 +129,28 @@ def test_continuation_hears_nothing_of_the_truth(checks, monkeypatch):
         return played[-1]
 
     monkeypatch.setattr(checks.model, "decode", note)
-    first = checks.against_loop(0)
+    first = checks.against_repetition(0)
     future = 0.1 * torch.randn(1, CHANNELS, CHUNK)
     monkeypatch.setattr(checks, "audio", lambda pair: torch.cat([audio(pair)[..., :CHUNK], future], dim=-1))
-    assert checks.against_loop(0) != first
+    assert checks.against_repetition(0) != first
     assert torch.equal(*played)
 
 
-def test_continuation_that_is_not_finite_shows_in_the_loss(checks, monkeypatch):
-    monkeypatch.setattr(checks.model, "decode", lambda z, length, copies: torch.full((1, CHANNELS, length), math.nan))
+def test_continuation_that_is_not_finite_at_one_pair_is_not_left_out_of_the_loss(checks, monkeypatch):
+    scales = iter([1.0, math.nan])
+    decode = checks.model.decode
+    monkeypatch.setattr(checks.model, "decode", lambda z, *rest: next(scales, 1.0) * decode(z, *rest))
     assert not math.isfinite(checks.figures(2, codec_learns=True)["loss"])
+
+
+def test_continuation_loss_that_is_not_finite_at_one_window_length_is_not_left_out(checks, monkeypatch):
+    shortest, parts = min(losses.spectral_sizes(RATE)), losses.continuation_losses
+
+    def broken(truth, sound, rate, size, in_mid_side):
+        scale = math.nan if size == shortest else 1.0
+        return {name: scale * value for name, value in parts(truth, sound, rate, size, in_mid_side).items()}
+
+    truth, sound = 0.1 * torch.randn(2, 1, CHANNELS, CHUNK)
+    assert math.isfinite(checks.continuation_loss(truth, sound))
+    monkeypatch.setattr(losses, "continuation_losses", broken)
+    assert not math.isfinite(checks.continuation_loss(truth, sound))

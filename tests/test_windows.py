@@ -15,6 +15,7 @@ import model
 RATE, CHUNK = 100, 1000
 SONG_ROWS = (3, 2, 5)
 PLAIN = {"gain": 1.0, "swap": False, "speed": 1.0}
+SHAPE = (3, 10)  # of a chunk's latents
 
 
 def side_of(rows: np.ndarray, song_rows: tuple[int, ...]) -> data.Side:
@@ -338,7 +339,15 @@ def items_of(kind: str, windows: data.Windows, seed: int = 0):
         return data.CropItems(windows, (3, 4), 200, seed)
     if kind == "fixed":
         return data.FixedPairItems(windows, seed, stage=1)
-    return data.PairItems(windows, (3, 10), variants=2, seed=seed, crop=(3, 4), copies=6)
+    return data.PairItems(windows, SHAPE, variants=2, seed=seed, cache=NumberedCache(), crop=(3, 4), copies=6)
+
+
+class NumberedCache:
+    """A cache whose latents are the numbers of variant and pair."""
+
+    def read(self, variant: int, pair: int) -> tuple[np.ndarray, np.ndarray]:
+        latents = np.float32([variant, pair, 0])[:, None].repeat(3 * SHAPE[1], 1)
+        return latents, latents[:, : SHAPE[1]]
 
 
 @pytest.mark.parametrize("kind", ["crop", "pair", "fixed"])
@@ -362,11 +371,30 @@ def test_items_are_float32_of_the_shapes_that_the_losses_read(noisy):
     crop, pair = items_of("crop", noisy)[0], items_of("pair", noisy)[0]
     assert crop["x"].shape == (2, 200)
     assert pair["x"].shape == (2, 2 * CHUNK)
-    assert pair["flow_noise"].shape == pair["context_noise"].shape == (3, 10)
+    assert pair["context"].shape == (3, 30)
+    assert pair["target"].shape == pair["flow_noise"].shape == pair["context_noise"].shape == SHAPE
     for item in (crop, pair):
         assert item["posterior_noise"].shape == item["robust_noise"].shape == (3, 4)
         assert all(value.dtype == np.float32 for name, value in item.items() if name != "present")
     assert (pair["present"].dtype, pair["present"].shape) == (bool, (6,))
+    assert pair["place"].shape == pair["time"].shape == pair["heard"].shape == ()
+
+
+def test_audio_of_a_pair_is_what_the_cached_latents_are_of(noisy):
+    items = items_of("pair", noisy)
+    variants = set()
+    for item in range(14):
+        given = items[item]
+        variant, pair = given["context"][:2, 0].astype(int)
+        assert np.array_equal(given["x"], data.WindowItems(noisy, int(variant), seed=0)[int(pair)]["x"])
+        variants.add(int(variant))
+    assert variants == {0, 1}
+
+
+def test_places_of_what_is_continued_are_spread_over_the_whole(noisy):
+    items = items_of("pair", noisy)
+    places = np.array([items[item]["place"] for item in range(200)])
+    assert np.histogram(places, bins=4, range=(0, 1))[0].min() > 30
 
 
 def test_legacy_learns_the_pairs_0_1_and_2_3_of_every_song_as_they_are(counting):
@@ -378,66 +406,88 @@ def test_legacy_learns_the_pairs_0_1_and_2_3_of_every_song_as_they_are(counting)
 
 # ---- the latent cache ----
 
-SHAPE = (3, 10)
-
 
 @pytest.fixture
 def cache(tmp_path) -> data.LatentCache:
-    """Two variants of 7 pairs; the latents of channel 1 are louder and off centre."""
-    cache = data.LatentCache(tmp_path, 2, {"context": (3, 30), "target": SHAPE}, pairs=7)
+    """Two variants of 7 pairs; the latents of channel 1 are louder and off centre. Its key is "mine"."""
+    cache = data.LatentCache(tmp_path / "latents", 2, {"context": (3, 30), "target": SHAPE}, pairs=7)
+    cache.begin("mine")
     rng = np.random.default_rng(0)
     for variant in range(2):
         for part in cache.PARTS:
             latents = rng.standard_normal((7, *cache.shapes[part])) * [[1.0], [5.0], [1.0]] + [[0.0], [2.0], [0.0]]
             np.save(cache.path(part, variant), latents.astype(np.float16))
+        (cache.folder / "key.json").write_text(cache.index(variant))
     return cache
 
 
-def test_cache_gives_back_what_was_written(cache, tmp_path):
+def test_cache_gives_back_what_was_written(cache):
     context, target = cache.read(1, 4)
-    assert np.array_equal(context, np.load(tmp_path / "context-1.npy")[4].astype(np.float32))
-    assert np.array_equal(target, np.load(tmp_path / "target-1.npy")[4].astype(np.float32))
+    assert np.array_equal(context, np.load(cache.folder / "context-1.npy")[4].astype(np.float32))
+    assert np.array_equal(target, np.load(cache.folder / "target-1.npy")[4].astype(np.float32))
 
 
-def test_cached_item_is_the_pair_of_its_number_in_one_of_the_variants(cache, tmp_path):
+def test_cached_item_is_the_pair_of_its_number_in_one_of_the_variants(cache):
     windows = windows_of(np.zeros((sum(SONG_ROWS), 2, CHUNK), np.int16))
     items = data.PairItems(windows, SHAPE, variants=2, seed=0, cache=cache)
     variants = set()
     for item in range(14):
         pair = data.Order(len(windows), 0, stage=2)[item]
-        stored = [np.load(tmp_path / f"context-{v}.npy")[pair].astype(np.float32) for v in range(2)]
+        stored = [np.load(cache.folder / f"context-{v}.npy")[pair].astype(np.float32) for v in range(2)]
         variants |= {v for v in range(2) if np.array_equal(stored[v], items[item]["context"])}
     assert variants == {0, 1}
 
 
-def test_cached_and_uncached_items_draw_the_same_flow(cache):
+def test_items_with_and_without_audio_have_the_same_latents_and_draw_the_same_flow(cache):
     windows = windows_of(np.ones((sum(SONG_ROWS), 2, CHUNK), np.int16))
-    cached = data.PairItems(windows, SHAPE, 2, 0, cache=cache)[5]
-    heard_as_audio = data.PairItems(windows, SHAPE, 2, 0, crop=(3, 4), copies=6)[5]
-    for key in ("flow_noise", "context_noise", "time", "heard"):
-        assert np.array_equal(cached[key], heard_as_audio[key])
+    alone = data.PairItems(windows, SHAPE, 2, 0, cache)[5]
+    with_audio = data.PairItems(windows, SHAPE, 2, 0, cache, crop=(3, 4), copies=6)[5]
+    assert alone.keys() == {"context", "target", "flow_noise", "context_noise", "time", "heard"}
+    for key, value in alone.items():
+        assert np.array_equal(value, with_audio[key]), key
 
 
-def test_statistics_are_mean_and_deviation_of_all_targets_by_channel(cache, tmp_path):
-    targets = np.concatenate([np.load(tmp_path / f"target-{v}.npy") for v in range(2)]).astype(np.float64)
+def test_statistics_are_mean_and_deviation_of_all_targets_by_channel(cache):
+    targets = np.concatenate([np.load(cache.folder / f"target-{v}.npy") for v in range(2)]).astype(np.float64)
     mean, std = cache.statistics()
     assert mean.shape == std.shape == (3, 1)
     assert np.allclose(mean[:, 0], targets.mean((0, 2)))
     assert np.allclose(std[:, 0], targets.std((0, 2)))
 
 
-def test_variant_with_a_part_missing_is_missing(cache):
-    assert cache.missing() == []
+def again(cache: data.LatentCache, key: str = "mine") -> data.LatentCache:
+    """The cache as another run finds it."""
+    found = data.LatentCache(cache.folder, cache.variants, cache.shapes, cache.pairs)
+    found.begin(key)
+    return found
+
+
+def test_variant_with_a_part_missing_is_missing_and_said(cache, capsys):
+    assert cache.missing() == again(cache).missing() == []
     cache.path("target", 1).unlink()
-    assert cache.missing() == [1]
+    assert again(cache).missing() == [1]
+    assert "target-1.npy is missing or damaged" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ['{"key": "other"}', "{}", "[]", "torn"])
-def test_cache_with_another_key_is_not_used(cache, text):
-    (cache.folder / "key.json").write_text('{"key": "mine"}')
-    assert cache.has_key("mine")
+@pytest.mark.parametrize("part", data.LatentCache.PARTS)
+def test_variant_that_has_changed_since_it_was_written_is_missing(cache, part, capsys):
+    latents = np.load(cache.path(part, 0))
+    latents[3, 1, 2] += 1
+    np.save(cache.path(part, 0), latents)
+    assert again(cache).missing() == [0]
+    assert f"{part}-0.npy is missing or damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ['{"key": "other", "sha256": {}}', '{"key": "mine"}', "{}", "[]", "torn"])
+def test_cache_with_another_key_or_without_checksums_is_not_used_and_is_removed(cache, text):
     (cache.folder / "key.json").write_text(text)
-    assert not cache.has_key("mine")
+    assert again(cache).missing() == [0, 1]
+    assert not list(cache.folder.glob("*.npy"))
+
+
+def test_cache_of_another_key_is_removed(cache):
+    assert again(cache, "other").missing() == [0, 1]
+    assert not list(cache.folder.glob("*.npy"))
 
 
 def test_damaged_cache_is_refused_by_name(cache):
