@@ -344,9 +344,7 @@ def test_a_click_at_the_join_is_louder_than_all_of_the_input_and_an_even_join_is
     clicked = smooth.copy()
     clicked[:, :20] += 0.5 * np.array([1, -1] * 10, dtype=np.float32)
     assert join_click(context, clicked, RATE) == 100
-    percentiles = [
-        join_click(x[:, :cut], x[:, cut:], RATE) for cut in range(3 * RATE, 5 * RATE, 480)
-    ]
+    percentiles = [join_click(x[:, :cut], x[:, cut:], RATE) for cut in range(3 * RATE, 5 * RATE, 480)]
     assert np.mean(percentiles) == pytest.approx(50, abs=10)
     assert math.isnan(join_click(SILENCE, clicked, RATE))
 
