@@ -586,6 +586,8 @@ def test_checkpoint_of_an_earlier_day_generates_and_trains_on(tmp_path, monkeypa
     """tests/files holds a small one of every format that is still read, made by the command below in 4 steps."""
     monkeypatch.setattr("tiny.RATE", 1600)
     monkeypatch.setattr("tiny.CHUNK", 4800)
+    monkeypatch.setattr("mixer.WIDTH", 8)
+    monkeypatch.setattr("mixer.BLOCKS", 1)
     monkeypatch.chdir(tmp_path)
     write_dataset(Path("dataset"))
     Path("checkpoints").mkdir()
@@ -595,7 +597,7 @@ def test_checkpoint_of_an_earlier_day_generates_and_trains_on(tmp_path, monkeypa
     flags = (
         "--encoder_widths 8 8 --encoder_blocks 1 2 --decoder_widths 8 8 --decoder_blocks 1 2 --latent_channels 4 "
         "--core_layers 1 --core_width 16 --core_heads 2 --batch_size 2 --stage1_steps 3 --latent_variants 1 "
-        "--device cpu --keep 1"
+        "--joint_share 0.4 --device cpu --keep 1"
     )
     words = f"--dataset_folder dataset --checkpoint_folder checkpoints --preset tiny {flags} --stage2_steps 6"
     assert train.main(train.parse_args(words.split())) == 0
