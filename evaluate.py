@@ -519,13 +519,15 @@ class Judge:
                     self.add("continuation", name, pair.song, {"embedding_similarity": likeness})
 
     def kernel_distances(self, kind: str, songs: list[str]) -> dict[str, dict]:
-        """Kernel audio distance of each system's continuations of these songs from the true ones, its interval over
-        songs, and what it is without each song. kind: musicnn or mel."""
+        """Kernel audio distance of each system's continuations of these songs, where it has any, from the true ones,
+        its interval over songs, and what it is without each song. kind: musicnn or mel."""
         embeddings = self.embeddings.get(kind, {})
         truth, distances = embeddings.get("truth", {}), {}
         songs = [song for song in songs if song in truth]
         none = next((parts[0][:0] for parts in truth.values()), None)  # of a song in which a system is silent
         for name, found in embeddings.items():
+            if not any(song in found for song in songs):
+                continue
             sets = ([np.concatenate([none, *parts.get(song, [])]) for song in songs] for parts in (truth, found))
             whole, without = embedding.kernel_distance(*sets)
             value, low, high = metrics.jackknife_interval(whole, without)

@@ -244,9 +244,12 @@ class Rehearsal:
             loss.backward()
 
     def batch(self) -> dict[str, Tensor]:
-        """Zeros in the shapes that the part's items give."""
-        item = silent_item(self.plan, self.part)
-        return {name: self.zeros(self.batch_size, *np.shape(value)) for name, value in item.items()}
+        """Zeros in the shapes and types that the part's items give."""
+        batch = {}
+        for name, value in silent_item(self.plan, self.part).items():
+            zeros = self.zeros(self.batch_size, *np.shape(value))
+            batch[name] = zeros.bool() if np.asarray(value).dtype == bool else zeros
+        return batch
 
     def loss(self, batch: dict) -> Tensor:
         """The part's loss (batch,), at the worst of the draws that a step makes."""
