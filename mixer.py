@@ -19,7 +19,8 @@ STEP_FRAMES = 4
 QUIETEST_POWER = 1e-3  # of a band, relative to what is typical; softer ones are alike
 LOUDEST_GAIN = 0.7  # 6 dB up and down, a neper is 8.7 dB
 PULL = 0.3  # at first: how far the level of every source is led to what the copies expect together
-AGREEMENT = 3.0  # by how much more similar lags count more in that
+LEAST_ERROR = 0.02  # variance of a copy's error relative to the sound's: no copy is trusted more than that
+RHYTHM_WEIGHT = 2.0  # how much the similarity of the onsets counts beside that variance, in nepers
 NO_COPIES = -20.0  # the logit of own sound in that
 LOUDEST_CORRECTION = 1.0  # of a band's power over the whole of what is decoded, as a gain in nepers
 PAST_SHARE = 0.5  # of a context, its end: where it is measured how well each lag would have done
@@ -139,9 +140,12 @@ class Mixer(nn.Module):
         return (error * known).sum(-1) / known.sum(-1).clamp(min=1)
 
     def agreement(self, copies: Copies) -> Tensor:
-        """How much each source counts in what is expected, by how well its lag has done: (batch, 1 + copies), adding
-        up to 1. Own sound counts where there are no copies."""
-        weights = (AGREEMENT * copies.similarity.sum(-1)).masked_fill(~copies.present, -torch.inf)
+        """How much each source counts in what is expected: (batch, 1 + copies), adding up to 1. Copies count by the
+        inverse variance of their errors, as estimates should, and more where their onsets agree; own sound counts
+        where there are no copies."""
+        sound, rhythm = copies.similarity.unbind(-1)
+        weights = RHYTHM_WEIGHT * rhythm - (1 + LEAST_ERROR - sound.square()).log()
+        weights = weights.masked_fill(~copies.present, -torch.inf)
         return F.pad(weights, (1, 0), value=NO_COPIES).softmax(1)
 
     def expected(self, levels: Tensor, copies: Copies) -> Tensor:

@@ -32,7 +32,7 @@ STEADY_HZ = 350  # tones above may not stay the same from frame to frame
 STEADY_FRAMES = 51  # half a second
 CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context is brought to this level before it is encoded
 QUIETEST_RMS = 1e-3  # softer contexts are not lifted further
-JOIN_SECONDS = 1.0  # of the context, decoded together with the prediction
+JOIN_SHARE = 0.1  # of the context, its end, is decoded together with the prediction
 FADE_SECONDS = 0.02
 SEED_STRIDE = 0x9E3779B1  # between the noises of a long continuation; odd and far from small numbers
 LEGACY_HOP = 40
@@ -725,7 +725,8 @@ class ContinuationModel(nn.Module):
         sound = (gain * x[:, -chunk:])[None].to(self.latent_mean.device)
         copies = self.copies(sound)
         for roll in range(-(-length // chunk)):
-            context = self.hear(sound[..., -chunk:])
+            heard = sound[..., -chunk:]
+            context = self.hear(gain_to_level(heard) * heard)
             own = (int(seed) + roll * SEED_STRIDE) % 2**32  # other noise in every roll; torch would drop higher bits
             predicted = self.predict(context, steps, guidance, own, temperature)
             before, after = self.decode_behind(context, predicted, copies, roll * chunk)
@@ -739,7 +740,7 @@ class ContinuationModel(nn.Module):
         cut, and all that the prediction stands for, (batch, channels, samples) each. The prediction begins `start`
         samples behind the sound that the copies are of."""
         config = self.config
-        join = min(round(JOIN_SECONDS * config.latent_rate), config.chunk_latents)
+        join = max(1, round(JOIN_SHARE * config.chunk_latents))
         end = self.parts(context)[0][..., -join:]
         cut, fade = join * config.latent_samples, round(FADE_SECONDS * config.sample_rate)
         decoded = self.decode(torch.cat([end, predicted], dim=-1), copies=copies, start=start - cut).float()

@@ -75,7 +75,7 @@ def tile_tail(x: Tensor, lag: Tensor, start: int, length: int, seam: int = 0) ->
     lag = lag[:, None]
     repetition = (time // lag).clamp(min=0)
     source = x.shape[-1] - lag + time - repetition * lag  # (batch, length)
-    own = gather_samples(x, source.clamp(min=0))  # in a short context less came before its end than is asked for
+    own = gather_samples(x, source)
     into_seam = time - (repetition + 1) * lag + seam
     if not seam:
         return own
