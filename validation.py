@@ -16,7 +16,6 @@ import metrics
 
 PAIRS = 24
 DECODED = 4  # pairs that are continued in sound; twice as many are reconstructed, and compared with the loop
-SAMPLING_STEPS = 8
 
 
 def mean_of(values) -> float:
@@ -194,7 +193,7 @@ class Validation:
             cut = self.config.chunk_samples
             context, target = self.encode_pair(x)
             with self.autocast():
-                sampled = self.model.predict(context, steps=SAMPLING_STEPS).float()
+                sampled = self.model.predict(context).float()
                 copies = self.model.copies(x[..., :cut])
                 decoded = self.model.decode(sampled, cut, copies)[0].float().cpu().numpy()
                 mean = self.model.decode(self.model.predict(context, steps=1, guidance=1.0), cut, copies).float()
