@@ -244,9 +244,12 @@ class Rehearsal:
             loss.backward()
 
     def batch(self) -> dict[str, Tensor]:
-        """Zeros in the shapes that the part's items give."""
+        """Zeros in the shapes and types that the part's items give."""
         item = silent_item(self.plan, self.part)
-        return {name: self.zeros(self.batch_size, *np.shape(value)) for name, value in item.items()}
+        return {
+            name: self.zeros(self.batch_size, *value.shape, dtype=getattr(torch, value.dtype.name))
+            for name, value in item.items()
+        }
 
     def loss(self, batch: dict) -> Tensor:
         """The part's loss (batch,), at the worst of the draws that a step makes."""
@@ -284,8 +287,8 @@ class Rehearsal:
                 decoded = self.ema.decode_with_levels(mean)
             losses.reconstruction_parts(self.ema, x[..., :chunk], mean, log_variance, decoded, worst_draw(config))
 
-    def zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, device=self.plan.device)
+    def zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.plan.device)
 
     def autocast(self):
         if self.plan.precision is None:
