@@ -41,7 +41,8 @@ import files
 
 CHUNK_SECONDS = 10
 INT16_SCALE = 32768
-PEAK_LIMIT = 0.98  # louder sounds are scaled down before they are written
+PEAK_LIMIT = 0.98  # louder sounds are turned down before they are written
+LIMITER_SECONDS = 0.02  # to each side of a peak
 AUDIO_SUFFIXES = frozenset(
     {".mp3", ".mp2", ".mpga", ".wav", ".flac", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".aifc", ".w64", ".caf"}
     | {".au", ".snd", ".m4a", ".m4b", ".mp4", ".aac", ".wma", ".mka", ".webm", ".ape", ".wv", ".tta"}
@@ -541,6 +542,17 @@ _SOUNDFILE_FORMATS = {
     ".flac": {"format": "FLAC", "subtype": "PCM_16"},
     ".ogg": {"format": "OGG", "subtype": "VORBIS", "compression_level": 0.1},
 }
+
+
+def limit_peaks(x: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Turn x (channels, samples) down around samples beyond PEAK_LIMIT, all channels alike, and leave the rest as it
+    is: a lookahead limiter. One peak does not make a minute of music softer."""
+    from scipy import ndimage
+
+    size = 2 * round(LIMITER_SECONDS * sample_rate) + 1
+    needed = np.minimum(1, PEAK_LIMIT / np.maximum(np.abs(x).max(axis=0), PEAK_LIMIT))
+    lowest = ndimage.minimum_filter1d(needed, size, mode="nearest")
+    return x * ndimage.uniform_filter1d(lowest, size, mode="nearest").astype(x.dtype)  # its window sees no higher one
 
 
 def encode_audio(path: str | os.PathLike, x: np.ndarray, sample_rate: int) -> None:

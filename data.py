@@ -325,8 +325,7 @@ def level_gain(context: np.ndarray) -> float:
 
 
 def fast_length(samples: float) -> int:
-    """The next number of samples that has a fast Fourier transform, a quarter of a percent away in the mean. The
-    fastest ones for real signals save a tenth of the time, and lie four times as far away."""
+    """The next whole number of samples that has a fast Fourier transform; at most a percent more."""
     return fft.next_fast_len(math.ceil(samples))
 
 

@@ -519,13 +519,16 @@ class Judge:
                     self.add("continuation", name, pair.song, {"embedding_similarity": likeness})
 
     def kernel_distances(self, kind: str, songs: list[str]) -> dict[str, dict]:
-        """Kernel audio distance of each system's continuations of these songs from the true ones, its interval over
-        songs, and what it is without each song. kind: musicnn or mel."""
+        """Kernel audio distance of each system's continuations of these songs, where it has any, from the true ones,
+        its interval over songs, and what it is without each song. kind: musicnn or mel."""
         embeddings = self.embeddings.get(kind, {})
         truth, distances = embeddings.get("truth", {}), {}
         songs = [song for song in songs if song in truth]
+        none = next((parts[0][:0] for parts in truth.values()), None)  # of a song in which a system is silent
         for name, found in embeddings.items():
-            sets = (joined([parts.get(song, []) for song in songs]) for parts in (truth, found))
+            if not any(song in found for song in songs):
+                continue
+            sets = ([np.concatenate([none, *parts.get(song, [])]) for song in songs] for parts in (truth, found))
             whole, without = embedding.kernel_distance(*sets)
             value, low, high = metrics.jackknife_interval(whole, without)
             without = dict(zip(songs, without.tolist(), strict=True))
@@ -627,12 +630,6 @@ class Judge:
             plots.plot_join(self.output / shown["picture"], whole, self.rate, pair.context.shape[-1] / self.rate)
             systems.append({"name": name, **shown})
         self.listening.append({"title": pair.title, "systems": systems})
-
-
-def joined(parts: list[list[np.ndarray]]) -> list[np.ndarray]:
-    """One array of embeddings a song, which has no rows for a song in which a system is silent."""
-    width = next(rows.shape[1] for found in parts for rows in found) if any(parts) else 0
-    return [np.concatenate([np.zeros((0, width), np.float32), *found]) for found in parts]
 
 
 def worst_hum(frequencies: np.ndarray, songs: dict[str, list[np.ndarray]]) -> dict[str, float]:

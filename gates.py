@@ -150,4 +150,4 @@ def long_continuation(card: dict, name: str) -> Iterator[Gate]:
     yield within(name, "60 s: loudness of the last 10 s within 2 dB of the first 10 s", [change], -2, 2)
     distances = [block.get("kernel_audio_distance_musicnn", math.nan) for block in (first, last)]
     demand = f"60 s: kernel audio distance of the last 10 s at most 1.5 times the first 10 s' ({distances[0]:.3g})"
-    yield within(name, demand, distances[1:], -math.inf, 1.5 * distances[0])
+    yield within(name, demand, distances[1:], -math.inf, 1.5 * max(distances[0], 1))  # which may be 0 or below

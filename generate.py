@@ -183,12 +183,10 @@ def write_sample(
 ) -> int:
     """Write the continuation, or all of it, and the picture of both; return the number of samples written."""
     sound = whole if with_input else whole[:, join:]
-    peak = float(np.abs(sound).max())
-    if peak > audio.PEAK_LIMIT:
-        gain = audio.PEAK_LIMIT / peak
-        print(one_line(f"{path}: peak {peak:.2f}, all of it scaled by {20 * math.log10(gain):.1f} dB"))
-        whole, sound = gain * whole, gain * sound
-    audio.encode_audio(path, sound, sample_rate)
+    limited = audio.limit_peaks(sound, sample_rate)
+    if (peak := float(np.abs(sound).max())) > audio.PEAK_LIMIT:
+        print(one_line(f"{path}: peaks of up to {peak:.2f} are limited"))
+    audio.encode_audio(path, limited, sample_rate)
     if plot:
         import plots
 

@@ -245,11 +245,11 @@ class Rehearsal:
 
     def batch(self) -> dict[str, Tensor]:
         """Zeros in the shapes and types that the part's items give."""
-        item = silent_item(self.plan, self.part)
-        return {
-            name: self.zeros(self.batch_size, *value.shape, dtype=getattr(torch, value.dtype.name))
-            for name, value in item.items()
-        }
+        batch = {}
+        for name, value in silent_item(self.plan, self.part).items():
+            zeros = self.zeros(self.batch_size, *np.shape(value))
+            batch[name] = zeros.bool() if np.asarray(value).dtype == bool else zeros
+        return batch
 
     def loss(self, batch: dict) -> Tensor:
         """The part's loss (batch,), at the worst of the draws that a step makes."""
@@ -287,8 +287,8 @@ class Rehearsal:
                 decoded = self.ema.decode_with_levels(mean)
             losses.reconstruction_parts(self.ema, x[..., :chunk], mean, log_variance, decoded, worst_draw(config))
 
-    def zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=self.plan.device)
+    def zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, device=self.plan.device)
 
     def autocast(self):
         if self.plan.precision is None:

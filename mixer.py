@@ -58,12 +58,12 @@ def interpolation(bins: int) -> Tensor:
 
 
 class Mixer(nn.Module):
-    """Choose, by band and step, how much of which source is played, and how loud.
+    """Choose, by band and step, how much of which source is played.
 
     One small network looks at every source alike: at its levels, how they differ from those of the decoder's own
     sound and of the context, and how well the copy's lag would have done in the context; it also sees the mean over
-    all sources. The sources are added up in the STFT. Then every band is given the power that the chosen sources
-    have, since copies that differ would cancel in part.
+    all sources. Levels are led part of the way to what the copies say together. The sources are added up in the STFT;
+    then every band is given the power that the copies have, since copies that differ would cancel in part.
     """
 
     def __init__(self, channels: int, bins: int, decoder_width: int):
@@ -79,9 +79,9 @@ class Mixer(nn.Module):
         self.norms = nn.ModuleList(ChannelNorm(WIDTH) for _ in range(BLOCKS))
         self.from_mean = nn.ModuleList(nn.Conv1d(WIDTH, WIDTH, 1) for _ in range(BLOCKS))
         self.norm = ChannelNorm(WIDTH)
-        self.to_gates = nn.Conv1d(WIDTH, 2 * rows, 1)
-        nn.init.zeros_(self.to_gates.weight)
-        nn.init.zeros_(self.to_gates.bias)
+        self.to_logits = nn.Conv1d(WIDTH, rows, 1)
+        nn.init.zeros_(self.to_logits.weight)
+        nn.init.zeros_(self.to_logits.bias)
         self.prior = nn.Parameter(torch.tensor(PRIOR))
         self.pull = nn.Parameter(torch.full((rows, 1), PULL))
 
@@ -94,12 +94,12 @@ class Mixer(nn.Module):
         with without_autocast(sources):
             levels = self.levels(sources)
             features = self.features(levels, self.levels(context), copies, start)
-        shares, gains = self.gates(features, hidden, F.pad(copies.present, (1, 0), value=True))
+        shares = self.shares(features, hidden, F.pad(copies.present, (1, 0), value=True))
         with without_autocast(sources):
-            gains = gains + self.pull * (self.expected(levels, copies) - levels)
-            gains = (LOUDEST_GAIN * (gains / LOUDEST_GAIN).tanh()).exp()
-            mixed = (sources * self.to_bins(shares * gains, sources.shape[-1])).sum(1)
-            return mixed * self.power_correction(sources, shares, mixed)
+            gains = self.pull * (self.expected(levels, copies) - levels)
+            gains = shares * (LOUDEST_GAIN * (gains / LOUDEST_GAIN).tanh()).exp()
+            mixed = (sources * self.to_bins(gains, sources.shape[-1])).sum(1)
+            return mixed * self.power_correction(sources, mixed, copies)
 
     def band_power(self, spectrum: Tensor) -> Tensor:
         """Power relative to what is typical, (..., bins, frames) -> (..., bands, steps)."""
@@ -138,16 +138,18 @@ class Mixer(nn.Module):
         known = (before >= 0)[:, :, None]
         return (error * known).sum(-1) / known.sum(-1).clamp(min=1)
 
-    def expected(self, levels: Tensor, copies: Copies) -> Tensor:
-        """What the copies say together that the levels will be, weighted by how well each lag has done: (batch, 1,
-        channels * bands, steps). Without copies it is the level of own sound."""
+    def agreement(self, copies: Copies) -> Tensor:
+        """How much each source counts in what is expected, by how well its lag has done: (batch, 1 + copies), adding
+        up to 1. Own sound counts where there are no copies."""
         weights = (AGREEMENT * copies.similarity.sum(-1)).masked_fill(~copies.present, -torch.inf)
-        weights = F.pad(weights, (1, 0), value=NO_COPIES).softmax(1)
-        return (weights[..., None, None] * levels).sum(1, keepdim=True)
+        return F.pad(weights, (1, 0), value=NO_COPIES).softmax(1)
 
-    def gates(self, features: Tensor, hidden: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """Shares, which add up to 1 over the sources that are present, and gains in nepers: (batch, 1 + copies,
-        channels * bands, steps) each."""
+    def expected(self, levels: Tensor, copies: Copies) -> Tensor:
+        """What the copies say together that the levels will be: (batch, 1, channels * bands, steps)."""
+        return (self.agreement(copies)[..., None, None] * levels).sum(1, keepdim=True)
+
+    def shares(self, features: Tensor, hidden: Tensor, present: Tensor) -> Tensor:
+        """Shares of the sources that are present, which add up to 1: (batch, 1 + copies, channels * bands, steps)."""
         size = features.shape[:2]
         said = self.from_decoder(F.avg_pool1d(hidden, STEP_FRAMES, ceil_mode=True))
         x = self.from_source(features.flatten(0, 1)) + said.repeat_interleave(size[1], dim=0)
@@ -155,12 +157,11 @@ class Mixer(nn.Module):
             x = block(x)
             mean = from_mean(norm(x).unflatten(0, size).mean(1))
             x = x + mean.repeat_interleave(size[1], dim=0)
-        logits, gains = self.to_gates(self.norm(x)).float().unflatten(0, size).chunk(2, dim=2)
+        logits = self.to_logits(self.norm(x)).float().unflatten(0, size)
         similarity, _, flags = features[:, :, -6:-1, 0].float().split([2, 1, 2], dim=-1)  # flags: own, first
         prior = torch.cat([flags, similarity], dim=-1) @ self.prior
         logits = LOGIT_SCALE * logits + prior[..., None, None]
-        shares = logits.masked_fill(~present[..., None, None], -torch.inf).softmax(1)
-        return shares, gains
+        return logits.masked_fill(~present[..., None, None], -torch.inf).softmax(1)
 
     def to_bins(self, gains: Tensor, frames: int) -> Tensor:
         """(batch, sources, channels * bands, steps) -> (batch, sources, channels, bins, frames), linear between the
@@ -169,13 +170,13 @@ class Mixer(nn.Module):
         bands = self.interpolate.shape[1]
         return self.interpolate @ smooth.unflatten(0, gains.shape[:2]).unflatten(2, (-1, bands))
 
-    def power_correction(self, sources: Tensor, shares: Tensor, mixed: Tensor) -> Tensor:
-        """What gives every band, over all frames, the power that the chosen sources have: (batch, channels, bins,
-        1)."""
+    def power_correction(self, sources: Tensor, mixed: Tensor, copies: Copies) -> Tensor:
+        """What gives every band, over all frames, the power that the copies have, or without any own sound: (batch,
+        channels, bins, 1)."""
         with torch.no_grad():
-            power = self.band_power(sources)
-        chosen = (shares.unflatten(2, power.shape[2:4]) * power).sum(1).mean(-1)
+            power = self.band_power(sources).mean(-1)
+            wanted = (self.agreement(copies)[..., None, None] * power).sum(1)
         found = self.band_power(mixed).mean(-1)
-        gain = ((chosen + QUIETEST_POWER) / (found + QUIETEST_POWER)).log() / 2
+        gain = ((wanted + QUIETEST_POWER) / (found + QUIETEST_POWER)).log() / 2
         gain = gain.clamp(-LOUDEST_CORRECTION, LOUDEST_CORRECTION).exp()
         return self.interpolate @ gain[..., None]

@@ -6,7 +6,7 @@ frequencies in Hz, spectrogram levels in dB under the loudest point of the pictu
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -182,37 +182,6 @@ def plot_join(path: str | Path, x: np.ndarray, sample_rate: int, join_seconds: f
         _draw_spectrogram(axes, _log_spectrogram(x, sample_rate), x.shape[-1] / sample_rate, sample_rate)
         axes.axvline(join_seconds, color="white", linewidth=1.5)
         axes.set(xlabel="time (s)", ylabel="frequency (Hz)")
-
-
-def plot_scaling(
-    path: str | Path,
-    sizes: Sequence[tuple[float, float]],
-    minutes: Sequence[tuple[float, float]],
-    law: Callable[[np.ndarray], np.ndarray],
-    until: float,
-) -> None:
-    """Validation loss over the size of the core, (parameters, loss) each, and over minutes of training, (minutes,
-    loss) each: these with the loss that `law` gives to minutes, dashed from the last one `until` so many minutes."""
-    with _figure(path, 11, 3.8) as figure:
-        left, right = figure.subplots(1, 2)
-        left.plot(*zip(*sizes, strict=True), "o-", color=VAL_COLOUR)
-        left.set(
-            xscale="log", title="size at fixed minutes", xlabel="parameters of the core", ylabel="validation loss"
-        )
-        times, losses = np.array(minutes, dtype=float).T
-        right.plot(times, losses, "o", color=VAL_COLOUR, label="measured")
-        for ends, line, label in (((times[0], times[-1]), "-", None), ((times[-1], until), "--", "extrapolated")):
-            x = np.geomspace(*ends, 50)
-            right.plot(x, law(x), line, color=CONTINUATION_COLOUR, label=label)
-        right.set(xscale="log", title="minutes at fixed size", xlabel="minutes of training", ylabel="validation loss")
-        right.legend()
-        parameters = [size for size, _ in sizes]
-        left.set_xticks(parameters, [f"{size / 1e6:.1f}M" for size in parameters])
-        decades = [10**i for i in range(math.floor(math.log10(until)) + 1)]
-        right.set_xticks(decades, [str(decade) for decade in decades])
-        for axes in (left, right):
-            axes.minorticks_off()
-            axes.grid()
 
 
 # The pieces

@@ -913,7 +913,8 @@ class Run:
                 y = self.ema.generate(x, with_input=True)
         suffix = "mp3" if self.config.sample_rate in audio.MP3_SAMPLE_RATES else "wav"
         path = self.folder / "samples" / f"stage{self.stage}-step{self.step:07d}.{suffix}"
-        audio.encode_audio(path, y.float().cpu().numpy().clip(-1, 1), self.config.sample_rate)
+        rate = self.config.sample_rate
+        audio.encode_audio(path, audio.limit_peaks(y.float().cpu().numpy(), rate), rate)
 
     def save(self, name: str = "last.pt") -> None:
         if not self.ranks.is_first():

@@ -417,3 +417,24 @@ def test_a_file_that_grows_too_large_is_an_error_and_leaves_nothing(tmp_path, su
     )
     assert "AudioError" in result.stderr and "cannot be written" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- limiter ----
+
+
+def test_limiter_leaves_what_is_soft_enough_as_it_is():
+    x = np.random.default_rng(0).uniform(-0.97, 0.97, (2, RATE)).astype(np.float32)
+    np.testing.assert_array_equal(audio.limit_peaks(x, RATE), x)
+
+
+def test_limiter_brings_every_peak_to_the_limit_without_a_step():
+    """A tone with peaks of 3 at three places: none above 0.98 is left, and the gain changes by less than 1 % from
+    sample to sample."""
+    x = (0.5 * synth.tone(440, 1, RATE)).astype(np.float32)
+    for place in (100, RATE // 2, RATE // 2 + 60):
+        x[:, place] = 3
+    y = audio.limit_peaks(x, RATE)
+    assert np.abs(y).max() <= 0.98 + 1e-6
+    gain = y[0] / np.where(x[0] == 0, 1, x[0])
+    assert np.abs(np.diff(gain[x[0] != 0])).max() < 0.01
+    np.testing.assert_array_equal(y[:, RATE // 4 : RATE // 3], x[:, RATE // 4 : RATE // 3])

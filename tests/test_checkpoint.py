@@ -134,6 +134,14 @@ def test_another_format_is_refused_and_not_called_damaged(tmp_path, monkeypatch,
     assert os.listdir(tmp_path) == ["last.pt"]
 
 
+def test_network_of_an_earlier_day_is_refused_with_the_version_that_wrote_it():
+    """It had no mixer, and other phases."""
+    file = Path(__file__).parent / "files" / "checkpoint-format-7.pt"
+    with pytest.raises(checkpoint.CheckpointError, match=r"format 7, older than .*commit [0-9a-f]{40}") as caught:
+        checkpoint.load_model(file)
+    assert not isinstance(caught.value, checkpoint.DamagedError)
+
+
 # ---- damage ----
 
 

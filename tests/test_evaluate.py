@@ -21,6 +21,7 @@ import synth
 import torch
 
 import audio
+import baselines
 import checkpoint
 import data
 import embedding
@@ -73,13 +74,15 @@ def write_dataset(folder: Path, song_rows=SONG_ROWS) -> Path:
 
 
 def write_checkpoint(folder: Path, config=SMALL, stage=2, trained_on=()) -> Path:
-    """A network whose core's output layer is not zero, so that contexts and seeds matter."""
+    """A network whose core's output layer is not zero, and whose mixer plays all sources, so that contexts and seeds
+    matter."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
     model = ContinuationModel(config)
     if not config.is_legacy:
         torch.nn.init.normal_(model.core.head.to_velocity.weight, std=0.1)
         torch.nn.init.normal_(model.core.from_time[-1].bias, std=0.1)
+        torch.nn.init.zeros_(model.decoder.mixer.prior)
     songs = [{"id": name, "split": "train"} for name in trained_on]
     state = {"config": dataclasses.asdict(config), "ema": model.state_dict(), "stage": stage, "step": 5}
     checkpoint.save(folder / "best.pt", {**state, "data_meta": {"songs": songs}})
@@ -118,13 +121,15 @@ def scores(dataset, checkpoints, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scores") / "scores"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "SHOWN_SONGS", 1)
+        patch.setattr(evaluate, "LONG_SONGS", 1)
         assert evaluate.main(arguments(dataset, checkpoints, folder)) == 0
     return folder
 
 
 @pytest.fixture
-def without_pictures(monkeypatch):
+def briefly(monkeypatch):
     monkeypatch.setattr(evaluate, "SHOWN_SONGS", 0)
+    monkeypatch.setattr(evaluate, "LONG_SONGS", 0)
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +176,8 @@ def test_every_system_has_its_row(card):
     flow = "tiny-flow (flow)"
     assert list(card["figures"]["continuation"]) == [
         *evaluate.WITHOUT_NETWORK,
-        flow, f"{flow}, guidance 1", f"{flow}, one step", f"{flow}, guess",
-        f"{flow}, ceiling", *through(flow),
-        "tiny-mse", "tiny-mse, guess", "tiny-mse, ceiling", *through("tiny-mse"),
+        flow, f"{flow}, own sound", f"{flow}, guidance 1", f"{flow}, one step", f"{flow}, ceiling", *through(flow),
+        "tiny-mse", "tiny-mse, own sound", "tiny-mse, ceiling", *through("tiny-mse"),
         "legacy-mse", "legacy-mse, ceiling", *through("legacy-mse"),
         "truth",
     ]  # fmt: skip
@@ -187,7 +191,7 @@ def test_guidance_1_is_not_judged_twice():
     assert list(evaluate.samplings(SMALL, args)) == ["", ", one step"]
 
 
-def test_stage_1_checkpoint_is_reconstructed_only_and_that_is_said(checkpoints, tmp_path, capsys, without_pictures):
+def test_stage_1_checkpoint_is_reconstructed_only_and_that_is_said(checkpoints, tmp_path, capsys, briefly):
     dataset = write_dataset(tmp_path / "dataset", (2,))
     assert evaluate.main(arguments(dataset, checkpoints[3:], tmp_path / "scores")) == 0
     note = "tiny-flow is still in stage 1: its reconstruction only"
@@ -308,9 +312,7 @@ def test_every_passage_of_a_training_song_lies_wholly_in_one_of_the_sounds(datas
         np.testing.assert_array_equal(audio.to_int16(heard), song[:, start : start + passage])
 
 
-def test_continuations_looked_for_in_parts_are_judged_alike(
-    dataset, checkpoints, tmp_path, without_pictures, monkeypatch
-):
+def test_continuations_looked_for_in_parts_are_judged_alike(dataset, checkpoints, tmp_path, briefly, monkeypatch):
     for name, at_once in (("whole", evaluate.PASSAGES_AT_ONCE), ("parts", 0)):
         monkeypatch.setattr(evaluate, "PASSAGES_AT_ONCE", at_once)
         assert evaluate.main(arguments(dataset, checkpoints[1:2], tmp_path / name)) == 0
@@ -341,9 +343,7 @@ def somebody(dataset, pairs, tmp_path):
     return folder
 
 
-def test_anybodys_predictions_are_judged_like_the_rest(
-    dataset, checkpoints, somebody, card, tmp_path, without_pictures
-):
+def test_anybodys_predictions_are_judged_like_the_rest(dataset, checkpoints, somebody, card, tmp_path, briefly):
     args = arguments(dataset, checkpoints[:1], tmp_path / "scores", "--predictions", f"perfect={somebody}")
     assert evaluate.main(args) == 0
     systems = read_card(tmp_path / "scores")["figures"]["continuation"]
@@ -452,8 +452,24 @@ def test_prediction_never_hears_the_target(network, pairs):
     other = dataclasses.replace(pair, target=synth.noise(0, CHUNK_SECONDS, RATE, 2))
     with torch.inference_mode():
         (context, target), (same, changed) = judged.latents(pair), judged.latents(other)
+        played = [judged.play(each, context, judged.predict(each, context, {"steps": 2})) for each in (pair, other)]
     assert torch.equal(context, same)
     assert not torch.equal(target, changed)
+    assert np.array_equal(played[0].sound, played[1].sound)
+    assert played[0].seams == played[1].seams
+
+
+def test_own_sound_is_what_the_decoder_plays_without_copies(network, pairs):
+    judged, pair = network("flow"), next(pairs.of_song(0))
+    with torch.inference_mode():
+        context, target = judged.latents(pair)
+        mixed, own = (judged.play(pair, context, target, with_copies=copies) for copies in (True, False))
+        join = judged.model.parts(context)[0][..., -100:]
+        decoded = judged.model.decode(torch.cat([join, target], dim=-1))[0, :, RATE:].numpy()
+    np.testing.assert_allclose(own.sound, decoded, atol=1e-6)
+    assert not np.allclose(own.sound, mixed.sound, atol=1e-3)
+    assert list(own.seams) == []
+    assert list(mixed.seams) == judged.model.copies(judged.batch(pair.context)).seams(CHUNK) != []
 
 
 def test_gain_of_the_true_context_against_itself_is_zero_and_depends_on_the_context(network, pairs):
@@ -465,7 +481,7 @@ def test_gain_of_the_true_context_against_itself_is_zero_and_depends_on_the_cont
 
 
 def test_output_that_is_not_finite_is_a_failure(dataset, checkpoints, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ContinuationModel, "decode", lambda self, z, length=None: torch.full((1, 2, CHUNK), math.nan))
+    monkeypatch.setattr(ContinuationModel, "decode", lambda self, z, *_, **__: torch.full((1, 2, CHUNK), math.nan))
     assert evaluate.main(arguments(dataset, checkpoints[:1], tmp_path / "scores")) == 1
     assert "error: tiny-flow: the network's output is not finite" in capsys.readouterr().err
     assert not (tmp_path / "scores" / "scorecard.json").exists()
@@ -524,15 +540,117 @@ def test_context_gain_is_how_much_worse_another_context_makes_it_by_song(card, n
     assert [figure[key] for key in ("mean", "low", "high")] == pytest.approx(expected)
 
 
-def test_kernel_distance_is_judged_where_its_weights_are_and_else_named_as_missing(card, scores):
-    text = (scores / "scorecard.md").read_text()
+def test_kernel_distance_is_judged_where_its_weights_are_and_else_named_as_missing(card):
     if embedding.find_weights() is None:
         assert card["kernel_audio_distance"] == {}
         assert any("musicnn" in note for note in card["notes"])
     else:
         assert card["kernel_audio_distance"]["tiny-mse"]["mean"] > card["kernel_audio_distance"]["truth"]["mean"]
         assert "silence" not in card["kernel_audio_distance"]
-    assert ("## Distribution" in text) == (embedding.find_weights() is not None)
+
+
+def test_kernel_distance_by_mel_statistics_is_always_judged(card):
+    distances = card["kernel_audio_distance_mel"]
+    assert set(distances) == set(card["figures"]["continuation"]) - {"silence"}
+    assert distances["truth"]["mean"] < distances["tiny-mse"]["mean"]
+    assert distances["truth"]["without_song"].keys() == card["songs"].keys()
+
+
+def test_halves_are_the_songs_that_repeat_themselves_least_and_most(dataset, checkpoints, network, tmp_path):
+    judge = evaluate.Judge([network("flow")], {}, RATE, arguments(dataset, checkpoints, tmp_path))
+    judge.correlations = {"a": [0.9, 0.7], "b": [0.1, 0.2], "c": [0.6], "d": [0.5], "e": [0.4, 0.7]}
+    assert judge.halves() == {"repeats least": ["b", "d", "e"], "repeats most": ["c", "a"]}
+
+
+def test_every_song_is_in_one_half_with_its_own_kernel_distances(card, pairs):
+    halves = card["halves"]
+    assert sorted(song for half in halves.values() for song in half["songs"]) == sorted(card["songs"])
+    exact = {
+        song["id"]: np.mean([baselines.loop(pair.context, RATE).correlation for pair in pairs.of_song(position)])
+        for position, song in enumerate(pairs.songs)
+    }
+    (least,), (most,) = (halves[half]["songs"] for half in evaluate.HALVES)
+    assert exact[least] < exact[most]
+    for half in halves.values():
+        (song,) = half["songs"]
+        systems = card["figures"]["continuation"].items()
+        sounding = {name for name, figures in systems if song in figures["loudness_db"]["songs"]} - {"silence"}
+        assert half["kernel_audio_distance_mel"].keys() == sounding
+        if embedding.find_weights():
+            assert half["kernel_audio_distance"].keys() == sounding
+
+
+def test_seams_are_judged_where_copies_are_played_and_nowhere_else(card):
+    systems = card["figures"]["continuation"]
+    clicks = {name: figures["seam_click_percentile"]["mean"] for name, figures in systems.items()}
+    with_seams = {name for name, value in clicks.items() if value is not None}
+    flow = "tiny-flow (flow)"
+    assert with_seams == {"loop", flow, f"{flow}, guidance 1", f"{flow}, one step", "tiny-mse"}
+
+
+def test_long_continuation_is_what_generate_plays_in_blocks_of_a_chunk(network, dataset, pairs, tmp_path):
+    judged, pair = network("flow"), next(pairs.of_song(0))
+    judge = evaluate.Judge([judged], {}, RATE, arguments(dataset, ["unused"], tmp_path))
+    with torch.inference_mode():
+        judge.continue_long(pair)
+        ((kept, blocks),) = judge.long["tiny-flow"]
+        seed = int(judged.draw(pair, 1).integers(2**31))
+        whole = judged.model.generate(pair.context, 6 * CHUNK_SECONDS, seed=seed, steps=2).numpy()
+    assert kept is pair
+    assert [block.shape for block in blocks] == [(2, CHUNK)] * 6
+    np.testing.assert_array_equal(np.concatenate(blocks, axis=1), whole)
+
+
+def test_blocks_of_a_long_continuation_are_judged_one_by_one(network, dataset, pairs, tmp_path):
+    """Of one that fades by 6 dB a block, in two songs."""
+    fading = SimpleNamespace(
+        name="fading", continues=True, config=SMALL, comb_rates=lambda: (100, 100),
+        generate=lambda pair, seconds: np.concatenate([0.5**i * pair.context for i in range(6)], axis=1),
+    )  # fmt: skip
+    judge = evaluate.Judge([fading], {}, RATE, arguments(dataset, ["unused"], tmp_path))
+    for position in range(len(pairs.songs)):
+        judge.continue_long(next(pairs.of_song(position)))
+    blocks = judge.judge_long()["fading"]
+    assert [block["loudness_db"] for block in blocks] == pytest.approx([-6.0206 * i for i in range(6)], abs=1e-3)
+    assert [block["energy_400_1000_db"] for block in blocks] == pytest.approx(
+        [-6.0206 * i for i in range(6)], abs=1e-2
+    )
+    assert [block["chroma_cosine"] for block in blocks] == pytest.approx([1.0] * 6)
+    distances = [block["kernel_audio_distance_mel"] for block in blocks]
+    assert distances[0] < distances[-1]
+
+
+def test_every_network_that_continues_has_its_long_blocks(card):
+    assert list(card["long"]) == ["tiny-flow (flow)", "tiny-mse", "legacy-mse"]
+    assert all(len(blocks) == evaluate.LONG_BLOCKS for blocks in card["long"].values())
+
+
+def test_gates_are_those_of_the_flow(card, scores):
+    assert {gate["network"] for gate in card["gates"]} == {"tiny-flow (flow)"}
+    text = (scores / "scorecard.md").read_text()
+    assert all(f"| {gate['demand']} |" in text for gate in card["gates"])
+
+
+def test_markdown_has_tables_of_likeness_of_both_halves_and_of_long_continuations(scores, card):
+    sections = dict(
+        part.split("\n", 1) for part in (scores / "scorecard.md").read_text().split("\n## ") if "\n" in part
+    )
+    for name in card["kernel_audio_distance_mel"]:
+        assert f"| {name} |" in sections["Likeness to real music"]
+    for half in evaluate.HALVES:
+        assert f"The 1 songs whose input {half}:" in sections["By half"]
+    for name in card["figures"]["continuation"]:
+        assert sections["By half"].count(f"| {name} |") == 2
+    for name in card["long"]:
+        assert sections["Long continuations"].count(f"| {name} |") == evaluate.LONG_BLOCKS
+        assert f"| {name} | 50-60 s |" in sections["Long continuations"]
+
+
+def test_undefined_figures_are_null_in_the_json_wherever_they_are():
+    card = {"long": {"a": [{"loudness_db": math.nan}]}, "ranks": {"a": {"mean": math.inf}}, "pair": (1.0, math.nan)}
+    assert json.loads(scorecard.as_json(card)) == {
+        "long": {"a": [{"loudness_db": None}]}, "ranks": {"a": {"mean": None}}, "pair": [1.0, None]
+    }  # fmt: skip
 
 
 def test_hum_is_the_multiple_that_stands_highest_over_all_songs():
@@ -646,7 +764,7 @@ def test_listening_page_plays_every_continuation_with_its_picture(scores, card):
             assert (scores / unquote(system[kind])).is_file()
 
 
-def test_same_command_gives_the_same_scorecard_bit_for_bit(checkpoints, tmp_path, without_pictures):
+def test_same_command_gives_the_same_scorecard_bit_for_bit(checkpoints, tmp_path, briefly):
     dataset = write_dataset(tmp_path / "dataset", (2, 2))
     for name in ("a", "b"):
         assert evaluate.main(arguments(dataset, checkpoints[:1], tmp_path / name)) == 0

@@ -89,19 +89,13 @@ def with_entry(value: float, *keys: str | int) -> Callable[[dict], None]:
 
 FAULTS = [
     (with_entry(12.1, "kernel_audio_distance", NAME, "mean"), "kernel audio distance at most"),
-    (
-        with_entry(25.1, "halves", "repeats least", "kernel_audio_distance", NAME, "mean"),
-        "that repeats least at most",
-    ),
+    (with_entry(25.1, "halves", "repeats least", "kernel_audio_distance", NAME, "mean"), "repeats least at most"),
     # worse in one song of each half, so that only chance is left over all
     (with_figure("continuation", "onset_correlation", 0.22, 0.5, 0.0, 0.3, 0.3, 0.0), "onset_correlation minus the"),
     (with_figure("continuation", "chroma_cosine", 0.83, 1.0, 0.65, 0.9, 1.0, 0.6), "chroma_cosine minus the"),
     (with_figure("continuation", "mr_stft", 1.16, 0.8, 1.5, 1.0, 1.0, 1.5), "mr_stft minus the"),
     # worse in the half that repeats least, and beyond chance better over all
-    (
-        with_figure("continuation", "onset_correlation", 0.56, 0.19, 0.19, 0.8, 0.8, 0.8),
-        "onset_correlation minus the",
-    ),
+    (with_figure("continuation", "onset_correlation", 0.56, 0.19, 0.19, 0.8, 0.8, 0.8), "onset_correlation minus"),
     (with_figure("continuation", "chroma_cosine", 0.89, 0.79, 0.79, 0.95, 0.95, 0.95), "chroma_cosine minus the"),
     (with_figure("continuation", "mr_stft", 0.84, 1.21, 1.21, 0.6, 0.6, 0.6), "mr_stft minus the"),
     (with_figure("context", "gain_another_song", 0.0), "another song, lower end"),

@@ -710,6 +710,16 @@ def test_bf16_reconstruction_stays_near_fp32(model, song):
     assert (half - full).square().mean() < 0.02 * full.square().mean()
 
 
+def test_bf16_continuation_with_copies_stays_near_fp32(model, song):
+    """Of copies chosen by levels and added up in spectra, both in fp32."""
+    z, copies = noise(1, 4, 200), model.copies(song[None, :, :CHUNK])
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model.decode(z, copies=copies)
+    full = model.decode(z, copies=copies)
+    assert half.dtype == torch.float32
+    assert (half - full).square().mean() < 0.02 * full.square().mean()
+
+
 def test_table_of_legacy_names_its_layers_parameters_and_flops(capsys):
     network.print_preset("legacy")
     printed = capsys.readouterr().out
@@ -733,3 +743,4 @@ def test_rows_of_the_table_hold_all_convolutions_and_linear_layers():
     counted = sum(count for _, kind, _, count in rows if kind in ("Conv1d", "Linear"))
     assert counted == sum(p.numel() for module in expected for p in module.parameters())
     assert ("encoder.pool", "MaxPool1d", "8 x 1000", 0) in rows
+    assert any(name.startswith("decoder.mixer.") for name, *_ in rows)

@@ -127,9 +127,3 @@ def test_drawing_leaves_no_global_state(tmp_path, music):
     plots.plot_waveforms(tmp_path / "a.png", [("a", music)], RATE)
     assert dict(matplotlib.rcParams) == before
     assert ("matplotlib.pyplot" in sys.modules) == loaded
-
-
-def test_scaling_shows_what_was_measured_and_what_was_extrapolated(tmp_path):
-    path = tmp_path / "scaling.png"
-    plots.plot_scaling(path, [(1e6, 1.5), (2e6, 1.4)], [(4, 1.5), (12, 1.4)], lambda x: 1.7 - 0.1 * np.log(x), 1000)
-    assert has_colour(path, plots.VAL_COLOUR) and has_colour(path, plots.CONTINUATION_COLOUR)

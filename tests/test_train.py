@@ -33,6 +33,7 @@ import ranks
 import train
 import validation
 from model import ContinuationModel
+from repetition import COPIES
 
 torch.set_num_threads(1)
 SCHEDULE = "--batch_size 2 --stage1_steps 3 --stage2_steps 6 --joint_share 0.34 --latent_variants 2 --device cpu"
@@ -125,6 +126,7 @@ def test_metrics_hold_every_evaluation_with_its_figures(undisturbed):
     common = {"stage", "step", "phase", "epoch", "seconds", "train_loss", "val_loss"}
     reconstruction = {"val_waveform_mse", "val_mr_stft", "val_si_sdr_below_1000_db"}
     prediction = {"val_latent_mse", "val_context_gain", "val_context_gain_same_song", "val_decoded_mse"}
+    prediction |= {"val_prediction", "val_continuation", "val_loop"}
     for line in lines:
         assert line.keys() >= common | (reconstruction if line["stage"] == 1 else prediction)
         assert all(np.isfinite(value) for name, value in line.items() if name.startswith("val_"))
@@ -622,19 +624,24 @@ def test_impossible_values_are_wrong_usage(flags):
 # ---- phases ----
 
 
+def parts_of(model: ContinuationModel) -> tuple:
+    """Encoder, core, trunk, head and mixer."""
+    return model.encoder, model.core, model.decoder.trunk, model.decoder.head, model.decoder.mixer
+
+
 def test_frozen_parameters_do_not_move_in_2a_and_do_move_in_2b(new_run):
     run = new_run()
     run.begin_stage(2)
     run.fill_cache(NotStopped)
     predict, joint = run.phases()
-    parts = (run.model.encoder, run.model.core, run.model.decoder)
+    parts = parts_of(run.model)
     before, averaged = [snapshot(part) for part in parts], snapshot(run.ema.encoder)
     run.train_phase(predict, NotStopped)
-    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [False, True, False]
+    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [False, True, False, False, False]
     assert not moved(run.ema.encoder, averaged)
     before = [snapshot(part) for part in parts]
     run.train_phase(joint, NotStopped)
-    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [True, True, True]
+    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [True] * 5
     assert run.step == 6
 
 
@@ -647,12 +654,12 @@ def test_step_of_the_joint_part_takes_an_eighth_of_the_items_however_they_are_cu
     assert run.item == 2
 
 
-def test_stage_1_trains_encoder_and_decoder_and_leaves_the_core(new_run):
+def test_stage_1_trains_encoder_and_decoder_and_leaves_core_and_mixer(new_run):
     run = new_run()
-    parts = (run.model.encoder, run.model.core, run.model.decoder)
+    parts = parts_of(run.model)
     before = [snapshot(part) for part in parts]
     run.train_phase(run.phases()[0], NotStopped)
-    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [True, False, True]
+    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [True, False, True, True, False]
 
 
 @pytest.mark.parametrize(("share", "names"), [(0, ["predict"]), (0.5, ["predict", "joint"]), (1, ["joint"])])
@@ -694,6 +701,24 @@ def test_finished_stage_1_is_not_held_in_memory_during_stage_2(new_run, monkeypa
         run.train(NotStopped)
     assert loaded
     assert run.stage == 2
+
+
+def test_joint_part_moves_what_is_new_at_the_full_rate_and_the_codec_more_slowly(new_run):
+    run = new_run()
+    run.begin_stage(2)
+    fast, slow = ({id(p) for p in group["params"]} for group in run.optimiser.param_groups)
+    encoder, core, trunk, head, mixer = ({id(p) for p in part.parameters()} for part in parts_of(run.model))
+    assert (fast, slow) == (core | mixer, encoder | trunk | head)
+    assert [group["scale"] for group in run.optimiser.param_groups] == [1.0, train.JOINT_CODEC_RATE]
+
+
+def test_copies_that_may_be_played_differ_from_item_to_item(new_run):
+    run = new_run(more="--batch_size 64")
+    run.begin_stage(2)
+    present = next(iter(run.loader(run.phases()[1])))["present"]
+    assert present.shape == (8, COPIES)
+    assert present.dtype == torch.bool
+    assert present.any() and not present.all()
 
 
 def test_learning_rate_warms_up_stays_and_cools_down_to_nearly_zero(new_run):
@@ -825,16 +850,18 @@ def test_checkpoint_of_an_earlier_day_generates_and_trains_on(tmp_path, monkeypa
     """tests/files holds a small one of every format that is still read, made by the command below in 4 steps."""
     monkeypatch.setattr("tiny.RATE", 1600)
     monkeypatch.setattr("tiny.CHUNK", 4800)
+    monkeypatch.setattr("mixer.WIDTH", 8)
+    monkeypatch.setattr("mixer.BLOCKS", 1)
     monkeypatch.chdir(tmp_path)
     write_dataset(Path("dataset"))
     Path("checkpoints").mkdir()
-    shutil.copy(Path(__file__).parent / "files" / "checkpoint-format-7.pt", "checkpoints/last.pt")
+    shutil.copy(Path(__file__).parent / "files" / "checkpoint-format-8.pt", "checkpoints/last.pt")
     model = checkpoint.load_model("checkpoints/last.pt")
     assert torch.isfinite(model.generate(synth.song(0, 3, 1600, CHANNELS), seconds=3)).all()
     flags = (
         "--encoder_widths 8 8 --encoder_blocks 1 2 --decoder_widths 8 8 --decoder_blocks 1 2 --latent_channels 4 "
         "--core_layers 1 --core_width 16 --core_heads 2 --batch_size 2 --stage1_steps 3 --latent_variants 1 "
-        "--device cpu --keep 1"
+        "--joint_share 0.4 --device cpu --keep 1"
     )
     words = f"--dataset_folder dataset --checkpoint_folder checkpoints --preset tiny {flags} --stage2_steps 6"
     assert train.main(train.parse_args(words.split())) == 0
@@ -872,7 +899,7 @@ def test_stage1_from_starts_at_stage_2_with_that_encoder_and_decoder(undisturbed
     state, source = (checkpoint.load(folder) for folder in (tmp_path / "ck" / "last.pt", undisturbed / "stage1.pt"))
     assert {line["stage"] for line in records(tmp_path / "ck")} == {2}
     for name, value in source["ema"].items():
-        if name.startswith(("encoder.", "decoder.")):
+        if name.startswith(("encoder.", "decoder.trunk.", "decoder.head.")):
             assert torch.equal(state["weights"][name], value), name
 
 

@@ -67,9 +67,8 @@ def test_gain_is_what_another_context_costs_more(checks, monkeypatch):
 def test_latents_are_kept_until_the_encoder_learns(checks):
     def of_latents(codec_learns: bool) -> dict[str, float]:
         figures = checks.figures(2, codec_learns)
-        return {
-            name: figures[name] for name in ("prediction", "latent_mse", "context_gain", "context_gain_same_song")
-        }
+        names = ("prediction", "latent_mse", "context_gain", "context_gain_same_song")
+        return {name: figures[name] for name in names}
 
     first = of_latents(codec_learns=False)
     for weights in checks.model.encoder.parameters():
