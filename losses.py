@@ -286,11 +286,11 @@ def pitch_classes(x: Tensor, sample_rate: int) -> Tensor:
     size = 2 * max(spectral_sizes(sample_rate))  # tells semitones apart from 100 Hz on
     if x.shape[-1] < size:
         return x.new_ones(len(x), 12)
-    frequencies = torch.arange(size // 2 + 1, device=x.device) * sample_rate / size
-    used = (frequencies >= CHROMA_HZ[0]) & (frequencies < CHROMA_HZ[1])
-    pitch = (12 * (frequencies[used] / 440).log2()).round().long() % 12
-    power = stft(x.mean(1, keepdim=True), size)[1][:, 0, :, used].square()
-    classes = power @ F.one_hot(pitch, 12).to(power)
+    first, end = (min(math.ceil(hz * size / sample_rate), size // 2 + 1) for hz in CHROMA_HZ)
+    frequencies = torch.arange(first, end, device=x.device) * sample_rate / size
+    pitch = (12 * (frequencies / 440).log2()).round().long() % 12
+    power = stft(x.mean(1, keepdim=True), size)[1][:, 0, :, first:end].square()
+    classes = power @ (pitch[:, None] == torch.arange(12, device=x.device)).to(power)
     return (classes / (classes.sum(-1, keepdim=True) + 1e-6)).mean(1)
 
 
@@ -319,10 +319,13 @@ def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor
     parts["prediction"], _ = prediction_loss(model, batch["context"], batch["target"], batch)
     predicted = model.sample(batch["context"], start_noise(config, batch["flow_noise"]), steps=1, guidance=1.0)
     latents = min(round(CONTINUED_SECONDS * config.latent_rate), config.chunk_latents)
-    first = round(batch["place"][0].item() * (config.chunk_latents - latents))
+    # a tensor: its value is never asked for, which would make the GPU wait, and which the memory estimate has not
+    first = (batch["place"][0] * (config.chunk_latents - latents)).round().long()
     start, samples = first * config.latent_samples, latents * config.latent_samples
-    continuation = model.decode(predicted[..., first : first + latents].float(), samples, copies, start)
-    parts |= continuation_losses(x[..., cut + start : cut + start + samples], continuation, **draw)
+    part = predicted[..., first + torch.arange(latents, device=x.device)].float()
+    truth = x[..., cut + start + torch.arange(samples, device=x.device)]
+    continuation = model.decode(part, samples, copies, start)
+    parts |= continuation_losses(truth, continuation, **draw)
     return loss + parts["prediction"] + continuation_sum(parts), parts
 
 

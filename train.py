@@ -333,7 +333,7 @@ def make_plan(args, meta: dict, device):
     if config.is_legacy:
         parts += ["stage2"]
     else:
-        parts += ["latents", "stage2"] * (args.joint_share < 1) + ["joint"] * (args.joint_share > 0)
+        parts += ["latents"] + ["stage2"] * (args.joint_share < 1) + ["joint"] * (args.joint_share > 0)
     return memory.Plan(
         config=config,
         parts=tuple(parts),

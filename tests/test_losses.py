@@ -430,7 +430,7 @@ def what_is_told(model: ContinuationModel, batch: dict, monkeypatch) -> dict:
         told["continuation"] = decode(z, length, copies, start)
         told.update({"latents": z, "heard sound": copies.context, "lags": copies.lags, "present": copies.present})
         told.update({"similarity": copies.similarity, "copies": copies.play(start, length)})
-        told["start"] = torch.tensor(start)
+        told["start"] = start
         return told["continuation"]
 
     with torch.no_grad(), monkeypatch.context() as patch:
