@@ -60,8 +60,8 @@ input + continuation:  $work/input_and_continuation.mp3
 picture:               $work/continuation.png
 training curves:       $work/checkpoints/curves.png
 
-Listen for the join at 10 seconds: loudness and colour of the sound should go on. After so short a training the
-continuation is a smear with the outline of the music and the beat of its bass drum, without melody.
+Listen for the join at 10 seconds: beat, notes and loudness should go on. The network plays mostly copies of what it
+heard, chosen by frequency band and moment.
 
 EOF
 "$python" scripts/demo_report.py figures "$work/checkpoints"
