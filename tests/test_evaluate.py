@@ -91,7 +91,9 @@ def write_checkpoint(folder: Path, config=SMALL, stage=2, trained_on=()) -> Path
 
 def arguments(dataset, checkpoints, output, *flags):
     line = ["--dataset_folder", dataset, "--checkpoint_folder", *checkpoints, "--output_folder", output]
-    return evaluate.parse_args([str(flag) for flag in (*line, "--steps", 2, "--pairs_per_song", 2, *flags)])
+    return evaluate.parse_args(
+        [str(flag) for flag in (*line, "--steps", 2, "--guidance", 2, "--pairs_per_song", 2, *flags)]
+    )
 
 
 def read_card(folder: Path) -> dict:
@@ -427,7 +429,7 @@ def test_continuation_is_what_generate_plays(network, pairs, name):
         context, _ = judged.latents(pair)
         played = judged.play(pair, context, judged.predict(pair, context, judged.samplings[""]))
         seed = int(judged.draw(pair, 1).integers(2**31))
-        whole = judged.model.generate(pair.context, seed=seed, steps=2, with_input=True).numpy()
+        whole = judged.model.generate(pair.context, seed=seed, steps=2, guidance=2, with_input=True).numpy()
     np.testing.assert_allclose(np.concatenate([played.context, played.sound], axis=1), whole, atol=1e-5)
 
 
@@ -595,7 +597,7 @@ def test_long_continuation_is_what_generate_plays_in_blocks_of_a_chunk(network, 
         judge.continue_long(pair)
         ((kept, blocks),) = judge.long["tiny-flow"]
         seed = int(judged.draw(pair, 1).integers(2**31))
-        whole = judged.model.generate(pair.context, 6 * CHUNK_SECONDS, seed=seed, steps=2).numpy()
+        whole = judged.model.generate(pair.context, 6 * CHUNK_SECONDS, seed=seed, steps=2, guidance=2).numpy()
     assert kept is pair
     assert [block.shape for block in blocks] == [(2, CHUNK)] * 6
     np.testing.assert_array_equal(np.concatenate(blocks, axis=1), whole)
@@ -735,7 +737,7 @@ def test_csv_holds_a_name_on_one_line():
     assert row[1] == r"\tb\n\udcff"
 
 
-def test_checkpoint_folders_of_any_name_are_judged(checkpoints, tmp_path, capsys, without_pictures):
+def test_checkpoint_folders_of_any_name_are_judged(checkpoints, tmp_path, capsys, briefly):
     dataset, names = write_dataset(tmp_path / "dataset", (2,)), ("<!--|\n\x1b=\udcff", "b" * 120)
     folders = [Path(shutil.copytree(checkpoints[3], tmp_path / name)) for name in names]
     assert evaluate.main(arguments(dataset, folders, tmp_path / "scores")) == 0
