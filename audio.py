@@ -371,7 +371,9 @@ class _SoundfileSource:
         if self._frames_read < promised:
             lack = containers.missing(self._frames_read / self.sample_rate, promised / self.sample_rate)
             self._notes.append(f"{self._damage}, {lack}" if self._damage else lack)
-        elif self._damage:
+        elif (
+            self._damage and not promised
+        ):  # or else nothing is missing: behind a tag ffmpeg may complain and read on
             self._notes.append(self._damage)
 
     def _parts(self) -> Iterator[np.ndarray]:

@@ -204,13 +204,16 @@ def read_window(side: Side, song: dict, start: int, length: int) -> np.ndarray:
 
 def is_same_dataset(one: dict, other: dict) -> bool:
     """Whether two meta are of one dataset, perhaps made by an earlier version, which did not tell what a song is."""
-    if all(any(key in song for song in meta["songs"]) for meta in (one, other) for key in _CONTENT_KEYS):
+    songs = [song for meta in (one, other) for song in meta.get("songs", [])]
+    if all(key in song for song in songs for key in _CONTENT_KEYS):
         return one == other
     return _without_content(one) == _without_content(other)
 
 
 def _without_content(meta: dict) -> dict:
-    songs = [{key: value for key, value in song.items() if key not in _CONTENT_KEYS} for song in meta["songs"]]
+    songs = [
+        {key: value for key, value in song.items() if key not in _CONTENT_KEYS} for song in meta.get("songs", [])
+    ]
     return meta | {"songs": songs}
 
 

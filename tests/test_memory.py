@@ -287,7 +287,7 @@ def test_dry_run_ends_with_its_figures_and_writes_nothing(arguments, tmp_path, c
     [
         (
             f"{test_train.TINY} --batch_size 16 --stage2_steps 70 --joint_share 0.3",  # of 7 pairs
-            ["stage 2: 49 steps of 16 items, 112.0 epochs", "stage 2, joint part: 21 steps of 2 items, 6.0 epochs"],
+            ["stage 2: 49 steps of 16 items, 112.0 epochs", "stage 2, joint part: 21 steps of 4 items, 12.0 epochs"],
         ),
         (f"{test_train.TINY} --joint_share 0", ["stage 2: 6 steps of 2 items, 1.7 epochs"]),
         (f"{test_train.LEGACY} --stage2_steps 8", ["stage 2: 8 steps of 1 items, 2.0 epochs"]),  # of 4 fixed pairs

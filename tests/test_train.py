@@ -646,12 +646,13 @@ def test_frozen_parameters_do_not_move_in_2a_and_do_move_in_2b(new_run):
 
 
 @pytest.mark.parametrize("more", ["--batch_size 16", "--batch_size 2 --accumulate 8"])
-def test_step_of_the_joint_part_takes_an_eighth_of_the_items_however_they_are_cut(new_run, more):
+def test_step_of_the_joint_part_takes_a_quarter_of_the_items_however_they_are_cut(new_run, more):
     run = new_run(more=more)
     run.begin_stage(2)
+    run.fill_cache(NotStopped)
     joint = run.phases()[1]
     run.train_step(joint, ranks.loss_module(joint, run.model), iter(run.loader(joint)))
-    assert run.item == 2
+    assert run.item == 4
 
 
 def test_stage_1_trains_encoder_and_decoder_and_leaves_core_and_mixer(new_run):
@@ -715,8 +716,9 @@ def test_joint_part_moves_what_is_new_at_the_full_rate_and_the_codec_more_slowly
 def test_copies_that_may_be_played_differ_from_item_to_item(new_run):
     run = new_run(more="--batch_size 64")
     run.begin_stage(2)
+    run.fill_cache(NotStopped)
     present = next(iter(run.loader(run.phases()[1])))["present"]
-    assert present.shape == (8, COPIES)
+    assert present.shape == (16, COPIES)
     assert present.dtype == torch.bool
     assert present.any() and not present.all()
 
