@@ -10,7 +10,7 @@ Shapes, everywhere in this file:
     tokens   (batch, tokens, core_width)            25 a second (tiny: 10)
 
 Three parts: the encoder (convolution and pooling), the core (a transformer over latents, then convolutions) and the
-decoder.
+decoder, which mixes its own sound with copies of the sound that was heard (repetition.py, mixer.py).
 Two outputs: the reconstruction decode(encode(x)) and the decoded prediction of what follows x.
 """
 
