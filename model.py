@@ -594,22 +594,20 @@ class ContinuationModel(nn.Module):
 
     def hear(self, x: Tensor) -> Tensor:
         """The context of the chunk x, as the core is told it. It is encoded without what follows it, as generation
-        hears it, so that no future leaks into it. Legacy has no repetition: (batch, latent_channels, latents)."""
-        return self.encode(x) if self.config.is_legacy else self.context_posterior(x)[0]
-
-    def context_posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The context of the chunk x, and the log-variance of x's own latents.
+        hears it, so that no future leaks into it. Legacy has no repetition: (batch, latent_channels, latents).
 
         The repetition is that of the sound, encoded; the guess is it where the sound has repeated itself exactly, and
         elsewhere the long-term prediction of the latents. On training pairs the fourth power of the correlation was
         the best weight of the powers from 1.5 to 4.
         """
+        if self.config.is_legacy:
+            return self.encode(x)
         repeated, correlation = loop(x, self.config.hop)
-        mean, log_variance = self.posterior(torch.cat([x, repeated], dim=-1))
         latents = self.config.chunk_latents
-        own, repetition = mean[..., : 2 * latents].float().split(latents, dim=-1)  # the encoder rounds up
+        both = self.encode(torch.cat([x, repeated], dim=-1))[..., : 2 * latents]  # the encoder rounds up
+        own, repetition = both.float().split(latents, dim=-1)
         guess = long_term_prediction(own).lerp(repetition, correlation[:, None, None] ** 4)
-        return torch.cat([own, guess, repetition], dim=-1), log_variance[..., :latents]
+        return torch.cat([own, guess, repetition], dim=-1)
 
     def parts(self, context: Tensor) -> tuple[Tensor, ...]:
         """Of a context what was heard and, but for legacy, the guess at what follows and the repetition: (batch,

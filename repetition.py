@@ -63,7 +63,7 @@ def find_copies(x: Tensor, hop: int, count: int = COPIES) -> Copies:
 def loop(x: Tensor, hop: int) -> tuple[Tensor, Tensor]:
     """What follows audio x (batch, channels, samples) if it goes on repeating itself, of the same shape, and how
     exactly it has done so (batch,), 0..1: the first of its copies, and the correlation of the sound there."""
-    copies = find_copies(x, hop)
+    copies = find_copies(x, hop, count=1)
     return copies.play(0, x.shape[-1])[:, 0], copies.similarity[:, 0, 0]
 
 

@@ -39,7 +39,7 @@ def print_figures(checkpoint_folder: Path) -> int:
     for name, distance in (
         ("input repeated", repeated),
         ("loop: its end over and over, no network", loop),
-        ("network, untrained (it begins with the loop)", untrained),
+        ("network before stage 2 (it begins with copies)", untrained),
         ("network, trained", trained),
     ):
         print(f"  {name:46} {distance:8.4f}")
