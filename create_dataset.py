@@ -37,10 +37,8 @@ from pathlib import Path
 
 import numpy as np
 
-import audio
-import data
-import files
-from arguments import INTERRUPTED, UsageError, listed, one_line, sigterm_as_ctrl_c, steady_output
+from continuation import audio, data, files
+from continuation.cli import INTERRUPTED, UsageError, listed, one_line, sigterm_as_ctrl_c, steady_output
 
 TEMPO_SECONDS = 60
 LISTED_GROUPS = 20
@@ -408,7 +406,7 @@ def plot_songs(path: Path, songs: list[Song], meta: dict) -> None:
     """Draw hours, loudness, silence and tempo of all songs."""
     from tqdm import tqdm
 
-    import plots
+    from continuation import plots
 
     hours_a_row = meta["chunk_samples"] / meta["sample_rate"] / 3600
     rows = [

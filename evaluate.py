@@ -18,17 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-import audio
-import baselines
-import data
-import embedding
-import files
-import gates
-import listen
-import metrics
-import plots
-import scorecard
-from arguments import (
+from continuation import audio, baselines, criteria, data, files, kad, listening_page, metrics, plots, scorecard
+from continuation.cli import (
     INTERRUPTED,
     UsageError,
     make_folder,
@@ -38,7 +29,7 @@ from arguments import (
     seed_number,
     steady_output,
 )
-from gates import CEILING, LOOP, ONE_STEP, OWN_SOUND
+from continuation.criteria import CEILING, LOOP, ONE_STEP, OWN_SOUND
 from model import GUIDANCE, SAMPLING_STEPS
 
 SHOWN_SONGS = 3  # songs whose first pair is drawn and written as sound
@@ -176,7 +167,7 @@ class Network:
     """A checkpoint on trial."""
 
     def __init__(self, name: str, folder: Path, state: dict, args: argparse.Namespace):
-        import checkpoint
+        from continuation import checkpoint
 
         self.name, self.folder, self.state_of_training = name, folder, (state["stage"], state["step"])
         self.model = checkpoint.build_model(state, checkpoint.choose_device(args.device))
@@ -267,7 +258,7 @@ class Network:
         """Validation loss of the prediction from this context."""
         import torch
 
-        import losses
+        from continuation import losses
 
         if self.config.is_legacy:
             decoded = self.sound(self.model.decode(self.model.predict(context), pair.target.shape[-1]))
@@ -288,7 +279,7 @@ class Network:
 def gains_in_training(log: Path, step: int) -> dict[str, tuple[float, float]]:
     """The context gains of metrics.jsonl at the first evaluation of stage 2 and at the one of `step`, where it has
     both."""
-    import checkpoint
+    from continuation import checkpoint
 
     found = {}
     records = {record["step"]: record for record in checkpoint.read_records(log) if record["stage"] == 2}
@@ -311,7 +302,7 @@ def samplings(config, args: argparse.Namespace) -> dict[str, dict]:
 
 def load_networks(args: argparse.Namespace, meta: dict) -> list[Network]:
     """The networks of all checkpoint folders, named; refused where one does not fit the dataset."""
-    import checkpoint
+    from continuation import checkpoint
 
     states = []
     for folder in args.checkpoint_folder:
@@ -394,9 +385,9 @@ class Judge:
         self.comb_rates = (modern or networks)[0].comb_rates()  # of systems without a network
         self.rows = {section: {} for section in scorecard.SECTIONS}
         self.listening = []  # what listen.html plays
-        self.embedders = {"mel": embedding.mel_statistics}
-        if embedding.find_weights():
-            self.embedders["musicnn"] = embedding.Embedder()
+        self.embedders = {"mel": kad.mel_statistics}
+        if kad.find_weights():
+            self.embedders["musicnn"] = kad.Embedder()
         self.embeddings = {name: {} for name in self.embedders}  # system -> song -> embeddings of its continuations
         self.correlations = {}  # song -> how exactly each pair's input repeats itself
         self.long = {}  # network -> (song, input, truth, blocks of a long continuation)
@@ -515,7 +506,7 @@ class Judge:
                 found = embed(played.sound, self.rate)
                 self.embeddings[kind].setdefault(name, {}).setdefault(pair.song, []).append(found)
                 if kind == "musicnn":
-                    likeness = embedding.paired_similarity(heard[kind], found)
+                    likeness = kad.paired_similarity(heard[kind], found)
                     self.add("continuation", name, pair.song, {"embedding_similarity": likeness})
 
     def kernel_distances(self, kind: str, songs: list[str]) -> dict[str, dict]:
@@ -529,7 +520,7 @@ class Judge:
             if not any(song in found for song in songs):
                 continue
             sets = ([np.concatenate([none, *parts.get(song, [])]) for song in songs] for parts in (truth, found))
-            whole, without = embedding.kernel_distance(*sets)
+            whole, without = kad.kernel_distance(*sets)
             value, low, high = metrics.jackknife_interval(whole, without)
             without = dict(zip(songs, without.tolist(), strict=True))
             distances[name] = {"mean": value, "low": low, "high": high, "without_song": without}
@@ -577,7 +568,7 @@ class Judge:
                 [embed(x, self.rate) for x in sounds]
                 for sounds in zip(*((p.target, s) for p, s in block), strict=True)
             )
-            found[f"kernel_audio_distance_{kind}"] = embedding.kernel_distance(*sets)[0]
+            found[f"kernel_audio_distance_{kind}"] = kad.kernel_distance(*sets)[0]
         return found
 
     def passage_bytes(self) -> int:
@@ -705,7 +696,7 @@ def notes_on(networks: list[Network], facts: dict[str, dict], pairs: Pairs, spli
     missing = [name for name in expected if not any(network.name.startswith(name) for network in networks)]
     if missing:
         notes.append(f"missing, for want of a checkpoint: {', '.join(missing)}")
-    if embedding.find_weights() is None:
+    if kad.find_weights() is None:
         notes.append("missing, for want of its weights: KAD; pip install --no-deps musicnn==0.1.0 brings them")
     if split == "val":
         notes.append("training and every choice are steered by val: only test is held out")
@@ -713,7 +704,7 @@ def notes_on(networks: list[Network], facts: dict[str, dict], pairs: Pairs, spli
 
 
 def make_card(args: argparse.Namespace, judge: Judge, pairs: Pairs, facts: dict[str, dict], notes: list[str]) -> dict:
-    import checkpoint
+    from continuation import checkpoint
 
     figures = summarise(judge.rows, args.seed)
     songs = [song["id"] for song in pairs.songs]
@@ -744,7 +735,7 @@ def make_card(args: argparse.Namespace, judge: Judge, pairs: Pairs, facts: dict[
         "long": judge.judge_long(),
         "ranks": rank(figures["continuation"], args.seed),
     }
-    return card | {"gates": [asdict(gate) for gate in gates.check(card)]}
+    return card | {"gates": [asdict(gate) for gate in criteria.check(card)]}
 
 
 def write_card(folder: Path, card: dict) -> None:
@@ -773,7 +764,7 @@ def until_stopped(items: Iterable, stop) -> Iterator:
 
 
 def run(args: argparse.Namespace, stop) -> None:
-    import checkpoint
+    from continuation import checkpoint
 
     meta, sides = data.open_dataset(args.dataset_folder)
     pairs = Pairs(data.Windows(sides[args.split], meta), args.pairs_per_song)
@@ -789,7 +780,7 @@ def run(args: argparse.Namespace, stop) -> None:
         judge_pairs(judge, pairs, sides["train"], meta, stop)
         write_card(args.output_folder, make_card(args, judge, pairs, facts, notes))
         if judge.listening:
-            files.write_atomic(args.output_folder / "listen.html", listen.page(judge.listening))
+            files.write_atomic(args.output_folder / "listen.html", listening_page.page(judge.listening))
     card_path = one_line(args.output_folder / "scorecard.md")
     print(f"done: {card_path}; listen.html, .json, .csv, pictures and sounds are beside it")
 
@@ -823,7 +814,7 @@ def judge_pairs(judge: Judge, pairs: Pairs, training_side: data.Side, meta: dict
 def main(args: argparse.Namespace) -> int:
     import torch
 
-    import checkpoint
+    from continuation import checkpoint
 
     checkpoint.versions()  # of the code that runs, whatever is checked out before it ends
     try:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-import audio
-from arguments import (
+from continuation import audio
+from continuation.cli import (
     INTERRUPTED,
     UsageError,
     make_folder,
@@ -112,7 +112,7 @@ def check_output(flag: str, path: Path, source: Path) -> None:
 
 def load_network(args: argparse.Namespace):
     """The network of best.pt on its device, and the precision to run it in."""
-    import checkpoint
+    from continuation import checkpoint
 
     path = args.checkpoint_folder / checkpoint.BEST_NAME
     try:
@@ -188,7 +188,7 @@ def write_sample(
         print(one_line(f"{path}: peaks of up to {peak:.2f} are limited"))
     audio.encode_audio(path, limited, sample_rate)
     if plot:
-        import plots
+        from continuation import plots
 
         plots.plot_continuation(plot, whole[:, :join], whole[:, join:], sample_rate, path.name)
     return sound.shape[1]

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers import FRAME_RATE_HZ, WINDOW_HOPS, ChannelNorm, blocks, typical_magnitude
-from mixer import Mixer
-from repetition import Copies, find_copies, long_term_prediction, loop
+from continuation.layers import FRAME_RATE_HZ, WINDOW_HOPS, ChannelNorm, blocks, typical_magnitude
+from continuation.mixer import Mixer
+from continuation.repetition import Copies, find_copies, long_term_prediction, loop
 
 LONG_WINDOW_HOPS = 16  # of the encoder's second look, that tells neighbouring partials apart
 TONES_HZ = (600, 900)  # tones up to the first are whole, at the second they have faded out

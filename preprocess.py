@@ -30,11 +30,8 @@ from pathlib import Path
 
 import numpy as np
 
-import audio
-import containers
-import data
-import files
-from arguments import (
+from continuation import audio, containers, data, files
+from continuation.cli import (
     INTERRUPTED,
     UsageError,
     environment_int,
@@ -743,7 +740,7 @@ def print_undone(ends: dict[str, str]) -> None:
 
 def plot_songs(args: argparse.Namespace, lines: dict[str, dict]) -> None:
     """Draw the first minute of a few songs, evenly spread over the sorted list."""
-    import plots
+    from continuation import plots
 
     ok = [lines[source] for source in sorted(lines) if lines[source]["status"] == "ok"]
     items = []

@@ -21,7 +21,16 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from arguments import INTERRUPTED, UsageError, hangup, make_folder, one_line, output_code, seed_number, steady_output
+from continuation.cli import (
+    INTERRUPTED,
+    UsageError,
+    hangup,
+    make_folder,
+    one_line,
+    output_code,
+    seed_number,
+    steady_output,
+)
 
 CROP_SECONDS = 1  # of audio in one item of stage 1
 COOLDOWN_SHARE = 0.4  # of a stage, its end, while the learning rate falls to zero
@@ -230,7 +239,7 @@ class Reconstruct(Phase):
 
     def loss(self, model, batch: dict, step: int) -> tuple:
         return self.run.losses.reconstruct_step(
-            model, batch, self.run.spectral_draw(step), average=self.run.ranks.mean
+            model, batch, self.run.spectral_draw(step), average=self.run.distributed.mean
         )
 
 
@@ -278,7 +287,7 @@ class Joint(Predict):
 
 def joint_batches(args) -> tuple[int, int]:
     """Items a micro-step and micro-steps an optimiser step of the joint part."""
-    import memory
+    from continuation import memory
 
     return memory.joint_batches(args.batch_size, args.accumulate, JOINT_BATCH_DIVISOR)
 
@@ -325,8 +334,7 @@ def crop_samples(config) -> int:
 
 def make_plan(args, meta: dict, device):
     """What the memory of this training depends on; --batch_size auto is the preset's batch until it is settled."""
-    import checkpoint
-    import memory
+    from continuation import checkpoint, memory
 
     config = make_config(args, meta)
     parts = ["stage1"] * (args.stage1_from is None)
@@ -354,8 +362,7 @@ def fit_batch(args, device) -> None:
         return
     import torch
 
-    import data
-    import memory
+    from continuation import data, memory
 
     meta, _ = data.open_dataset(args.dataset_folder)
     plan = make_plan(args, meta, device)
@@ -381,8 +388,7 @@ def dry_run(args) -> None:
     """Print what the training would take, its memory on a GPU even where there is none; write nothing."""
     import torch
 
-    import data
-    import memory
+    from continuation import data, memory
 
     meta, sides = data.open_dataset(args.dataset_folder)
     plan = make_plan(args, meta, torch.device("cpu" if args.device == "cpu" else "cuda"))
@@ -411,25 +417,25 @@ def dry_run(args) -> None:
 
 def items_a_step(args) -> int:
     """Items of an optimiser step, over all processes."""
-    import ranks
+    from continuation import distributed
 
-    return args.batch_size * args.accumulate * ranks.count()
+    return args.batch_size * args.accumulate * distributed.count()
 
 
 def pairs_an_epoch(args, windows) -> int:
     """Of these training windows: legacy has fixed pairs, about half of them."""
-    import data
+    from continuation import data
 
     return len(data.FixedPairItems(windows, args.seed, 1).pairs) if args.preset == "legacy" else len(windows)
 
 
 def print_stages(args, windows, first: int) -> None:
     """Steps and epochs on these windows of the stages from `first` on."""
-    import ranks
+    from continuation import distributed
 
     joint_share = 0 if args.preset == "legacy" else args.joint_share
     before_joint = math.ceil(args.stage2_steps * (1 - joint_share))
-    joint_items = math.prod(joint_batches(args)) * ranks.count()
+    joint_items = math.prod(joint_batches(args)) * distributed.count()
     for stage, name, steps, items in (
         (1, "stage 1", args.stage1_steps, items_a_step(args)),
         (2, "stage 2", before_joint, items_a_step(args)),
@@ -449,17 +455,11 @@ class Run:
     def __init__(self, args: argparse.Namespace):
         import torch
 
-        import checkpoint
-        import data
-        import losses
-        import muon
-        import ranks
-        import repetition
-        import validation
+        from continuation import checkpoint, data, distributed, losses, muon, repetition, validation
         from model import ContinuationModel
 
         self.args, self.torch, self.data, self.losses, self.muon = args, torch, data, losses, muon
-        self.ranks, self.repetition = ranks, repetition
+        self.distributed, self.repetition = distributed, repetition
         self.checkpoint = checkpoint
         self.folder = Path(args.checkpoint_folder)
         self.meta, sides = data.open_dataset(args.dataset_folder)
@@ -543,14 +543,14 @@ class Run:
 
     def train(self, stop) -> None:
         """Go through all stages and phases from where the run stands. Raises Stopped at a stop signal."""
-        if self.ranks.is_first():
+        if self.distributed.is_first():
             (self.folder / "samples").mkdir(exist_ok=True)
         while not (self.stage == 2 and self.progress() >= 1 and self.evaluated_at == self.step):
             self.open_board()
             if any(phase.reads_cache for phase in self.phases()):
                 self.fill_cache(stop)
             if self.best == math.inf:
-                self.ranks.wait_for_all()  # all have looked for last.pt
+                self.distributed.wait_for_all()  # all have looked for last.pt
                 self.save()  # first: a folder with a best.pt and without a last.pt is refused
                 self.evaluate()
             for phase in self.phases():
@@ -567,7 +567,7 @@ class Run:
             return
         freeze_all_but(self.model, phase.trained(self.model))
         self.model.train()
-        loss_of = self.ranks.loss_module(phase, self.model)
+        loss_of = self.distributed.loss_module(phase, self.model)
         batches = iter(self.loader(phase))
         started, saved = time.monotonic(), time.monotonic()
         if self.interval["phase"] != phase.name:  # or else the run goes on in the midst of it
@@ -596,7 +596,7 @@ class Run:
         """Raise Stopped in all processes together: launchers end the others as soon as one has left, and process 0
         may still be writing."""
         self.save()
-        self.ranks.wait_for_all()
+        self.distributed.wait_for_all()
         raise Stopped
 
     def exhausted(self) -> bool:
@@ -606,9 +606,9 @@ class Run:
     def agree(self, loss: float, seconds: float, stop) -> tuple[float, float, bool]:
         """The processes' mean loss, the time that process 0 took, and whether any of them was asked to stop: what
         follows from these must be the same everywhere."""
-        own = [loss, seconds if self.ranks.is_first() else 0.0, float(stop.requested)]
-        count = self.ranks.count()
-        loss, seconds, stopped = self.ranks.mean(self.tensor(own)).tolist()
+        own = [loss, seconds if self.distributed.is_first() else 0.0, float(stop.requested)]
+        count = self.distributed.count()
+        loss, seconds, stopped = self.distributed.mean(self.tensor(own)).tolist()
         return loss, seconds * count, stopped > 0
 
     def tensor(self, values: list[float]):
@@ -616,7 +616,7 @@ class Run:
 
     def loader(self, phase):
         """Batches of the phase from the run's next item on, without end; of all processes' items this one's."""
-        own = self.data.own_items(self.item, phase.batch_size, self.ranks.rank(), self.ranks.count())
+        own = self.data.own_items(self.item, phase.batch_size, self.distributed.rank(), self.distributed.count())
         return self.batches(phase.items(), phase.batch_size, own)
 
     def batches(self, items, batch_size: int, numbers):
@@ -639,19 +639,19 @@ class Run:
     def train_step(self, phase, loss_of, batches) -> float:
         """One optimiser step over the phase's micro-batches; returns this process's mean loss."""
         torch, total = self.torch, 0.0
-        draws = self.data.draws(self.args.seed, "dropout", self.stage, self.step, self.ranks.rank())
+        draws = self.data.draws(self.args.seed, "dropout", self.stage, self.step, self.distributed.rank())
         torch.manual_seed(int(draws.integers(2**62)))
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate() * group["scale"]
         for micro_step in range(phase.accumulate):
             batch = {k: v.to(self.device, non_blocking=True) for k, v in next(batches).items()}
             is_last = micro_step == phase.accumulate - 1
-            with nullcontext() if is_last or self.ranks.count() == 1 else loss_of.no_sync():
+            with nullcontext() if is_last or self.distributed.count() == 1 else loss_of.no_sync():
                 with self.autocast():
                     loss = loss_of(batch, self.step) / phase.accumulate
                 self.scaler.scale(loss).backward()
             total += loss.item()
-            self.item += phase.batch_size * self.ranks.count()
+            self.item += phase.batch_size * self.distributed.count()
         if not math.isfinite(total):
             raise TrainingError(f"the loss is {total} at step {self.step} of stage {self.stage}")
         self.scaler.unscale_(self.optimiser)
@@ -700,14 +700,14 @@ class Run:
 
     def finish_stage1(self) -> None:
         """Keep the best of stage 1 as stage1.pt, and start stage 2 from it."""
-        self.ranks.wait_for_all()
+        self.distributed.wait_for_all()
         finished = self.best_of_stage1()
         if finished is None:
             print("warning: the best of stage 1 is lost, going on from its last weights")
             self.save("best.pt")
-            self.ranks.wait_for_all()
+            self.distributed.wait_for_all()
             finished = self.best_of_stage1()
-        if self.ranks.is_first():
+        if self.distributed.is_first():
             self.checkpoint.save(self.folder / "stage1.pt", finished)
         self.start_stage2(finished)
         self.save()
@@ -753,10 +753,10 @@ class Run:
 
     def fill_cache(self, stop) -> None:
         """Encode all training windows once; variants that are there already for the same key are kept."""
-        import files
+        from continuation import files
 
         cache, missing = self.open_cache(), []
-        if self.ranks.is_first():
+        if self.distributed.is_first():
             cache.begin(self.cached_by or self.cache_key())
             missing = cache.missing()
             if missing and self.cached_by:
@@ -767,15 +767,15 @@ class Run:
             self.cached_by = cache.key
         is_missing = self.tensor([float(variant in missing) for variant in range(self.args.latent_variants)])
         started = time.monotonic()
-        for variant in self.ranks.from_first(is_missing).nonzero().flatten().tolist():
+        for variant in self.distributed.from_first(is_missing).nonzero().flatten().tolist():
             print(f"stage 2  caching latents, variant {variant + 1} of {self.args.latent_variants}", flush=True)
             self.fill_variant(cache, variant, files.ArrayWriter, stop)
-            if self.ranks.is_first():
+            if self.distributed.is_first():
                 files.write_atomic(cache.folder / "key.json", cache.index(variant))
             now = time.monotonic()
-            self.seconds[2] += self.ranks.from_first(self.tensor([now - started])).item()
+            self.seconds[2] += self.distributed.from_first(self.tensor([now - started])).item()
             started = now
-        self.ranks.wait_for_all()
+        self.distributed.wait_for_all()
         for name, value in zip(("latent_mean", "latent_std"), cache.statistics(), strict=True):
             for model in (self.model, self.ema):
                 getattr(model, name).copy_(self.torch.from_numpy(value))
@@ -785,7 +785,7 @@ class Run:
         import numpy as np
 
         blocks = self.encoded_blocks(variant, stop)
-        if not self.ranks.is_first():
+        if not self.distributed.is_first():
             for _ in blocks:
                 pass
             return
@@ -801,15 +801,15 @@ class Run:
     def encoded_blocks(self, variant: int, stop):
         """Context and target of all training windows, in order; every process encodes its share of a
         block, and the last pair again where the last block is not full."""
-        windows, size = self.windows["train"], CACHE_BATCH * self.ranks.count()
+        windows, size = self.windows["train"], CACHE_BATCH * self.distributed.count()
         starts = range(0, len(windows), size)
-        mine = [first + CACHE_BATCH * self.ranks.rank() + i for first in starts for i in range(CACHE_BATCH)]
+        mine = [first + CACHE_BATCH * self.distributed.rank() + i for first in starts for i in range(CACHE_BATCH)]
         items = self.data.WindowItems(windows, variant, self.args.seed)
         batches = self.batches(items, CACHE_BATCH, [min(pair, len(windows) - 1) for pair in mine])
         for first, batch in zip(starts, batches, strict=True):
             with self.torch.no_grad(), self.autocast():
                 parts = (z.half() for z in self.ema.encode_pair(batch["x"].to(self.device)))
-            yield tuple(self.ranks.gather(part)[: len(windows) - first] for part in parts)
+            yield tuple(self.distributed.gather(part)[: len(windows) - first] for part in parts)
             if self.agree(0.0, 0.0, stop)[2]:
                 self.save_and_stop()
 
@@ -819,9 +819,9 @@ class Run:
         """Validate the EMA weights on fixed pairs and fixed noise, log a line, keep the best: process 0 does, and
         tells the others."""
         self.evaluated_at = self.step
-        if self.ranks.is_first():
+        if self.distributed.is_first():
             self.evaluate_here(train_loss, phase)
-        standing = self.ranks.from_first(self.tensor([self.best, self.evaluations_since_best])).tolist()
+        standing = self.distributed.from_first(self.tensor([self.best, self.evaluations_since_best])).tolist()
         self.best, self.evaluations_since_best = standing[0], int(standing[1])
 
     def evaluate_here(self, train_loss: float | None, phase: str) -> None:
@@ -868,14 +868,14 @@ class Run:
     def open_board(self) -> None:
         """TensorBoard's events of the stage, in a folder of their own: a resumed run takes back those that it will
         write again, and what is taken back are the later steps of all that a folder holds."""
-        if self.ranks.is_first():
+        if self.distributed.is_first():
             from torch.utils.tensorboard import SummaryWriter
 
             first = self.step + (self.evaluated_at == self.step)
             self.board = SummaryWriter(self.folder / "tb" / f"stage{self.stage}", purge_step=first)
 
     def log(self, record: dict, is_best: bool) -> None:
-        import plots
+        from continuation import plots
 
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             defined = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in record.items()}
@@ -903,7 +903,7 @@ class Run:
 
     def write_sample(self) -> None:
         """What a validation song sounds like now: reconstructed, or continued."""
-        import audio
+        from continuation import audio
 
         x = self.windows["val"].pair(0)[:, : self.config.chunk_samples]
         with self.torch.no_grad(), self.autocast():
@@ -917,7 +917,7 @@ class Run:
         audio.encode_audio(path, audio.limit_peaks(y.float().cpu().numpy(), rate), rate)
 
     def save(self, name: str = "last.pt") -> None:
-        if not self.ranks.is_first():
+        if not self.distributed.is_first():
             return
         state = {
             "config": asdict(self.config),
@@ -936,7 +936,7 @@ class Run:
             "cached_by": self.cached_by if self.joint_has_begun() else None,
             "data_meta": self.meta,
             "settings": self.settings,
-            "processes": self.ranks.count(),
+            "processes": self.distributed.count(),
             "command": sys.argv,
             "versions": self.checkpoint.versions(),
         }
@@ -989,11 +989,11 @@ class Run:
         self.evaluated_at, self.cached_by = state["evaluated_at"], state.get("cached_by")
         self.interval = dict(state.get("interval", self.interval))  # older files have none
         self.checkpoint.set_rng_state(state["rng"])
-        if self.ranks.is_first():
+        if self.distributed.is_first():
             evaluated = self.step if self.evaluated_at == self.step else self.step - 1
             drop_later_records(self.folder / "metrics.jsonl", self.stage, evaluated)
-        if state["processes"] != self.ranks.count():
-            print(f"{self.ranks.count()} processes now, {state['processes']} before: "
+        if state["processes"] != self.distributed.count():
+            print(f"{self.distributed.count()} processes now, {state['processes']} before: "
                   f"{items_a_step(self.args)} items a step")  # fmt: skip
         if self.stage == 2 and self.settings["stage1_steps"] > state["settings"]["stage1_steps"]:
             print("note: stage 1 is finished, more --stage1_steps do not continue it")
@@ -1054,8 +1054,7 @@ def freeze_all_but(model, parts: list) -> None:
 
 def drop_later_records(path: Path, stage: int, step: int) -> None:
     """Forget the evaluations that the resumed run will do again."""
-    import checkpoint
-    import files
+    from continuation import checkpoint, files
 
     if path.is_file():
         records = checkpoint.read_records(path)
@@ -1072,10 +1071,7 @@ def drop_later_records(path: Path, stage: int, step: int) -> None:
 def main(args: argparse.Namespace) -> int:
     import torch
 
-    import audio
-    import checkpoint
-    import data
-    import ranks
+    from continuation import audio, checkpoint, data, distributed
 
     checkpoint.versions()  # of the code that runs, whatever is checked out before it ends
     folder = Path(args.checkpoint_folder)
@@ -1087,11 +1083,11 @@ def main(args: argparse.Namespace) -> int:
         device = checkpoint.choose_device(args.device)
         with (
             checkpoint.StopSignals("SIGPIPE") as stop,
-            ranks.joined(device),
-            ranks.first_alone(checkpoint.FolderLock(folder)),
+            distributed.joined(device),
+            distributed.first_alone(checkpoint.FolderLock(folder)),
         ):
             fit_batch(args, device)  # before the run takes memory of its own
-            run = prepare(args, checkpoint, ranks)
+            run = prepare(args, checkpoint, distributed)
             run.train(stop)
             run.summarise()
     except Stopped:
@@ -1106,11 +1102,11 @@ def main(args: argparse.Namespace) -> int:
         data.DataError,
         checkpoint.CheckpointError,
         checkpoint.DeviceError,
-        ranks.LaunchError,
+        distributed.LaunchError,
     ) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    except (TrainingError, ranks.LostPeerError, OSError, audio.AudioError) as error:
+    except (TrainingError, distributed.LostPeerError, OSError, audio.AudioError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except torch.cuda.OutOfMemoryError:
@@ -1128,10 +1124,10 @@ def refuse_remains(folder: Path) -> None:
         )
 
 
-def prepare(args: argparse.Namespace, checkpoint, ranks) -> "Run":
+def prepare(args: argparse.Namespace, checkpoint, distributed) -> "Run":
     """The run of this folder: continued, or new."""
     run = Run(args)
-    with ranks.first_goes_ahead():
+    with distributed.first_goes_ahead():
         last = checkpoint.load_last(run.folder)
         if last is None:
             refuse_remains(run.folder)
@@ -1149,6 +1145,6 @@ def prepare(args: argparse.Namespace, checkpoint, ranks) -> "Run":
 
 if __name__ == "__main__":
     code = main(parse_args())
-    import ranks
+    from continuation import distributed
 
-    ranks.leave(code)
+    distributed.leave(code)

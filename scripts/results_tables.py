@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import scorecard
+from continuation import scorecard
 
 MEASURES = ("onset_correlation", "chroma_cosine", "mr_stft", "loudness_db", "copy_index", "seam_click_percentile")
 

@@ -14,9 +14,7 @@ import soundfile
 import soxr
 import synth
 
-import audio
-import containers
-import files
+from continuation import audio, containers, files
 
 RATE = 12000
 

@@ -7,8 +7,7 @@ import pytest
 import synth
 from scipy import signal
 
-import baselines
-import metrics
+from continuation import baselines, metrics
 
 RATE = 4000
 SECONDS = 10

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
-import files
+from continuation import checkpoint, files
 from model import PRESETS, ContinuationModel
 
 PROJECT = Path(checkpoint.__file__).parent

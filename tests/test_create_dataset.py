@@ -19,10 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import audio
 import create_dataset
-import data
-import files
+from continuation import audio, data, files
 
 RATE, CHANNELS, SAMPLES = 1000, 2, 500
 SCRIPT = Path(create_dataset.__file__)
@@ -179,7 +177,7 @@ def test_summary_names_pairs_hours_and_dropped_pairs(chunks, capsys):
 
 
 def test_picture_is_drawn_on_request(chunks, monkeypatch):
-    import plots
+    from continuation import plots
 
     drawn = {}
     monkeypatch.setattr(create_dataset, "tempo_bpm", lambda song, meta: 120.0)

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import audio
-import data
+from continuation import audio, data
 
 CHANNELS, SAMPLES = 2, 50
 SONG_ROWS = {"train": (3, 4), "val": (2,), "test": (1, 2)}

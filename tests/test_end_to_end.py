@@ -12,9 +12,8 @@ import pytest
 import soundfile
 import synth
 
-import audio
-import data
 import generate
+from continuation import audio, data
 
 PROJECT = Path(audio.__file__).parent
 RATE = 8000

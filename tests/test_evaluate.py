@@ -20,15 +20,8 @@ import soundfile
 import synth
 import torch
 
-import audio
-import baselines
-import checkpoint
-import data
-import embedding
 import evaluate
-import losses
-import metrics
-import scorecard
+from continuation import audio, baselines, checkpoint, data, kad, losses, metrics, scorecard
 from model import GUIDANCE, PRESETS, SAMPLING_STEPS, ContinuationModel
 
 PROJECT = Path(evaluate.__file__).parent
@@ -543,7 +536,7 @@ def test_context_gain_is_how_much_worse_another_context_makes_it_by_song(card, n
 
 
 def test_kernel_distance_is_judged_where_its_weights_are_and_else_named_as_missing(card):
-    if embedding.find_weights() is None:
+    if kad.find_weights() is None:
         assert card["kernel_audio_distance"] == {}
         assert any("musicnn" in note for note in card["notes"])
     else:
@@ -578,7 +571,7 @@ def test_every_song_is_in_one_half_with_its_own_kernel_distances(card, pairs):
         systems = card["figures"]["continuation"].items()
         sounding = {name for name, figures in systems if song in figures["loudness_db"]["songs"]} - {"silence"}
         assert half["kernel_audio_distance_mel"].keys() == sounding
-        if embedding.find_weights():
+        if kad.find_weights():
             assert half["kernel_audio_distance"].keys() == sounding
 
 

@@ -10,11 +10,8 @@ import numpy as np
 import pytest
 import synth
 
-import audio
-import checkpoint
-import files
-import plots
-from arguments import UsageError
+from continuation import audio, checkpoint, files, plots
+from continuation.cli import UsageError
 
 RATE = 8000
 X = synth.tone(440, 1, RATE, 2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import synth
 
-import audio
+from continuation import audio
 
 RATE = 12000
 SECONDS = 45

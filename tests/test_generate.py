@@ -17,10 +17,9 @@ import soundfile
 import synth
 import torch
 
-import audio
-import checkpoint
 import generate
-from arguments import one_line
+from continuation import audio, checkpoint
+from continuation.cli import one_line
 from model import PRESETS, ContinuationModel
 
 PROJECT = Path(generate.__file__).parent

@@ -12,8 +12,7 @@ import synth
 import torch
 from tiny import NETWORK, write_dataset
 
-import checkpoint
-import losses
+from continuation import checkpoint, losses
 from model import ContinuationModel, with_overrides
 
 pytestmark = [

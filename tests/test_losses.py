@@ -10,8 +10,7 @@ import pytest
 import synth
 import torch
 
-import losses
-import metrics
+from continuation import losses, metrics
 from model import CONTEXT_LEVEL, TONES_HZ, ContinuationModel, with_overrides
 
 torch.set_num_threads(1)

@@ -11,11 +11,8 @@ import test_train
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import losses
-import memory
-import muon
-import ranks
 import train
+from continuation import distributed, losses, memory, muon
 from model import PRESETS, with_overrides
 
 ROOM = 0.2  # between the estimate and the truth, relative
@@ -155,7 +152,7 @@ def test_estimate_is_what_a_small_training_allocates(new_run, monkeypatch, flags
         train.freeze_all_but(run.model, phase.trained(run.model))
         batches = iter(run.loader(phase))
         for _ in range(2):
-            run.train_step(phase, ranks.loss_module(phase, run.model), batches)
+            run.train_step(phase, distributed.loss_module(phase, run.model), batches)
         run.validate()
         run.write_sample()
     assert memory.estimate(given, part) == pytest.approx(allocations.peak / 1e9, rel=ROOM)

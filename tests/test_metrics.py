@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-import metrics
+from continuation import metrics
 
 RATE = 12000
 SAMPLES = 4 * RATE

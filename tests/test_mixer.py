@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mixer import PULL, STEP_FRAMES, Mixer, band_edges, interpolation, pooling
+from continuation.mixer import PULL, STEP_FRAMES, Mixer, band_edges, interpolation, pooling
+from continuation.repetition import Copies, find_copies
 from model import ContinuationModel, with_overrides
-from repetition import Copies, find_copies
 
 HOP, LENGTH = 120, 36000  # 3 s at 12 kHz
 BINS = 241

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from muon import Muon, is_matrix, orthogonalise
+from continuation.muon import Muon, is_matrix, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(20, 60), (60, 20), (32, 32)])

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import synth
 
-import audio
-import containers
+from continuation import audio, containers
 
 RATE = 44100
 TONES = (440, 550, 660)  # left, centre, right

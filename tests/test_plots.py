@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from synth import song
 
-import plots
+from continuation import plots
 
 RATE = 12000
 

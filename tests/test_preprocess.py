@@ -20,9 +20,8 @@ import numpy as np
 import pytest
 import synth
 
-import audio
-import files
 import preprocess
+from continuation import audio, files
 
 RATE = 8000
 SETTINGS = preprocess.Settings(sample_rate=RATE, channels=2, chunk_seconds=1.0, clip_seconds=None)

@@ -15,13 +15,11 @@ import synth
 from test_create_dataset import Chunks
 from tiny import NETWORK, write_dataset
 
-import arguments
-import checkpoint
 import create_dataset
-import data
 import preprocess
+from continuation import checkpoint, cli, data
 
-ROOT = Path(arguments.__file__).parent
+ROOT = Path(cli.__file__).parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 # What a shell does with stdout; it exits as the command does.
 REDIRECTIONS = {
@@ -70,7 +68,7 @@ def test_songs_are_preprocessed_whatever_becomes_of_what_is_printed(tmp_path, re
 
 @unix_only
 def test_lost_output_is_said_on_stderr_in_one_line(tmp_path):
-    code = "import arguments\nwith arguments.steady_output():\n    for _ in range(9): print('x', flush=True)"
+    code = "import arguments\nwith cli.steady_output():\n    for _ in range(9): print('x', flush=True)"
     done = shell("no reader", "-c", f"import time; time.sleep(0.5)\n{code}")
     assert done.stderr == "note: stdout cannot be written: Broken pipe\n"
 
@@ -81,7 +79,7 @@ def test_no_file_takes_the_number_of_a_closed_stdout(tmp_path, redirection):
     """What a library or a subprocess prints there would be written into it."""
     code = (
         "import arguments, os, sys\n"
-        "with arguments.steady_output(), open(sys.argv[1], 'w') as file:\n"
+        "with cli.steady_output(), open(sys.argv[1], 'w') as file:\n"
         "    os.system('echo printed; echo printed >&2')\n"
         "    os._exit(0 if file.fileno() > 2 else 3)"
     )
@@ -93,9 +91,9 @@ def test_no_file_takes_the_number_of_a_closed_stdout(tmp_path, redirection):
 def test_output_that_is_the_work_is_a_failure_where_it_is_lost_and_none_where_nobody_wants_more():
     code = (
         "import arguments, sys\n"
-        "with arguments.steady_output():\n"
+        "with cli.steady_output():\n"
         "    print('plan')\n"
-        "    code = arguments.output_code()\n"
+        "    code = cli.output_code()\n"
         "sys.exit(code)"
     )
     expected = {"closed": 0, "no reader": 0, "full disk": 1}
@@ -124,7 +122,7 @@ def next_command(capsys) -> list[str]:
 
 
 def test_name_that_is_not_utf8_is_printed_with_escapes(capsys):
-    with arguments.steady_output():
+    with cli.steady_output():
         print("caf\udce9.mp3")
     assert capsys.readouterr().out == "caf\\udce9.mp3\n"
 
@@ -154,10 +152,10 @@ def test_closed_terminal_stops_a_run_unless_it_is_under_nohup(hangup_is, signals
 @unix_only
 def test_closed_terminal_is_like_ctrl_c_unless_it_is_under_nohup(hangup_is):
     hangup_is(signal.SIG_DFL)
-    with pytest.raises(KeyboardInterrupt), arguments.sigterm_as_ctrl_c():
+    with pytest.raises(KeyboardInterrupt), cli.sigterm_as_ctrl_c():
         os.kill(os.getpid(), signal.SIGHUP)
     hangup_is(signal.SIG_IGN)
-    with arguments.sigterm_as_ctrl_c():
+    with cli.sigterm_as_ctrl_c():
         os.kill(os.getpid(), signal.SIGHUP)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from repetition import COPIES, find_copies, long_term_prediction, loop, onset_strength, tile_tail
+from continuation.repetition import COPIES, find_copies, long_term_prediction, loop, onset_strength, tile_tail
 
 HOP = 20
 

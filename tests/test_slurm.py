@@ -15,9 +15,8 @@ import torch
 from private_slurm import PROJECT, free_ports, wait_for
 from tiny import NETWORK, RATE, assert_same_network, write_dataset
 
-import checkpoint
-import plots
 import train
+from continuation import checkpoint, plots
 
 torch.set_num_threads(1)
 TINY = f"--preset tiny {NETWORK} --joint_share 0.34 --device cpu"

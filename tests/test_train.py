@@ -22,18 +22,10 @@ import synth
 import torch
 from tiny import CHANNELS, CHUNK, NETWORK, RATE, assert_same_network, assert_same_tensors, write_dataset
 
-import audio
-import checkpoint
-import data
-import losses
-import memory
-import muon
-import plots
-import ranks
 import train
-import validation
+from continuation import audio, checkpoint, data, distributed, losses, memory, muon, plots, validation
+from continuation.repetition import COPIES
 from model import ContinuationModel
-from repetition import COPIES
 
 torch.set_num_threads(1)
 SCHEDULE = "--batch_size 2 --stage1_steps 3 --stage2_steps 6 --joint_share 0.34 --latent_variants 2 --device cpu"
@@ -651,7 +643,7 @@ def test_step_of_the_joint_part_takes_a_quarter_of_the_items_however_they_are_cu
     run.begin_stage(2)
     run.fill_cache(NotStopped)
     joint = run.phases()[1]
-    run.train_step(joint, ranks.loss_module(joint, run.model), iter(run.loader(joint)))
+    run.train_step(joint, distributed.loss_module(joint, run.model), iter(run.loader(joint)))
     assert run.item == 4
 
 
@@ -949,7 +941,7 @@ def test_accumulated_micro_batches_are_one_large_batch(new_run):
         run = new_run(LEGACY, more)
         phase = run.phases()[0]
         train.freeze_all_but(run.model, phase.trained(run.model))
-        loss = run.train_step(phase, ranks.loss_module(phase, run.model), iter(run.loader(phase)))
+        loss = run.train_step(phase, distributed.loss_module(phase, run.model), iter(run.loader(phase)))
         found.append((loss, run.item, snapshot(run.model.decoder)))
     (loss, item, weights), (other_loss, other_item, other_weights) = found
     assert loss == pytest.approx(other_loss, rel=1e-5)
@@ -1013,7 +1005,7 @@ def test_overflow_in_fp16_is_skipped_with_a_lower_scale_until_it_happens_too_oft
     run = new_run()
     run.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     (phase,) = run.phases()
-    given = phase, run.ranks.loss_module(phase, run.model), iter(run.loader(phase))
+    given = phase, run.distributed.loss_module(phase, run.model), iter(run.loader(phase))
     before = snapshot(run.model.decoder)
     overflow = next(run.model.decoder.parameters()).register_hook(lambda gradient: gradient * float("inf"))
     run.train_step(*given)

@@ -9,9 +9,7 @@ import pytest
 import torch
 from tiny import CHANNELS, CHUNK, RATE, write_dataset
 
-import data
-import losses
-import validation
+from continuation import data, losses, validation
 from model import ContinuationModel, with_overrides
 
 torch.set_num_threads(1)

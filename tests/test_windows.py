@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import synth
 
-import audio
-import data
 import model
+from continuation import audio, data
 
 RATE, CHUNK = 100, 1000
 SONG_ROWS = (3, 2, 5)

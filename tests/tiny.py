@@ -9,8 +9,7 @@ import numpy as np
 import synth
 import torch
 
-import audio
-import checkpoint
+from continuation import audio, checkpoint
 
 RATE, CHANNELS, CHUNK = 8000, 1, 24000  # rows of 3 s
 SONG_ROWS = {"train": (4, 3, 3), "val": (5, 2), "test": (2,)}

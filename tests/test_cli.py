@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from arguments import UsageError, environment_int, make_folder, one_line
+from continuation.cli import UsageError, environment_int, make_folder, one_line
 
 
 @pytest.mark.parametrize(

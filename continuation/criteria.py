@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import metrics
+from continuation import metrics
 
 LOOP = "loop"
 LEAST = "repeats least"

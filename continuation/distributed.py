@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from arguments import UsageError, environment_int
+from continuation.cli import UsageError, environment_int
 
 TIMEOUT = timedelta(minutes=30)  # the others wait so long while process 0 evaluates
 LOST_PEER_WORDS = ("closed by peer", "reset by peer", "broken pipe", "timed out", "connection refused")

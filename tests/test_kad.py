@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-import embedding
+from continuation import kad
 
 RATE = 16000
-MUSICNN = embedding.find_weights()
+MUSICNN = kad.find_weights()
 needs_musicnn = pytest.mark.skipif(MUSICNN is None, reason="musicnn is not installed")
 
 
@@ -79,7 +79,7 @@ def write_checkpoint(prefix: str, compression: int = 0, missing_bytes: int = 0) 
 
 def test_every_tensor_of_a_checkpoint_is_read_back(tmp_path):
     write_checkpoint(f"{tmp_path}/")
-    tensors = embedding.read_checkpoint(f"{tmp_path}/")
+    tensors = kad.read_checkpoint(f"{tmp_path}/")
     assert list(tensors) == list(TENSORS)
     for name, (x, _) in TENSORS.items():
         assert tensors[name].dtype == x.dtype and tensors[name].shape == x.shape
@@ -89,20 +89,20 @@ def test_every_tensor_of_a_checkpoint_is_read_back(tmp_path):
 def test_a_checkpoint_that_is_compressed_or_cut_short_is_refused(tmp_path):
     write_checkpoint(f"{tmp_path}/", compression=1)
     with pytest.raises(ValueError, match="compressed"):
-        embedding.read_checkpoint(f"{tmp_path}/")
+        kad.read_checkpoint(f"{tmp_path}/")
     write_checkpoint(f"{tmp_path}/", missing_bytes=1)
     with pytest.raises(ValueError, match="doesn't fit"):
-        embedding.read_checkpoint(f"{tmp_path}/")
+        kad.read_checkpoint(f"{tmp_path}/")
     (tmp_path / ".index").write_bytes(b"no table" * 10)
     with pytest.raises(ValueError, match="not a table"):
-        embedding.read_checkpoint(f"{tmp_path}/")
+        kad.read_checkpoint(f"{tmp_path}/")
 
 
 def test_without_the_package_there_are_no_weights_and_the_embedder_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(embedding, "PACKAGE", "no_such_package")
-    assert embedding.find_weights() is None
+    monkeypatch.setattr(kad, "PACKAGE", "no_such_package")
+    assert kad.find_weights() is None
     with pytest.raises(FileNotFoundError, match="pip install --no-deps musicnn"):
-        embedding.Embedder()
+        kad.Embedder()
 
 
 # The network, against models.py written down in numpy
@@ -113,14 +113,14 @@ def small_weights(seed: int = 0, mels: int = 10) -> dict[str, np.ndarray]:
     kernels = [(7, 4, 1, 5), (7, 7, 1, 5), (8, 1, 1, 3), (6, 1, 1, 3), (4, 1, 1, 3)]  # front-end, 19 channels
     kernels += [(7, 19, 1, 4), (7, 4, 1, 4), (7, 4, 1, 4)]  # mid-end: 31 channels in all
     assert mels >= kernels[1][1]
-    shapes = {embedding._name("conv2d", i): shape for i, shape in enumerate(kernels)}
+    shapes = {kad._name("conv2d", i): shape for i, shape in enumerate(kernels)}
     shapes |= {"dense": (62, 6)}
     weights = {f"{name}/kernel": rng.normal(0, 0.3, shape) for name, shape in shapes.items()}
     weights |= {f"{name}/bias": rng.normal(0, 0.3, shape[-1]) for name, shape in shapes.items()}
     for i, size in enumerate([1, *(shape[-1] for shape in kernels), 62, 6]):
         for part in ("beta", "gamma", "moving_mean"):
-            weights[f"{embedding._name('batch_normalization', i)}/{part}"] = rng.normal(0, 1, size)
-        weights[f"{embedding._name('batch_normalization', i)}/moving_variance"] = rng.uniform(0.01, 2, size)
+            weights[f"{kad._name('batch_normalization', i)}/{part}"] = rng.normal(0, 1, size)
+        weights[f"{kad._name('batch_normalization', i)}/moving_variance"] = rng.uniform(0.01, 2, size)
     return weights
 
 
@@ -129,17 +129,17 @@ def network_in_numpy(x: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndarra
 
     def norm(x, number):
         mean, variance, gamma, beta = (
-            weights[f"{embedding._name('batch_normalization', number)}/{part}"]
+            weights[f"{kad._name('batch_normalization', number)}/{part}"]
             for part in ("moving_mean", "moving_variance", "gamma", "beta")
         )
         return (x - mean) / np.sqrt(variance + 1e-3) * gamma + beta
 
     def conv(x, number):  # (frames, height, in) -> (frames, height - kernel + 1, C)
-        kernel = weights[f"{embedding._name('conv2d', number)}/kernel"]
+        kernel = weights[f"{kad._name('conv2d', number)}/kernel"]
         before, after = (kernel.shape[0] - 1) // 2, kernel.shape[0] // 2
         x = np.pad(x, ((before, after), (0, 0), (0, 0)))
         windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], axis=(0, 1))
-        y = np.einsum("fhctm,tmco->fho", windows, kernel) + weights[f"{embedding._name('conv2d', number)}/bias"]
+        y = np.einsum("fhctm,tmco->fho", windows, kernel) + weights[f"{kad._name('conv2d', number)}/bias"]
         return norm(np.maximum(y, 0), number + 1)
 
     x = norm(x[:, :, None], 0)
@@ -155,9 +155,9 @@ def network_in_numpy(x: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndarra
 
 def test_the_network_equals_its_definition_in_numpy():
     weights = small_weights()
-    assert set(weights) == embedding.variable_names()
+    assert set(weights) == kad.variable_names()
     patches = np.random.default_rng(1).normal(1, 1, (2, 20, 10))
-    outputs = embedding.network(torch.from_numpy(patches), {k: torch.from_numpy(v) for k, v in weights.items()})
+    outputs = kad.network(torch.from_numpy(patches), {k: torch.from_numpy(v) for k, v in weights.items()})
     for output, patch in zip(outputs, patches, strict=True):
         np.testing.assert_allclose(output.numpy(), network_in_numpy(patch, weights), rtol=1e-9, atol=1e-9)
 
@@ -172,23 +172,23 @@ def tone(frequency: float, seconds: float, rate: int = RATE, level: float = 0.5)
 
 @pytest.mark.parametrize(("seconds", "patches"), [(0.0, 0), (2.9, 0), (3.0, 1), (5.9, 1), (6.0, 2), (10.0, 3)])
 def test_there_is_one_patch_per_three_seconds(seconds, patches):
-    assert embedding.log_mel_patches(tone(440, seconds), RATE).shape == (patches, 187, 96)
+    assert kad.log_mel_patches(tone(440, seconds), RATE).shape == (patches, 187, 96)
 
 
 def test_log_mel_of_silence_is_zero_and_a_loud_tone_peaks_in_its_band():
     import librosa
 
-    assert not embedding.log_mel_patches(np.zeros((2, 4 * RATE), np.float32), RATE).any()
-    patch = embedding.log_mel_patches(tone(1000, 4, level=1.0), RATE)[0]
+    assert not kad.log_mel_patches(np.zeros((2, 4 * RATE), np.float32), RATE).any()
+    patch = kad.log_mel_patches(tone(1000, 4, level=1.0), RATE)[0]
     centres = librosa.mel_frequencies(n_mels=98, fmax=RATE / 2)[1:-1]
     assert np.abs(centres[patch[90].argmax()] - 1000) < 40
     assert patch[90].max() > math.log10(65504)  # more than float16 holds before the logarithm
 
 
 def test_log_mel_hardly_depends_on_the_sample_rate_nor_on_the_number_of_channels():
-    patch = embedding.log_mel_patches(tone(440, 4), RATE)
-    np.testing.assert_array_equal(embedding.log_mel_patches(tone(440, 4)[:1], RATE), patch)
-    other = embedding.log_mel_patches(tone(440, 4, rate=44100), 44100)
+    patch = kad.log_mel_patches(tone(440, 4), RATE)
+    np.testing.assert_array_equal(kad.log_mel_patches(tone(440, 4)[:1], RATE), patch)
+    other = kad.log_mel_patches(tone(440, 4, rate=44100), 44100)
     loud = patch[:, 5:-5] > 1
     assert np.abs(other - patch)[:, 5:-5][loud].max() < 0.02
 
@@ -201,7 +201,7 @@ def gaussian(seed: int, rows: int = 300, dims: int = 8, shift: float = 0.0) -> n
 
 
 def distance(reference: np.ndarray, estimate: np.ndarray) -> float:
-    return embedding.kernel_distance([reference], [estimate])[0]
+    return kad.kernel_distance([reference], [estimate])[0]
 
 
 def test_kernel_distance_of_two_points_each_is_what_paper_and_pencil_give():
@@ -238,7 +238,7 @@ def test_kernel_distance_depends_neither_on_the_order_nor_on_the_scale():
 def test_kernel_distance_without_a_song_is_that_of_the_other_songs():
     references = [gaussian(seed, rows=4 + seed) for seed in range(4)]
     estimates = [gaussian(10 + seed, rows=3 * (seed != 2), shift=0.5) for seed in range(4)]  # one song has none
-    whole, without = embedding.kernel_distance(references, estimates)
+    whole, without = kad.kernel_distance(references, estimates)
     assert whole == pytest.approx(distance(np.concatenate(references), np.concatenate(estimates)))
     assert len(without) == 4
     # The bandwidth stays that of all songs, so the others alone are near and not equal.
@@ -251,7 +251,7 @@ def test_kernel_distance_without_a_song_is_that_of_the_other_songs():
 def test_bandwidth_of_many_rows_is_that_of_some_of_them(monkeypatch):
     reference, estimate = gaussian(0), gaussian(1, shift=0.5)
     of_all = distance(reference, estimate)
-    monkeypatch.setattr(embedding, "BANDWIDTH_ROWS", 50)
+    monkeypatch.setattr(kad, "BANDWIDTH_ROWS", 50)
     assert distance(reference, estimate) == pytest.approx(of_all, rel=0.1)
 
 
@@ -264,11 +264,11 @@ def test_kernel_distance_is_undefined_for_single_rows_and_for_equal_references()
 
 def test_paired_similarity_is_the_cosine_of_the_means():
     a = np.array([[2.0, 1.0], [2.0, -1.0]])  # its mean is (2, 0)
-    assert embedding.paired_similarity(a, a[::-1]) == pytest.approx(1)
-    assert embedding.paired_similarity(a, np.array([[3.0, 3.0]])) == pytest.approx(math.sqrt(0.5))
-    assert embedding.paired_similarity(a, -7 * a) == pytest.approx(-1)
-    assert math.isnan(embedding.paired_similarity(a, a[:0]))
-    assert math.isnan(embedding.paired_similarity(a, 0 * a))
+    assert kad.paired_similarity(a, a[::-1]) == pytest.approx(1)
+    assert kad.paired_similarity(a, np.array([[3.0, 3.0]])) == pytest.approx(math.sqrt(0.5))
+    assert kad.paired_similarity(a, -7 * a) == pytest.approx(-1)
+    assert math.isnan(kad.paired_similarity(a, a[:0]))
+    assert math.isnan(kad.paired_similarity(a, 0 * a))
 
 
 # Without a network
@@ -276,11 +276,11 @@ def test_paired_similarity_is_the_cosine_of_the_means():
 
 def test_mel_statistics_are_mean_deviation_and_change_of_every_patch():
     steady, pulsing = tone(1000, 7), tone(1000, 7) * (np.arange(7 * RATE) % RATE < RATE // 2)
-    found = [embedding.mel_statistics(x.astype(np.float32), RATE) for x in (steady, pulsing)]
-    assert all(x.shape == (2, 3 * embedding.MELS) and x.dtype == np.float32 for x in found)
-    band = found[0][0, : embedding.MELS].argmax()
+    found = [kad.mel_statistics(x.astype(np.float32), RATE) for x in (steady, pulsing)]
+    assert all(x.shape == (2, 3 * kad.MELS) and x.dtype == np.float32 for x in found)
+    band = found[0][0, : kad.MELS].argmax()
     (level, deviation, change), (less, more_deviation, more_change) = (
-        x[1].reshape(3, embedding.MELS)[:, band] for x in found
+        x[1].reshape(3, kad.MELS)[:, band] for x in found
     )
     assert level == pytest.approx(2 * less, rel=0.1)
     assert deviation < 0.01 < 0.5 < more_deviation
@@ -289,15 +289,13 @@ def test_mel_statistics_are_mean_deviation_and_change_of_every_patch():
 
 def test_patches_of_mel_statistics_do_not_hear_each_other():
     x = np.concatenate([tone(1000, 7), tone(300, 7)], axis=1)
-    np.testing.assert_allclose(
-        embedding.mel_statistics(x, RATE)[:1], embedding.mel_statistics(x[:, : 4 * RATE], RATE), atol=1e-4
-    )
-    assert embedding.mel_statistics(x[:, : 2 * RATE], RATE).shape == (0, 3 * embedding.MELS)
+    np.testing.assert_allclose(kad.mel_statistics(x, RATE)[:1], kad.mel_statistics(x[:, : 4 * RATE], RATE), atol=1e-4)
+    assert kad.mel_statistics(x[:, : 2 * RATE], RATE).shape == (0, 3 * kad.MELS)
 
 
 def test_kernel_distance_by_mel_statistics_is_small_within_one_kind_of_sound_and_large_between_two():
     def sounds(kind, seeds) -> list[np.ndarray]:
-        return [embedding.mel_statistics(kind(seed), RATE) for seed in seeds]
+        return [kad.mel_statistics(kind(seed), RATE) for seed in seeds]
 
     def noisy(seed: int) -> np.ndarray:
         return 0.1 * np.random.default_rng(seed).standard_normal((1, 7 * RATE)).astype(np.float32)
@@ -305,8 +303,8 @@ def test_kernel_distance_by_mel_statistics_is_small_within_one_kind_of_sound_and
     def tonal(seed: int) -> np.ndarray:
         return tone(200 + 40 * seed, 7)
 
-    within = embedding.kernel_distance(sounds(tonal, range(0, 8, 2)), sounds(tonal, range(1, 8, 2)))[0]
-    between = embedding.kernel_distance(sounds(tonal, range(4)), sounds(noisy, range(4)))[0]
+    within = kad.kernel_distance(sounds(tonal, range(0, 8, 2)), sounds(tonal, range(1, 8, 2)))[0]
+    between = kad.kernel_distance(sounds(tonal, range(4)), sounds(noisy, range(4)))[0]
     assert between > 10 * abs(within)
 
 
@@ -326,9 +324,9 @@ def piano(seconds: float = 9.0) -> np.ndarray:
 
 @needs_musicnn
 def test_what_the_network_leaves_in_the_checkpoint_is_the_layer_of_the_tags_and_the_optimiser():
-    tensors = embedding.read_checkpoint(f"{MUSICNN}/")
-    unused = set(tensors) - embedding.variable_names()
-    assert embedding.variable_names() <= set(tensors)
+    tensors = kad.read_checkpoint(f"{MUSICNN}/")
+    unused = set(tensors) - kad.variable_names()
+    assert kad.variable_names() <= set(tensors)
     rest = {"dense_1/kernel", "dense_1/bias", "beta1_power", "beta2_power"}
     assert {name for name in unused if "/Adam" not in name} == rest
     assert all(np.isfinite(x).all() for x in tensors.values())
@@ -338,8 +336,8 @@ def test_what_the_network_leaves_in_the_checkpoint_is_the_layer_of_the_tags_and_
 def test_an_arpeggio_is_tagged_as_piano():
     from musicnn.configuration import MTT_LABELS
 
-    tensors = embedding.read_checkpoint(f"{MUSICNN}/")
-    logits = embedding.Embedder()(piano(), RATE) @ tensors["dense_1/kernel"] + tensors["dense_1/bias"]
+    tensors = kad.read_checkpoint(f"{MUSICNN}/")
+    logits = kad.Embedder()(piano(), RATE) @ tensors["dense_1/kernel"] + tensors["dense_1/bias"]
     tags = (1 / (1 + np.exp(-logits))).mean(axis=0)
     assert MTT_LABELS[tags.argmax()] == "piano"
     assert tags.max() > 0.4
@@ -347,7 +345,7 @@ def test_an_arpeggio_is_tagged_as_piano():
 
 @needs_musicnn
 def test_embeddings_are_deterministic_and_patches_independent():
-    embed = embedding.Embedder()
+    embed = kad.Embedder()
     x = np.concatenate([piano(), tone(440, 21)[:1]], axis=1)
     embeddings = embed(x, RATE)  # more patches than one batch holds
     assert embeddings.shape == (10, 200) and embeddings.dtype == np.float32
@@ -358,7 +356,7 @@ def test_embeddings_are_deterministic_and_patches_independent():
 
 @needs_musicnn
 def test_piano_is_closer_to_piano_than_to_noise():
-    embed = embedding.Embedder()
+    embed = kad.Embedder()
     noise = 0.1 * np.random.default_rng(0).standard_normal((1, 9 * RATE)).astype(np.float32)
-    near = embedding.paired_similarity(embed(piano(), RATE), embed(0.5 * piano(), RATE))
-    assert near > 0.8 > 0.5 > embedding.paired_similarity(embed(piano(), RATE), embed(noise, RATE))
+    near = kad.paired_similarity(embed(piano(), RATE), embed(0.5 * piano(), RATE))
+    assert near > 0.8 > 0.5 > kad.paired_similarity(embed(piano(), RATE), embed(noise, RATE))

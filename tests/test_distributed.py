@@ -20,11 +20,9 @@ import torch
 import torch.distributed as dist
 from tiny import NETWORK, write_dataset
 
-import checkpoint
-import data
-import ranks
 import train
-from arguments import UsageError
+from continuation import checkpoint, data, distributed
+from continuation.cli import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "tests" / "run_quietly.py"
@@ -32,7 +30,7 @@ NO_DROPOUT = f"--preset tiny {NETWORK} --core_dropout 0 --latent_variants 1 --de
 ENDLESS = f"{NO_DROPOUT} --batch_size 2 --stage1_steps 100000 --eval_steps 100000"
 SLOW_TO_SAVE = """
 import runpy, sys, time
-import checkpoint
+from continuation import checkpoint
 save = checkpoint.save_last
 checkpoint.save_last = lambda *given: (time.sleep(3), save(*given))
 sys.argv.pop(0)
@@ -42,15 +40,18 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 UNEQUAL_GPUS = """
 import sys
 import torch
-import data, memory, ranks, train
+from continuation import data
+from continuation import memory
+from continuation import distributed
+import train
 def measure(plan, part):
-    if ranks.rank() == 1 and plan.batch_size > most:
+    if distributed.rank() == 1 and plan.batch_size > most:
         raise torch.cuda.OutOfMemoryError
     memory.rehearse(plan, part)
     return 1.0
 memory.measure = measure
 args, cpu = train.parse_args(), torch.device("cpu")
-with ranks.joined(cpu):
+with distributed.joined(cpu):
     plan = train.make_plan(args, data.open_dataset(args.dataset_folder)[0], cpu)
     for most in (2, 0):
         try:
@@ -58,7 +59,7 @@ with ranks.joined(cpu):
             print(found.batch_size, found.accumulate, file=sys.stderr)
         except torch.cuda.OutOfMemoryError:
             print("none fits", file=sys.stderr)
-ranks.leave(0)
+distributed.leave(0)
 """
 
 
@@ -117,10 +118,10 @@ def test_loss_of_several_processes_warns_of_nothing_and_keeps_each_ones_buffers(
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        monkeypatch.setattr(ranks, "count", lambda: 2)
+        monkeypatch.setattr(distributed, "count", lambda: 2)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            loss = ranks.loss_module(SimpleNamespace(), torch.nn.Linear(2, 2))
+            loss = distributed.loss_module(SimpleNamespace(), torch.nn.Linear(2, 2))
         assert not loss.broadcast_buffers
     finally:
         dist.destroy_process_group()
@@ -179,12 +180,12 @@ def test_only_the_first_process_deletes_what_an_earlier_run_left(dataset, tmp_pa
     """What the others met late, the first would have written anew."""
     words = command(dataset, tmp_path, f"{NO_DROPOUT} --batch_size 2")[1:]
     cached = tmp_path / "latents" / "context-0.npy"
-    run = train.prepare(train.parse_args(words), checkpoint, ranks)
+    run = train.prepare(train.parse_args(words), checkpoint, distributed)
     run.fill_cache(SimpleNamespace(requested=False))
     (cached.parent / "key.json").write_text('{"key": "another"}')
     before = cached.stat().st_mtime_ns
-    monkeypatch.setattr(ranks, "is_first", lambda: False)
-    run = train.prepare(train.parse_args(words), checkpoint, ranks)
+    monkeypatch.setattr(distributed, "is_first", lambda: False)
+    run = train.prepare(train.parse_args(words), checkpoint, distributed)
     run.fill_cache(SimpleNamespace(requested=False))
     assert cached.stat().st_mtime_ns == before
 
@@ -223,7 +224,7 @@ def test_launcher_says_which_process_this_is(monkeypatch, variables, expected):
             monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert ranks.environment() == expected
+    assert distributed.environment() == expected
 
 
 @pytest.mark.parametrize(("rank", "count"), [("x", "2"), ("0", "0"), ("-1", "2")])
@@ -231,15 +232,15 @@ def test_launcher_that_gives_no_numbers_is_refused_by_name(monkeypatch, rank, co
     for name, value in {"RANK": rank, "LOCAL_RANK": "0", "WORLD_SIZE": count}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=r"^(RANK|WORLD_SIZE)=.* in the environment is not a whole number"):
-        ranks.environment()
+        distributed.environment()
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit) as caught:  # the code of the refusal stands
-        ranks.leave(2)
+        distributed.leave(2)
     assert caught.value.code == 2
 
 
 def test_alone_every_exchange_returns_what_it_was_given():
     x = torch.arange(3.0)
-    assert ranks.is_first() and ranks.count() == 1
-    for exchange in (ranks.mean, ranks.from_first, ranks.gather):
+    assert distributed.is_first() and distributed.count() == 1
+    for exchange in (distributed.mean, distributed.from_first, distributed.gather):
         assert exchange(x) is x

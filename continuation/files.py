@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from arguments import UsageError
+from continuation.cli import UsageError
 
 try:
     import fcntl

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-import files
-from arguments import one_line
+from continuation import files
+from continuation.cli import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from scipy import fft
 
-import audio
+from continuation import audio
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")

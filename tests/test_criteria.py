@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-import gates
+from continuation import criteria
 
 NAME = "tiny-flow"
 SONGS = "abcde"
@@ -57,7 +57,7 @@ def good_card() -> dict:
 
 
 def verdicts(card: dict) -> dict[str, bool | None]:
-    return {gate.demand: gate.met for gate in gates.check(card)}
+    return {gate.demand: gate.met for gate in criteria.check(card)}
 
 
 def missed_gates(card: dict) -> list[str]:
@@ -135,7 +135,7 @@ def test_every_gate_is_missed_by_one_of_these_faults():
     assert missed == verdicts(good_card()).keys()
 
 
-@pytest.mark.parametrize("measure", gates.BETTER_THAN_LOOP)
+@pytest.mark.parametrize("measure", criteria.BETTER_THAN_LOOP)
 def test_network_that_plays_the_loop_is_not_better_than_it(measure):
     card = good_card()
     systems = card["figures"]["continuation"]
@@ -181,7 +181,7 @@ def test_measure_that_is_undefined_is_neither_met_nor_missed():
 def test_every_flow_has_gates_of_its_own_and_other_networks_have_none():
     card = good_card()
     card["checkpoints"]["large-flow (other)"] = {}
-    assert {gate.network for gate in gates.check(card)} == {NAME, "large-flow (other)"}
-    assert len(gates.check(card)) == 48
+    assert {gate.network for gate in criteria.check(card)} == {NAME, "large-flow (other)"}
+    assert len(criteria.check(card)) == 48
     card["checkpoints"] = {"tiny-mse": {}, "legacy-mse": {}}
-    assert gates.check(card) == []
+    assert criteria.check(card) == []

@@ -29,12 +29,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-import data
-import losses
-import muon
-import ranks
+from continuation import data, distributed, losses, muon
+from continuation.repetition import COPIES
 from model import ContinuationModel, ModelConfig, on_meta
-from repetition import COPIES
 
 PARTS = ("stage1", "latents", "stage2", "joint")  # of a training, in their order
 CONTEXT_GIGABYTES = 1.0  # of CUDA, with the workspaces of its libraries
@@ -99,7 +96,7 @@ def measured_gigabytes(plan: Plan) -> tuple[Plan, dict[str, float]]:
             continue
         peaks = fitting_peaks(cut)
         torch.cuda.empty_cache()  # NCCL takes memory of its own
-        if ranks.least(int(peaks is not None), torch.device(plan.device)):
+        if distributed.least(int(peaks is not None), torch.device(plan.device)):
             return cut, peaks
     raise torch.cuda.OutOfMemoryError
 

@@ -30,8 +30,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import files
-from arguments import hangup, one_line
+from continuation import files
+from continuation.cli import hangup, one_line
 from model import PRESETS, RANGES, ContinuationModel, ModelConfig, on_meta
 
 try:

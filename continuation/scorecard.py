@@ -6,7 +6,7 @@ import json
 import math
 import re
 
-from arguments import one_line
+from continuation.cli import one_line
 
 UNDEFINED = "-"
 
@@ -71,7 +71,7 @@ LONG_EXPLANATION = (
 KINDS = {"KAD (musicnn): lower": "kernel_audio_distance", "KAD (mel): lower": "kernel_audio_distance_mel"}
 OF_HALVES = ("onset_correlation", "chroma_cosine", "mr_stft")
 GATES_EXPLANATION = (
-    "What a flow has to show before it may be called good: gates.py. Open: something is missing on this scorecard."
+    "What a flow has to show before it may be called good: criteria.py. Open: something is missing on this scorecard."
 )
 VERDICTS = {True: "met", False: "**not met**", None: "open"}
 SECTIONS = tuple(HEADLINES)

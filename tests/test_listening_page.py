@@ -9,12 +9,12 @@ from urllib.parse import unquote
 
 import pytest
 
-import listen
+from continuation import listening_page
 
 
 def test_page_is_not_ended_by_a_title_nor_lost_by_a_strange_path():
     title, path = "</script><b>", "sounds/100 %#1/?.wav"
-    page = listen.page([{"title": title, "systems": [{"name": "truth", "sound": path, "picture": path}]}])
+    page = listening_page.page([{"title": title, "systems": [{"name": "truth", "sound": path, "picture": path}]}])
     (song,) = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
     assert song["title"] == title
     assert unquote(song["systems"][0]["sound"]) == path
@@ -23,7 +23,7 @@ def test_page_is_not_ended_by_a_title_nor_lost_by_a_strange_path():
 
 def test_title_stays_on_its_line_and_is_text_that_a_browser_can_show():
     system = {"name": "b\r", "sound": "b.wav", "picture": "b.png"}
-    page = listen.page([{"title": "a\n\x1b\udcff", "systems": [system]}])
+    page = listening_page.page([{"title": "a\n\x1b\udcff", "systems": [system]}])
     (song,) = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
     assert (song["title"], song["systems"][0]["name"]) == (r"a\n\x1b\udcff", r"b\r")
 
@@ -34,7 +34,7 @@ def in_browser(chromium, tmp_path):
 
     def run(systems: int, script: str, titles=("one", "two"), name="system"):
         made = [{"name": f"{name} {number}", "sound": "none.wav", "picture": "none.png"} for number in range(systems)]
-        page = listen.page([{"title": title, "systems": made} for title in titles])
+        page = listening_page.page([{"title": title, "systems": made} for title in titles])
         path = tmp_path / "listen.html"
         path.write_text(f"{page}<script>document.title = JSON.stringify(eval({json.dumps(script)}))</script>")
         flags = ["--headless", "--no-sandbox", f"--user-data-dir={tmp_path}", "--virtual-time-budget=5000"]

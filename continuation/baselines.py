@@ -9,11 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import metrics
-from layers import FRAME_RATE_HZ
-from mixer import interpolation, pooling
+from continuation import metrics
+from continuation.layers import FRAME_RATE_HZ
+from continuation.mixer import interpolation, pooling
+from continuation.repetition import find_copies
 from model import InverseSTFT
-from repetition import find_copies
 
 ORACLE_COPIES = 12
 ORACLE_FRAMES = 8  # 80 ms

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers import ChannelNorm, blocks, typical_magnitude, without_autocast
-from repetition import Copies
+from continuation.layers import ChannelNorm, blocks, typical_magnitude, without_autocast
+from continuation.repetition import Copies
 
 BANDS = 24
 STEP_FRAMES = 4

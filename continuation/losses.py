@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layers import FRAME_RATE_HZ
-from repetition import onset_strength
+from continuation.layers import FRAME_RATE_HZ
+from continuation.repetition import onset_strength
 
 SPECTRAL_SECONDS = 2048 / 12000  # the longest window, which sees the partials of a hum; each next is half as long
 SPECTRAL_SIZES = 5

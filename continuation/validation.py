@@ -10,9 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import data
-import losses
-import metrics
+from continuation import data, losses, metrics
 
 PAIRS = 24
 DECODED = 4  # pairs that are continued in sound; twice as many are reconstructed, and compared with the loop

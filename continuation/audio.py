@@ -36,8 +36,7 @@ from pathlib import Path
 
 import numpy as np
 
-import containers
-import files
+from continuation import containers, files
 
 CHUNK_SECONDS = 10
 INT16_SCALE = 32768

@@ -3,7 +3,7 @@
 import json
 from urllib.parse import quote
 
-from arguments import one_line
+from continuation.cli import one_line
 
 
 def page(songs: list[dict]) -> str:
