@@ -20,7 +20,7 @@ import torch
 from continuation import checkpoint, files
 from model import PRESETS, ContinuationModel
 
-PROJECT = Path(checkpoint.__file__).parent
+PROJECT = Path(__file__).parent.parent
 unix_only = pytest.mark.skipif(os.name == "nt", reason="needs fork, fcntl and kill")
 
 
@@ -335,7 +335,7 @@ def test_file_that_unfolds_takes_no_memory_before_it_is_refused(tmp_path):
     write_packed(tmp_path / "packed.pt")
     write_repeating(tmp_path / "repeating.pt")
     code = (
-        "import resource, sys, checkpoint\n"
+        "import resource, sys\nfrom continuation import checkpoint\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         "before = peak()\n"
         "for path in sys.argv[1:]:\n"
@@ -678,7 +678,7 @@ def test_handlers_are_restored_after_the_block():
 
 def test_without_sigusr1_it_is_left_out_with_one_line(capsys):
     code = (
-        "import signal; del signal.SIGUSR1; import checkpoint\n"
+        "import signal; del signal.SIGUSR1; from continuation import checkpoint\n"
         "with checkpoint.StopSignals() as stop: signal.raise_signal(signal.SIGTERM); print(stop.name)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)

@@ -19,7 +19,7 @@ import create_dataset
 import preprocess
 from continuation import checkpoint, cli, data
 
-ROOT = Path(cli.__file__).parent
+ROOT = Path(create_dataset.__file__).parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 # What a shell does with stdout; it exits as the command does.
 REDIRECTIONS = {
@@ -68,7 +68,7 @@ def test_songs_are_preprocessed_whatever_becomes_of_what_is_printed(tmp_path, re
 
 @unix_only
 def test_lost_output_is_said_on_stderr_in_one_line(tmp_path):
-    code = "import arguments\nwith cli.steady_output():\n    for _ in range(9): print('x', flush=True)"
+    code = "from continuation import cli\nwith cli.steady_output():\n    for _ in range(9): print('x', flush=True)"
     done = shell("no reader", "-c", f"import time; time.sleep(0.5)\n{code}")
     assert done.stderr == "note: stdout cannot be written: Broken pipe\n"
 
@@ -78,7 +78,7 @@ def test_lost_output_is_said_on_stderr_in_one_line(tmp_path):
 def test_no_file_takes_the_number_of_a_closed_stdout(tmp_path, redirection):
     """What a library or a subprocess prints there would be written into it."""
     code = (
-        "import arguments, os, sys\n"
+        "import os, sys\nfrom continuation import cli\n"
         "with cli.steady_output(), open(sys.argv[1], 'w') as file:\n"
         "    os.system('echo printed; echo printed >&2')\n"
         "    os._exit(0 if file.fileno() > 2 else 3)"
@@ -90,7 +90,7 @@ def test_no_file_takes_the_number_of_a_closed_stdout(tmp_path, redirection):
 @unix_only
 def test_output_that_is_the_work_is_a_failure_where_it_is_lost_and_none_where_nobody_wants_more():
     code = (
-        "import arguments, sys\n"
+        "import sys\nfrom continuation import cli\n"
         "with cli.steady_output():\n"
         "    print('plan')\n"
         "    code = cli.output_code()\n"
