@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -403,13 +404,13 @@ def test_what_cannot_be_encoded_is_refused_in_a_sentence_and_leaves_nothing(tmp_
 @pytest.mark.parametrize("suffix", [".mp3", ".wav", ".flac", ".ogg"])
 def test_a_file_that_grows_too_large_is_an_error_and_leaves_nothing(tmp_path, suffix):
     script = (
-        f"import audio, synth; audio.encode_audio({str(tmp_path / 'x') + suffix!r}, "
+        f"import synth; from continuation import audio; audio.encode_audio({str(tmp_path / 'x') + suffix!r}, "
         "synth.noise(0, 30, 24000, 2), 24000)"
     )
-    folders = [os.path.dirname(module.__file__) for module in (audio, synth)]
+    tests = Path(__file__).resolve().parent
     result = subprocess.run(
         ["prlimit", "--fsize=20000", os.sys.executable, "-c", script],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [tests, tests.parent]))},
         capture_output=True,
         text=True,
     )

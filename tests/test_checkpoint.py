@@ -20,7 +20,7 @@ import torch
 from continuation import checkpoint, files
 from model import PRESETS, ContinuationModel
 
-PROJECT = Path(checkpoint.__file__).parent
+PROJECT = Path(__file__).resolve().parent.parent
 unix_only = pytest.mark.skipif(os.name == "nt", reason="needs fork, fcntl and kill")
 
 
@@ -335,7 +335,8 @@ def test_file_that_unfolds_takes_no_memory_before_it_is_refused(tmp_path):
     write_packed(tmp_path / "packed.pt")
     write_repeating(tmp_path / "repeating.pt")
     code = (
-        "import resource, sys, checkpoint\n"
+        "import resource, sys\n"
+        "from continuation import checkpoint\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         "before = peak()\n"
         "for path in sys.argv[1:]:\n"
@@ -584,7 +585,7 @@ def hold_lock(folder, seconds, wait_seconds=0.0):
 
 
 def wait_for(path):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not path.exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -604,14 +605,14 @@ def test_second_run_goes_on_when_the_first_ends_in_time(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "LOCK_POLL_SECONDS", 0.05)
     first = forked(hold_lock, tmp_path, 0.5)
     wait_for(tmp_path / "held")
-    with checkpoint.FolderLock(tmp_path, 20):
-        first.join(timeout=5)
+    with checkpoint.FolderLock(tmp_path, 60):
+        first.join(timeout=60)
         assert first.exitcode == 0
 
 
 @unix_only
 def test_killed_run_leaves_no_lock(tmp_path):
-    first = forked(hold_lock, tmp_path, 60)
+    first = forked(hold_lock, tmp_path, 600)
     wait_for(tmp_path / "held")
     first.kill()
     first.join()
@@ -678,7 +679,7 @@ def test_handlers_are_restored_after_the_block():
 
 def test_without_sigusr1_it_is_left_out_with_one_line(capsys):
     code = (
-        "import signal; del signal.SIGUSR1; import checkpoint\n"
+        "import signal; del signal.SIGUSR1; from continuation import checkpoint\n"
         "with checkpoint.StopSignals() as stop: signal.raise_signal(signal.SIGTERM); print(stop.name)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
