@@ -20,7 +20,7 @@ import torch
 from continuation import checkpoint, files
 from model import PRESETS, ContinuationModel
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).resolve().parent.parent
 unix_only = pytest.mark.skipif(os.name == "nt", reason="needs fork, fcntl and kill")
 
 
@@ -335,7 +335,8 @@ def test_file_that_unfolds_takes_no_memory_before_it_is_refused(tmp_path):
     write_packed(tmp_path / "packed.pt")
     write_repeating(tmp_path / "repeating.pt")
     code = (
-        "import resource, sys\nfrom continuation import checkpoint\n"
+        "import resource, sys\n"
+        "from continuation import checkpoint\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         "before = peak()\n"
         "for path in sys.argv[1:]:\n"
@@ -584,7 +585,7 @@ def hold_lock(folder, seconds, wait_seconds=0.0):
 
 
 def wait_for(path):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not path.exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -604,14 +605,14 @@ def test_second_run_goes_on_when_the_first_ends_in_time(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "LOCK_POLL_SECONDS", 0.05)
     first = forked(hold_lock, tmp_path, 0.5)
     wait_for(tmp_path / "held")
-    with checkpoint.FolderLock(tmp_path, 20):
-        first.join(timeout=5)
+    with checkpoint.FolderLock(tmp_path, 60):
+        first.join(timeout=60)
         assert first.exitcode == 0
 
 
 @unix_only
 def test_killed_run_leaves_no_lock(tmp_path):
-    first = forked(hold_lock, tmp_path, 60)
+    first = forked(hold_lock, tmp_path, 600)
     wait_for(tmp_path / "held")
     first.kill()
     first.join()

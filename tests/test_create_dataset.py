@@ -650,7 +650,8 @@ def test_interrupted_run_exits_with_75_and_leaves_the_old_dataset(chunks, number
     folder = chunks.folder.parent / "ds"
     there = leftovers(folder)
     code = (
-        "import signal, sys, time, create_dataset\nfrom continuation import files\n"
+        "import signal, sys, time, create_dataset\n"
+        "from continuation import files\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs start ignoring it
         "append = files.ArrayWriter.append\n"
         "files.ArrayWriter.append = lambda *a: (append(*a), print('row', flush=True), time.sleep(0.5))\n"
@@ -663,7 +664,7 @@ def test_interrupted_run_exits_with_75_and_leaves_the_old_dataset(chunks, number
         while process.stdout.readline() != "row\n":
             assert process.poll() is None
         process.send_signal(number)
-        assert process.wait(timeout=20) == 75
+        assert process.wait(timeout=120) == 75
     assert data.open_dataset(folder)[0] == before
     assert leftovers(folder) == there
 

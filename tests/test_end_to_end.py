@@ -15,7 +15,7 @@ import synth
 import generate
 from continuation import audio, data
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).resolve().parent.parent
 RATE = 8000
 CHUNK_SECONDS = 3
 SONGS = 5
