@@ -650,7 +650,8 @@ def test_interrupted_run_exits_with_75_and_leaves_the_old_dataset(chunks, number
     folder = chunks.folder.parent / "ds"
     there = leftovers(folder)
     code = (
-        "import signal, sys, time, files, create_dataset\n"
+        "import signal, sys, time, create_dataset\n"
+        "from continuation import files\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs start ignoring it
         "append = files.ArrayWriter.append\n"
         "files.ArrayWriter.append = lambda *a: (append(*a), print('row', flush=True), time.sleep(0.5))\n"
@@ -767,7 +768,7 @@ def test_a_second_run_in_the_same_folder_is_refused(chunks, capsys):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with files.locked(folder / ".lock"):
         assert run(chunks)[0] == 2
-    assert "in use by another run" in capsys.readouterr().err
+    assert "folder in use: another run is working in" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

@@ -18,8 +18,9 @@ from tiny import NETWORK, write_dataset
 import create_dataset
 import preprocess
 from continuation import checkpoint, cli, data
+from continuation.signals import StopSignals, sigterm_as_ctrl_c
 
-ROOT = Path(cli.__file__).parent
+ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 # What a shell does with stdout; it exits as the command does.
 REDIRECTIONS = {
@@ -68,7 +69,7 @@ def test_songs_are_preprocessed_whatever_becomes_of_what_is_printed(tmp_path, re
 
 @unix_only
 def test_lost_output_is_said_on_stderr_in_one_line(tmp_path):
-    code = "import arguments\nwith cli.steady_output():\n    for _ in range(9): print('x', flush=True)"
+    code = "from continuation import cli\nwith cli.steady_output():\n    for _ in range(9): print('x', flush=True)"
     done = shell("no reader", "-c", f"import time; time.sleep(0.5)\n{code}")
     assert done.stderr == "note: stdout cannot be written: Broken pipe\n"
 
@@ -78,7 +79,7 @@ def test_lost_output_is_said_on_stderr_in_one_line(tmp_path):
 def test_no_file_takes_the_number_of_a_closed_stdout(tmp_path, redirection):
     """What a library or a subprocess prints there would be written into it."""
     code = (
-        "import arguments, os, sys\n"
+        "from continuation import cli; import os, sys\n"
         "with cli.steady_output(), open(sys.argv[1], 'w') as file:\n"
         "    os.system('echo printed; echo printed >&2')\n"
         "    os._exit(0 if file.fileno() > 2 else 3)"
@@ -90,7 +91,7 @@ def test_no_file_takes_the_number_of_a_closed_stdout(tmp_path, redirection):
 @unix_only
 def test_output_that_is_the_work_is_a_failure_where_it_is_lost_and_none_where_nobody_wants_more():
     code = (
-        "import arguments, sys\n"
+        "from continuation import cli; import sys\n"
         "with cli.steady_output():\n"
         "    print('plan')\n"
         "    code = cli.output_code()\n"
@@ -139,23 +140,22 @@ def hangup_is():
 
 
 @unix_only
-@pytest.mark.parametrize("signals", [checkpoint.StopSignals, preprocess.StopSignals])
 @pytest.mark.parametrize(("handler", "stops"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])
-def test_closed_terminal_stops_a_run_unless_it_is_under_nohup(hangup_is, signals, handler, stops):
+def test_closed_terminal_stops_a_run_unless_it_is_under_nohup(hangup_is, handler, stops):
     hangup_is(handler)
-    with signals() as stop:
+    with StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGHUP)
-        assert (stop.requested if signals is checkpoint.StopSignals else stop.received) == stops
+        assert stop.requested == stops
     assert signal.getsignal(signal.SIGHUP) is handler
 
 
 @unix_only
 def test_closed_terminal_is_like_ctrl_c_unless_it_is_under_nohup(hangup_is):
     hangup_is(signal.SIG_DFL)
-    with pytest.raises(KeyboardInterrupt), cli.sigterm_as_ctrl_c():
+    with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c():
         os.kill(os.getpid(), signal.SIGHUP)
     hangup_is(signal.SIG_IGN)
-    with cli.sigterm_as_ctrl_c():
+    with sigterm_as_ctrl_c():
         os.kill(os.getpid(), signal.SIGHUP)
 
 
