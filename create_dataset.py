@@ -37,8 +37,8 @@ from pathlib import Path
 
 import numpy as np
 
-from continuation import audio, data, files
-from continuation.cli import INTERRUPTED, UsageError, listed, one_line, sigterm_as_ctrl_c, steady_output
+from continuation import audio, data, files, signals
+from continuation.cli import INTERRUPTED, UsageError, listed, one_line, steady_output
 
 TEMPO_SECONDS = 60
 LISTED_GROUPS = 20
@@ -126,8 +126,8 @@ def read_manifests(folder: Path) -> list[dict]:
     """
     lines: dict[str, dict] = {}
     for path in manifest_paths(folder):
-        for number, text in enumerate(path.read_bytes().splitlines(), 1):
-            line = _read_line(text, f"{path}, line {number},")
+        for number, line in enumerate(files.read_jsonl(path), 1):
+            _check_line(line, f"{path}, line {number},")
             if line["status"] != "ok":
                 continue
             if line["id"] in lines:
@@ -156,18 +156,15 @@ def manifest_paths(folder: Path) -> list[Path]:
     return [folder / name for name in wanted]
 
 
-def _read_line(text: bytes, where: str) -> dict:
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise data.DataError(f"{where} is damaged: run preprocess.py again") from error
+def _check_line(line: dict | None, where: str) -> None:
+    if line is None:
+        raise data.DataError(f"{where} is damaged: run preprocess.py again")
     data.check_keys(line, {"status": str}, where)
     if line["status"] == "ok":
         data.check_keys(line, _LINE_KEYS, where)
         data.check_id(line["id"], where)
         if line["chunks"] < 1:
             raise data.DataError(f"{where} is damaged: {line['chunks']} chunks")
-    return line
 
 
 def open_song(folder: Path, line: dict, meta: dict, min_rms_db: float) -> Song:
@@ -466,7 +463,7 @@ def run(args: argparse.Namespace) -> None:
 @steady_output()
 def main(args: argparse.Namespace) -> int:
     try:
-        with sigterm_as_ctrl_c():
+        with signals.sigterm_as_ctrl_c():
             run(args)
         return 0
     except KeyboardInterrupt:

@@ -18,7 +18,19 @@ from pathlib import Path
 
 import numpy as np
 
-from continuation import audio, baselines, criteria, data, files, kad, listening_page, metrics, plots, scorecard
+from continuation import (
+    audio,
+    baselines,
+    criteria,
+    data,
+    files,
+    kad,
+    listening_page,
+    metrics,
+    plots,
+    scorecard,
+    signals,
+)
 from continuation.cli import (
     INTERRUPTED,
     UsageError,
@@ -764,7 +776,6 @@ def until_stopped(items: Iterable, stop) -> Iterator:
 
 
 def run(args: argparse.Namespace, stop) -> None:
-    from continuation import checkpoint
 
     meta, sides = data.open_dataset(args.dataset_folder)
     pairs = Pairs(data.Windows(sides[args.split], meta), args.pairs_per_song)
@@ -775,7 +786,7 @@ def run(args: argparse.Namespace, stop) -> None:
     for note in notes:
         print(f"note: {one_line(note)}")
     make_folder(args.output_folder, "--output_folder")
-    with checkpoint.FolderLock(args.output_folder, wait_seconds=0):
+    with files.locked(args.output_folder / ".lock"):
         judge = Judge(networks, dict(args.predictions), meta["sample_rate"], args)
         judge_pairs(judge, pairs, sides["train"], meta, stop)
         write_card(args.output_folder, make_card(args, judge, pairs, facts, notes))
@@ -818,7 +829,7 @@ def main(args: argparse.Namespace) -> int:
 
     checkpoint.versions()  # of the code that runs, whatever is checked out before it ends
     try:
-        with checkpoint.StopSignals() as stop:
+        with signals.StopSignals() as stop:
             run(args, stop)
     except (Stopped, KeyboardInterrupt):
         print(f"interrupted by {stop.name}: run the same command again", file=sys.stderr)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from continuation import audio
+from continuation import audio, signals
 from continuation.cli import (
     INTERRUPTED,
     UsageError,
@@ -23,7 +23,6 @@ from continuation.cli import (
     one_line,
     positive_int,
     seed_number,
-    sigterm_as_ctrl_c,
     steady_output,
     up_to_a_day,
 )
@@ -223,7 +222,7 @@ def run(args: argparse.Namespace) -> None:
 @steady_output()
 def main(args: argparse.Namespace) -> int:
     try:
-        with sigterm_as_ctrl_c():
+        with signals.sigterm_as_ctrl_c():
             run(args)
     except KeyboardInterrupt:
         print("interrupted: run the same command again", file=sys.stderr)

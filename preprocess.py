@@ -30,12 +30,11 @@ from pathlib import Path
 
 import numpy as np
 
-from continuation import audio, containers, data, files
+from continuation import audio, containers, data, files, signals
 from continuation.cli import (
     INTERRUPTED,
     UsageError,
     environment_int,
-    hangup,
     listed,
     one_line,
     positive_float,
@@ -303,7 +302,7 @@ def _sha256(path: str) -> str:
 # Worker processes
 
 
-def run_workers(songs: list[Song], settings: Settings, count: int, stop: StopSignals) -> Iterator[tuple]:
+def run_workers(songs: list[Song], settings: Settings, count: int, stop: signals.StopSignals) -> Iterator[tuple]:
     """Yield (song, line) as songs get done, in any order, until all are or `stop` was asked for.
 
     One pipe for each worker, so that a worker that dies takes down one song and nothing else: the song
@@ -323,7 +322,7 @@ def run_workers(songs: list[Song], settings: Settings, count: int, stop: StopSig
                 if waiting and worker.song is None:
                     worker.give(*waiting.popleft())
             wait([worker.pipe for worker in workers if worker.song], timeout=0.2)
-            if stop.received:
+            if stop.requested:
                 return
             for worker in [worker for worker in workers if worker.song and worker.pipe.poll()]:
                 song, attempt = worker.song, worker.attempt
@@ -394,10 +393,8 @@ class _Worker:
 def _work(pipe, settings: Settings) -> None:
     """The life of a worker process: songs in, lines out, until the parent hangs up or dies."""
     # Ctrl-C, Slurm's warning and a closed terminal reach every process; the parent decides.
-    for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exception, so that temporaries are removed
+    signals.ignore("SIGINT", "SIGUSR1", "SIGHUP")
+    signals.exit_on_sigterm()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # mpg123 prints its opinion of every bad mp3 there, across the progress bar.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -419,30 +416,6 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)  # as the parent would: temporaries are removed
     time.sleep(SECONDS_TO_END)
     os._exit(1)  # from a decoder that does not come back
-
-
-class StopSignals:
-    """Remembers that SIGINT, SIGTERM, SIGUSR1 or SIGHUP came, while it is in use as a context manager.
-
-    That of checkpoint.py does more: it names the signal, and a second Ctrl-C breaks through a long step. Here a
-    stop is seen at once, and importing checkpoint.py would load torch.
-    """
-
-    SIGNALS = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n))
-
-    def __init__(self):
-        self.received = False
-
-    def __enter__(self) -> StopSignals:
-        self._previous = {number: signal.signal(number, self._note) for number in (*self.SIGNALS, *hangup())}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, *_) -> None:
-        self.received = True
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -479,13 +452,8 @@ def _differences(there: dict, here: dict) -> str:
 
 def read_lines(path: Path) -> dict[str, dict]:
     """The lines of a manifest by source; a line that a crash tore is left out, so its song is redone."""
-    lines = {}
-    if path.exists():
-        for text in path.read_bytes().splitlines():
-            with suppress(ValueError, TypeError, KeyError):
-                line = json.loads(text)
-                lines[line["source"]] = line
-    return lines
+    lines = filter(None, files.read_jsonl(path))
+    return {line["source"]: line for line in lines if isinstance(line.get("source"), str)}
 
 
 def rewrite_lines(path: Path, lines: dict[str, dict]) -> None:
@@ -686,7 +654,7 @@ def begin(plan: Plan) -> None:
         print(f"{len(removed)} songs are no longer in the input folder and were removed: {listed(removed)}")
 
 
-def do_songs(plan: Plan, settings: Settings, workers: int, stop: StopSignals) -> dict[str, str]:
+def do_songs(plan: Plan, settings: Settings, workers: int, stop: signals.StopSignals) -> dict[str, str]:
     """Do what is to do; a song's manifest line is written as soon as the song is done.
 
     Returns how the worker ended, by source, for songs that are not done because somebody killed it.
@@ -761,12 +729,12 @@ def run(args: argparse.Namespace) -> int:
     args.output_folder.mkdir(parents=True, exist_ok=True)
     agree_on_meta(args.output_folder, settings)
     lock = args.output_folder / f".{manifest_name(shard)}.lock"
-    with files.locked(lock), StopSignals() as stop:
+    with files.locked(lock), signals.StopSignals(second_interrupt=False) as stop:
         plan = make_plan(args, settings, shard)
         kept = len(plan.lines)
         begin(plan)
         undone = do_songs(plan, settings, workers, stop)
-        if stop.received:
+        if stop.requested:
             print(f"interrupted with {len(plan.lines)} files done: run the same command again to go on")
             return INTERRUPTED
         rewrite_lines(plan.manifest, plan.lines)

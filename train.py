@@ -14,17 +14,16 @@ import json
 import math
 import os
 import shlex
-import signal
 import sys
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from continuation import files, signals
 from continuation.cli import (
     INTERRUPTED,
     UsageError,
-    hangup,
     make_folder,
     one_line,
     output_code,
@@ -632,7 +631,7 @@ class Run:
             # forked, also where that is not the default: anything else would copy the whole dataset into each
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=ignore_sigterm,
+            worker_init_fn=signals.ignore_termination,
             generator=self.torch.Generator(),  # or else every restart would draw a number from the global one
         )
 
@@ -1035,13 +1034,6 @@ def codec_weights(weights: dict) -> dict:
     return {name: value for name, value in weights.items() if not name.startswith(("core.", "decoder.mixer."))}
 
 
-def ignore_sigterm(_worker: int) -> None:
-    """For a process that reads data: who stops a whole job, or closes its terminal, signals all of it, and a run
-    needs its readers until it has saved."""
-    for number in (signal.SIGTERM, *hangup()):
-        signal.signal(number, signal.SIG_IGN)
-
-
 def parameters_of(*parts) -> list:
     return [parameter for part in parts for parameter in part.parameters()]
 
@@ -1082,9 +1074,9 @@ def main(args: argparse.Namespace) -> int:
         make_folder(folder, "--checkpoint_folder")
         device = checkpoint.choose_device(args.device)
         with (
-            checkpoint.StopSignals("SIGPIPE") as stop,
+            signals.StopSignals("SIGPIPE") as stop,
             distributed.joined(device),
-            distributed.first_alone(checkpoint.FolderLock(folder)),
+            distributed.first_alone(files.locked(folder / ".lock", wait_seconds=60)),
         ):
             fit_batch(args, device)  # before the run takes memory of its own
             run = prepare(args, checkpoint, distributed)

@@ -1,4 +1,4 @@
-"""Checkpoints and what keeps a run safe: save, load, one run per folder, stop signals, random states, devices.
+"""Checkpoints: save, load, random states, devices.
 
     state = checkpoint.load("checkpoints/best.pt")
     model = checkpoint.build_model(state)
@@ -12,18 +12,15 @@ import errno
 import functools
 import hashlib
 import io
-import json
 import os
 import platform
 import re
-import signal
 import struct
 import subprocess
 import sys
 import time
 import warnings
 import zipfile
-from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -31,13 +28,8 @@ import numpy as np
 import torch
 
 from continuation import files
-from continuation.cli import hangup, one_line
+from continuation.cli import one_line
 from model import PRESETS, RANGES, ContinuationModel, ModelConfig, on_meta
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 # 7: no copies of what was heard, phases found above the tones
 # 6: only noise above the tones; 5: the repetition did not keep the beat; 4: the core knew no repetition of the sound;
@@ -48,7 +40,6 @@ BEST_NAME = "best.pt"
 NETWORK_KEYS = {"config": dict, "ema": dict, "stage": int, "step": int}  # what a checkpoint of a network has at least
 FOREIGN_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 RETRY_WAITS_SECONDS = (2, 10)  # a full disk or a network file system often recovers within seconds
-LOCK_POLL_SECONDS = 1
 
 
 class CheckpointError(Exception):
@@ -345,13 +336,8 @@ def _say(line: str) -> None:
 
 def read_records(path: Path) -> list[dict]:
     """Lines of metrics.jsonl, each with its stage and step; damaged ones, as torn by a crash, are left out."""
-    records = []
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        with suppress(ValueError, RecursionError):
-            record = json.loads(line)
-            if isinstance(record, dict) and all(type(record.get(key)) is int for key in ("stage", "step")):
-                records.append(record)
-    return records
+    records = filter(None, files.read_jsonl(path))
+    return [record for record in records if all(type(record.get(key)) is int for key in ("stage", "step"))]
 
 
 # ---- random states ----
@@ -370,103 +356,6 @@ def set_rng_state(state: dict) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-# ---- one run per folder ----
-
-
-class FolderLock:
-    """Context manager: this process alone works in `folder`.
-
-    A second run waits up to `wait_seconds` (a requeued job may overlap its predecessor), then gets a
-    CheckpointError. lockf locks work over NFS, are not inherited by data workers, and vanish with their
-    process; the file `.lock` stays. Where there is no such lock, one line says so and the run goes on.
-    What killed runs were writing in the folder is removed.
-    """
-
-    def __init__(self, folder, wait_seconds: float = 60):
-        self.path = Path(folder) / ".lock"
-        self.wait_seconds = wait_seconds
-        self.file = None
-
-    def __enter__(self):
-        if fcntl is None:
-            _say(f"note: {self.path.parent} is not locked against a second run, this system has no fcntl")
-            return self
-        self.file = files.open_lock(self.path)
-        try:
-            self._wait()
-            files.remove_leftovers(self.path.parent)
-        except BaseException:
-            self.file.close()
-            raise
-        return self
-
-    def __exit__(self, *_):
-        if self.file:
-            self.file.close()  # closing releases the lock
-
-    def _wait(self) -> None:
-        deadline = time.monotonic() + self.wait_seconds
-        told = False
-        while not self._try_lock():
-            if time.monotonic() >= deadline:
-                raise CheckpointError(f"folder in use: another run is working in {self.path.parent}")
-            if not told:
-                _say(f"another run is working in {self.path.parent}, waiting up to {self.wait_seconds:g} s")
-                told = True
-            time.sleep(min(LOCK_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
-
-    def _try_lock(self) -> bool:
-        try:
-            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                return False
-            _say(f"note: {self.path.parent} is not locked against a second run ({error.strerror})")
-        return True
-
-
-# ---- stop signals ----
-
-
-class StopSignals:
-    """Context manager: SIGINT, SIGTERM, SIGUSR1 and SIGHUP only set a flag, for the run to stop at a step's end.
-
-    `requested` tells whether one came, `name` which ("SIGTERM"). A second SIGINT raises KeyboardInterrupt at
-    once. Windows has no SIGUSR1: it is left out there; a SIGHUP that is ignored, as under nohup, stays so. Enter it
-    in the main thread.
-    """
-
-    SIGNALS = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n))
-
-    def __init__(self, *more: str):
-        """more: names of further signals, where the system has them."""
-        self.name = None
-        self._more = [getattr(signal, name) for name in more if hasattr(signal, name)]
-        self._interrupts = 0
-        self._before = {}
-
-    @property
-    def requested(self) -> bool:
-        return self.name is not None
-
-    def __enter__(self):
-        if not hasattr(signal, "SIGUSR1"):
-            _say("note: this system has no SIGUSR1, stop a run by SIGINT or SIGTERM")
-        numbers = (*self.SIGNALS, *hangup(), *self._more)
-        self._before = {number: signal.signal(number, self._handle) for number in numbers}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number, frame) -> None:
-        self.name = signal.Signals(number).name
-        self._interrupts += number == signal.SIGINT
-        if self._interrupts > 1:
-            raise KeyboardInterrupt
 
 
 # ---- device and precision ----

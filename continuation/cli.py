@@ -1,11 +1,10 @@
 """What the scripts have in common at the shell: types of numbers for argparse, which makes wrong usage of their
-complaints, numbers from the environment, folders for output, the exit code of an interrupted run, what interrupts it,
-and what is printed."""
+complaints, numbers from the environment, folders for output, the exit code of an interrupted run, and what is
+printed."""
 
 import argparse
 import math
 import os
-import signal
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager, suppress
@@ -158,26 +157,8 @@ def open_standard_files() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free number, which is this
 
 
-def hangup() -> tuple[int, ...]:
-    """SIGHUP, which a terminal sends when it is closed; nothing where whoever started this process lets it ignore
-    that, as nohup does, or on Windows."""
-    number = getattr(signal, "SIGHUP", None)
-    return () if number is None or signal.getsignal(number) is signal.SIG_IGN else (number,)
-
-
 def listed(names: Iterable[str]) -> str:
     """The first of the names, quoted and sorted, and how many more there are."""
     names = sorted(names)
     more = len(names) - LISTED_NAMES
     return ", ".join(map(repr, names[:LISTED_NAMES])) + (f" and {more} more" if more > 0 else "")
-
-
-@contextmanager
-def sigterm_as_ctrl_c():
-    """SIGTERM, and SIGHUP where it is not ignored, raise KeyboardInterrupt too."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, *hangup())}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -10,9 +10,13 @@ knows it by that.
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import re
 import struct
+import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,7 +25,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from continuation.cli import UsageError
+from continuation.cli import UsageError, one_line
 
 try:
     import fcntl
@@ -29,6 +33,7 @@ except ImportError:  # Windows
     fcntl = None
 
 NPY_HEADER_BYTES = 128
+LOCK_POLL_SECONDS = 1
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
@@ -111,6 +116,20 @@ def write_first(path: str | os.PathLike, text: str) -> None:
             os.replace(file.name, path)
 
 
+def read_jsonl(path: str | os.PathLike) -> list[dict | None]:
+    """Read a file of one JSON object per line; None for a line that holds none, as torn by a crash. A file that is
+    missing has no lines."""
+    path = Path(path)
+    return [_json_object(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+
+
+def _json_object(text: bytes) -> dict | None:
+    with suppress(ValueError, RecursionError):
+        value = json.loads(text)
+        return value if isinstance(value, dict) else None
+    return None
+
+
 class ArrayWriter:
     """Write an .npy file row by row: `with ArrayWriter(path, np.int16, (2, 240000)) as w: w.append(rows)`.
 
@@ -159,21 +178,50 @@ class ArrayWriter:
 
 
 @contextmanager
-def locked(path: str | os.PathLike) -> Iterator[None]:
-    """Hold the lock file `path`, and clear its folder of what dead runs were writing. A dead run holds nothing.
+def locked(path: str | os.PathLike, wait_seconds: float = 0) -> Iterator[None]:
+    """Hold the lock file `path`: this run alone works in its folder, which is cleared of what dead runs were writing.
 
-    Raises UsageError when another run holds it.
+    Another run is waited for, up to `wait_seconds` (a requeued job may overlap its predecessor); UsageError when it
+    still holds the lock then. A lock ends with its process, and the file stays. Where there are no locks, one line
+    says so and the run goes on.
     """
     path = Path(path)
     with open_lock(path) as file:
-        try:
-            _lock(file)
-        except BlockingIOError:
-            raise UsageError(f"{path.parent} is in use by another run") from None
-        except OSError:  # a network file system without locks
-            pass
+        if hasattr(os, "register_at_fork"):  # or else a child, such as a data worker, would hold it too
+            os.register_at_fork(after_in_child=file.close)
+        _wait_for_lock(file, path.parent, wait_seconds)
         remove_leftovers(path.parent)
         yield
+
+
+def _wait_for_lock(file: BinaryIO, folder: Path, wait_seconds: float) -> None:
+    deadline = time.monotonic() + wait_seconds
+    is_told = False
+    while not _try_lock(file, folder):
+        if time.monotonic() >= deadline:
+            raise UsageError(f"folder in use: another run is working in {folder}")
+        if not is_told:
+            _say(f"another run is working in {folder}, waiting up to {wait_seconds:g} s")
+            is_told = True
+        time.sleep(min(LOCK_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+
+
+def _try_lock(file: BinaryIO, folder: Path) -> bool:
+    """Return False while another run holds the lock."""
+    if fcntl is None:
+        _say(f"note: {folder} is not locked against a second run, this system has no fcntl")
+        return True
+    try:
+        _lock(file)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        _say(f"note: {folder} is not locked against a second run ({error.strerror})")
+    return True
+
+
+def _say(line: str) -> None:
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def open_lock(path: str | os.PathLike) -> BinaryIO:

@@ -1,4 +1,4 @@
-"""Checkpoints survive disks, kills and damage; locks and stop signals do what they promise."""
+"""Checkpoints survive disks, kills and damage."""
 
 import dataclasses
 import errno
@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import pickle
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -441,6 +440,13 @@ def with_file_size_limit(folder, bytes_limit):
         os._exit(41 if error.errno == errno.EFBIG else 1)
 
 
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def forked(function, *args):
     process = multiprocessing.get_context("fork").Process(target=function, args=args, daemon=True)
     process.start()
@@ -570,121 +576,6 @@ def test_restored_random_states_repeat_the_same_draws(tmp_path):
     first = torch.randn(3)
     checkpoint.set_rng_state(checkpoint.load(tmp_path / "a.pt")["rng"])
     assert torch.equal(torch.randn(3), first)
-
-
-# ---- one run per folder ----
-
-
-def hold_lock(folder, seconds, wait_seconds=0.0):
-    try:
-        with checkpoint.FolderLock(folder, wait_seconds):
-            (folder / "held").touch()
-            time.sleep(seconds)
-    except checkpoint.CheckpointError:
-        os._exit(42)
-
-
-def wait_for(path):
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-@unix_only
-def test_second_run_in_a_folder_is_refused_after_its_wait(tmp_path, capfd):
-    with checkpoint.FolderLock(tmp_path, 0):
-        second = forked(hold_lock, tmp_path, 0.0, 0.3)
-        second.join()
-    assert second.exitcode == 42
-    assert "waiting up to 0.3 s" in capfd.readouterr().err
-
-
-@unix_only
-def test_second_run_goes_on_when_the_first_ends_in_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "LOCK_POLL_SECONDS", 0.05)
-    first = forked(hold_lock, tmp_path, 0.5)
-    wait_for(tmp_path / "held")
-    with checkpoint.FolderLock(tmp_path, 60):
-        first.join(timeout=60)
-        assert first.exitcode == 0
-
-
-@unix_only
-def test_killed_run_leaves_no_lock(tmp_path):
-    first = forked(hold_lock, tmp_path, 600)
-    wait_for(tmp_path / "held")
-    first.kill()
-    first.join()
-    with checkpoint.FolderLock(tmp_path, 0):
-        pass
-
-
-@unix_only
-def test_lock_is_free_again_after_its_block(tmp_path):
-    with checkpoint.FolderLock(tmp_path, 0):
-        pass
-    second = forked(hold_lock, tmp_path, 0.0)
-    second.join()
-    assert second.exitcode == 0
-
-
-def test_without_fcntl_the_run_goes_on_with_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(checkpoint, "fcntl", None)
-    with checkpoint.FolderLock(tmp_path):
-        pass
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-@unix_only
-def test_file_system_without_locks_is_said_in_one_line(tmp_path, monkeypatch, capsys):
-    def unsupported(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(checkpoint.fcntl, "lockf", unsupported)
-    with checkpoint.FolderLock(tmp_path):
-        pass
-    assert "not locked" in capsys.readouterr().err
-
-
-# ---- stop signals ----
-
-
-@unix_only
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
-def test_stop_signal_only_sets_a_flag(name):
-    with checkpoint.StopSignals() as stop:
-        assert not stop.requested
-        os.kill(os.getpid(), getattr(signal, name))
-        assert stop.requested
-        assert stop.name == name
-
-
-@unix_only
-def test_second_interrupt_stops_at_once():
-    with checkpoint.StopSignals() as stop, pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.requested
-        os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_handlers_are_restored_after_the_block():
-    numbers = checkpoint.StopSignals.SIGNALS
-    before = [signal.getsignal(number) for number in numbers]
-    with checkpoint.StopSignals():
-        assert [signal.getsignal(number) for number in numbers] != before
-    assert [signal.getsignal(number) for number in numbers] == before
-
-
-def test_without_sigusr1_it_is_left_out_with_one_line(capsys):
-    code = (
-        "import signal; del signal.SIGUSR1; from continuation import checkpoint\n"
-        "with checkpoint.StopSignals() as stop: signal.raise_signal(signal.SIGTERM); print(stop.name)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
-    assert done.stdout == "SIGTERM\n"
-    assert done.stderr.count("SIGUSR1") == 1
 
 
 # ---- device and precision ----

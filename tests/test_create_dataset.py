@@ -768,7 +768,7 @@ def test_a_second_run_in_the_same_folder_is_refused(chunks, capsys):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with files.locked(folder / ".lock"):
         assert run(chunks)[0] == 2
-    assert "in use by another run" in capsys.readouterr().err
+    assert "folder in use: another run is working in" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

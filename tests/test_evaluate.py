@@ -21,7 +21,7 @@ import synth
 import torch
 
 import evaluate
-from continuation import audio, baselines, checkpoint, data, kad, losses, metrics, scorecard
+from continuation import audio, baselines, checkpoint, data, files, kad, losses, metrics, scorecard, signals
 from model import GUIDANCE, PRESETS, SAMPLING_STEPS, ContinuationModel
 
 PROJECT = Path(evaluate.__file__).parent
@@ -236,7 +236,7 @@ def test_a_second_run_in_the_same_folder_is_refused(dataset, checkpoints, tmp_pa
 
 
 def hold(folder: Path) -> None:
-    with checkpoint.FolderLock(folder):
+    with files.locked(folder / ".lock"):
         (folder / "held").touch()
         time.sleep(600)
 
@@ -837,7 +837,7 @@ def test_wrong_flag_is_wrong_usage(dataset, checkpoints, flags):
 
 
 def test_stop_signal_ends_it_with_the_code_for_run_me_again(dataset, checkpoints, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(checkpoint.StopSignals, "requested", True)
+    monkeypatch.setattr(signals.StopSignals, "requested", True)
     assert evaluate.main(arguments(dataset, checkpoints[:1], tmp_path / "scores")) == 75
     assert "run the same command again" in capsys.readouterr().err
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import stat
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import synth
 from continuation import audio, checkpoint, files, plots
 from continuation.cli import UsageError
 
+unix_only = pytest.mark.skipif(os.name == "nt", reason="needs fork, fcntl and kill")
 RATE = 8000
 X = synth.tone(440, 1, RATE, 2)
 
@@ -76,10 +79,15 @@ def test_first_writer_needs_no_hard_links(tmp_path, monkeypatch):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["text"]
 
 
-def forked(function, *arguments) -> None:
+def started(function, *arguments) -> multiprocessing.Process:
+    """A forked process that runs a function."""
     process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
     process.start()
-    process.join()
+    return process
+
+
+def forked(function, *arguments) -> None:
+    started(function, *arguments).join()
 
 
 def die_while_writing(path) -> None:
@@ -116,24 +124,122 @@ def test_a_temporary_file_that_is_removed_before_it_is_locked_is_made_again(tmp_
     assert [path.read_text() for path in tmp_path.iterdir()] == ["text"]
 
 
+# ---- one run per folder ----
+
+
 def test_a_lock_is_held_by_one_and_clears_up(tmp_path):
     forked(die_while_writing, tmp_path / "x")
     with files.locked(tmp_path / ".lock"):
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-        with pytest.raises(UsageError, match="in use by another run"), files.locked(tmp_path / ".lock"):
+        with (
+            pytest.raises(UsageError, match="folder in use: another run is working in"),
+            files.locked(tmp_path / ".lock"),
+        ):
             pass
     with files.locked(tmp_path / ".lock"):
         pass
 
 
-@pytest.mark.parametrize("lock", [files.locked, lambda path: checkpoint.FolderLock(path.parent, 0)])
 @pytest.mark.parametrize("is_dangling", [True, False])
-def test_a_link_in_a_locks_place_is_refused_and_not_followed(tmp_path, lock, is_dangling):
+def test_a_link_in_a_locks_place_is_refused_and_not_followed(tmp_path, is_dangling):
     victim = tmp_path / "victim"
     if not is_dangling:
         victim.write_text("precious")
     (tmp_path / ".lock").symlink_to(victim)
-    with pytest.raises(UsageError, match="is a link"), lock(tmp_path / ".lock"):
+    with pytest.raises(UsageError, match="is a link"), files.locked(tmp_path / ".lock"):
         pass
     assert victim.exists() != is_dangling
     assert is_dangling or victim.read_text() == "precious"
+
+
+def hold_lock(folder, seconds, wait_seconds=0.0):
+    try:
+        with files.locked(folder / ".lock", wait_seconds):
+            (folder / "held").touch()
+            time.sleep(seconds)
+    except UsageError:
+        os._exit(42)
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@unix_only
+def test_second_run_in_a_folder_is_refused_after_its_wait(tmp_path, capfd):
+    with files.locked(tmp_path / ".lock"):
+        second = started(hold_lock, tmp_path, 0.0, 0.3)
+        second.join()
+    assert second.exitcode == 42
+    assert "waiting up to 0.3 s" in capfd.readouterr().err
+
+
+@unix_only
+def test_second_run_goes_on_when_the_first_ends_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_POLL_SECONDS", 0.05)
+    first = started(hold_lock, tmp_path, 0.5)
+    wait_for(tmp_path / "held")
+    with files.locked(tmp_path / ".lock", 20):
+        first.join(timeout=60)
+        assert first.exitcode == 0
+
+
+@unix_only
+def test_killed_run_leaves_no_lock(tmp_path):
+    first = started(hold_lock, tmp_path, 60)
+    wait_for(tmp_path / "held")
+    first.kill()
+    first.join()
+    with files.locked(tmp_path / ".lock"):
+        pass
+
+
+@unix_only
+def test_lock_is_free_again_after_its_block(tmp_path):
+    with files.locked(tmp_path / ".lock"):
+        pass
+    second = started(hold_lock, tmp_path, 0.0)
+    second.join()
+    assert second.exitcode == 0
+
+
+def test_without_fcntl_the_run_goes_on_with_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(files, "fcntl", None)
+    with files.locked(tmp_path / ".lock"):
+        pass
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@unix_only
+def test_file_system_without_locks_is_said_in_one_line(tmp_path, monkeypatch, capsys):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", unsupported)
+    with files.locked(tmp_path / ".lock"):
+        pass
+    assert "not locked" in capsys.readouterr().err
+
+
+@unix_only
+def test_a_process_that_was_forked_meanwhile_does_not_hold_the_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_POLL_SECONDS", 0.05)
+    with files.locked(tmp_path / ".lock"):
+        worker = started(time.sleep, 60)
+    with files.locked(tmp_path / ".lock", 20):
+        pass
+    worker.kill()
+    worker.join()
+
+
+# ---- lines of JSON ----
+
+
+def test_lines_are_read_and_torn_ones_are_none(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"a": 1}\n[1]\n{"a": \n\xff\n' + b"[" * 100_000 + b'\n{"b": 2}')
+    assert files.read_jsonl(path) == [{"a": 1}, None, None, None, None, {"b": 2}]
+    assert files.read_jsonl(tmp_path / "missing") == []

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 import tracemalloc
-import types
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +22,8 @@ import pytest
 import synth
 
 import preprocess
-from continuation import audio, files
+from continuation import audio, files, plots
+from continuation.signals import StopSignals
 
 RATE = 8000
 SETTINGS = preprocess.Settings(sample_rate=RATE, channels=2, chunk_seconds=1.0, clip_seconds=None)
@@ -581,7 +581,7 @@ def test_a_file_that_kills_its_worker_twice_is_rejected_and_the_others_are_done(
     songs = [
         kind(name, str(folder / name), tmp_path / f"{name}.npy") for kind, name in zip(kinds, names, strict=True)
     ]
-    done = preprocess.run_workers(songs, SETTINGS, 1, preprocess.StopSignals())
+    done = preprocess.run_workers(songs, SETTINGS, 1, StopSignals())
     reasons = {song.source: (line["status"], line["reason"]) for song, line in done}
     assert reasons == {
         "song 0.wav": ("ok", ""),
@@ -863,8 +863,7 @@ def test_a_line_that_cannot_be_written_leaves_the_manifest_as_it_was(tmp_path, m
 
 def test_plot_hands_over_the_songs_as_float(tmp_path, no_workers, monkeypatch):
     drawn = []
-    plots = types.SimpleNamespace(plot_waveforms=lambda *arguments: drawn.append(arguments))
-    monkeypatch.setitem(sys.modules, "plots", plots)
+    monkeypatch.setattr(plots, "plot_waveforms", lambda *arguments: drawn.append(arguments))
     folder, out = make_songs(tmp_path / "songs", 6), tmp_path / "out"
     assert preprocess_here(folder, out, "--plot") == 0
     [(path, items, sample_rate)] = drawn

@@ -18,6 +18,7 @@ from tiny import NETWORK, write_dataset
 import create_dataset
 import preprocess
 from continuation import checkpoint, cli, data
+from continuation.signals import StopSignals, sigterm_as_ctrl_c
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -142,23 +143,22 @@ def hangup_is():
 
 
 @unix_only
-@pytest.mark.parametrize("signals", [checkpoint.StopSignals, preprocess.StopSignals])
 @pytest.mark.parametrize(("handler", "stops"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])
-def test_closed_terminal_stops_a_run_unless_it_is_under_nohup(hangup_is, signals, handler, stops):
+def test_closed_terminal_stops_a_run_unless_it_is_under_nohup(hangup_is, handler, stops):
     hangup_is(handler)
-    with signals() as stop:
+    with StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGHUP)
-        assert (stop.requested if signals is checkpoint.StopSignals else stop.received) == stops
+        assert stop.requested == stops
     assert signal.getsignal(signal.SIGHUP) is handler
 
 
 @unix_only
 def test_closed_terminal_is_like_ctrl_c_unless_it_is_under_nohup(hangup_is):
     hangup_is(signal.SIG_DFL)
-    with pytest.raises(KeyboardInterrupt), cli.sigterm_as_ctrl_c():
+    with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c():
         os.kill(os.getpid(), signal.SIGHUP)
     hangup_is(signal.SIG_IGN)
-    with cli.sigterm_as_ctrl_c():
+    with sigterm_as_ctrl_c():
         os.kill(os.getpid(), signal.SIGHUP)
 
 
