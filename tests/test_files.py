@@ -182,14 +182,14 @@ def test_second_run_goes_on_when_the_first_ends_in_time(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LOCK_POLL_SECONDS", 0.05)
     first = started(hold_lock, tmp_path, 0.5)
     wait_for(tmp_path / "held")
-    with files.locked(tmp_path / ".lock", 20):
+    with files.locked(tmp_path / ".lock", 60):
         first.join(timeout=60)
         assert first.exitcode == 0
 
 
 @unix_only
 def test_killed_run_leaves_no_lock(tmp_path):
-    first = started(hold_lock, tmp_path, 60)
+    first = started(hold_lock, tmp_path, 600)
     wait_for(tmp_path / "held")
     first.kill()
     first.join()
@@ -229,7 +229,7 @@ def test_a_process_that_was_forked_meanwhile_does_not_hold_the_lock(tmp_path, mo
     monkeypatch.setattr(files, "LOCK_POLL_SECONDS", 0.05)
     with files.locked(tmp_path / ".lock"):
         worker = started(time.sleep, 60)
-    with files.locked(tmp_path / ".lock", 20):
+    with files.locked(tmp_path / ".lock", 60):
         pass
     worker.kill()
     worker.join()
