@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from continuation import audio, signals
+from continuation import audio, decoders, signals
 from continuation.cli import (
     INTERRUPTED,
     UsageError,
@@ -88,7 +88,7 @@ def check_files(args: argparse.Namespace) -> None:
     suffix = args.output.suffix.lower()
     if suffix not in OUTPUT_SUFFIXES:
         raise UsageError(f"--output {args.output}: cannot write '{suffix}', only {' '.join(OUTPUT_SUFFIXES)}")
-    if suffix == ".m4a" and audio.find_ffmpeg() is None:
+    if suffix == ".m4a" and decoders.find_ffmpeg() is None:
         raise UsageError(f"--output {args.output}: .m4a needs ffmpeg; write .mp3 or .wav instead")
     if args.plot and args.plot.suffix.lower() != ".png":
         raise UsageError(f"--plot {args.plot}: pictures are .png files")

@@ -21,7 +21,10 @@ import synth
 import torch
 
 import evaluate
-from continuation import audio, baselines, checkpoint, data, files, kad, losses, metrics, scorecard, signals
+from continuation import audio, baselines, checkpoint, files, kad, losses, metrics, scorecard, signals
+from continuation.dataset import open_dataset, read_window
+from continuation.fingerprint import Fingerprinter
+from continuation.windows import Windows
 from model import GUIDANCE, PRESETS, SAMPLING_STEPS, ContinuationModel
 
 PROJECT = Path(evaluate.__file__).parent
@@ -134,8 +137,8 @@ def card(scores):
 
 @pytest.fixture(scope="module")
 def pairs(dataset):
-    meta, sides = data.open_dataset(dataset)
-    return evaluate.Pairs(data.Windows(sides["test"], meta), 2)
+    meta, sides = open_dataset(dataset)
+    return evaluate.Pairs(Windows(sides["test"], meta), 2)
 
 
 @pytest.fixture
@@ -143,7 +146,7 @@ def network(dataset, checkpoints):
     """Load a checkpoint of the fixture by its folder's name."""
 
     def load(name):
-        meta, _ = data.open_dataset(dataset)
+        meta, _ = open_dataset(dataset)
         folder = next(folder for folder in checkpoints if folder.name == name)
         return evaluate.load_networks(arguments(dataset, [folder], "unused"), meta)[0]
 
@@ -209,14 +212,14 @@ def test_trained_songs_are_told_by_their_content_and_not_by_their_names(tmp_path
     shutil.copytree(dataset, told)
     meta = json.loads((told / "meta.json").read_text())
     for song in meta["songs"]:
-        song |= {"sha256": f"file of {song['id']}", "fingerprint": audio.Fingerprinter(RATE).result()}
+        song |= {"sha256": f"file of {song['id']}", "fingerprint": Fingerprinter(RATE).result()}
     (told / "meta.json").write_text(json.dumps(meta))
     first, second = (song for song in meta["songs"] if song["split"] == "test")
     state = checkpoint.load(checkpoints[0] / "best.pt")
     trained = [first | {"id": "elsewhere", "split": "train"}, second | {"sha256": "another", "split": "train"}]
     (tmp_path / "ck").mkdir()
     checkpoint.save(tmp_path / "ck" / "best.pt", state | {"data_meta": {"songs": trained}})
-    network = evaluate.load_networks(arguments(told, [tmp_path / "ck"], "unused"), data.open_dataset(told)[0])[0]
+    network = evaluate.load_networks(arguments(told, [tmp_path / "ck"], "unused"), open_dataset(told)[0])[0]
     assert network.facts([first, second])["songs_trained_on"] == [first["id"]]
 
 
@@ -252,7 +255,7 @@ def test_pairs_are_spread_over_the_song(count, chosen):
 
 
 def test_pairs_are_those_of_the_dataset_at_the_level_of_the_context(pairs, dataset):
-    _, sides = data.open_dataset(dataset)
+    _, sides = open_dataset(dataset)
     pair = next(pairs.of_song(1))
     rows = sides["test"].pairs[pair.number]
     assert pairs.songs[1]["first_row"] <= rows[0] < rows[1] < pairs.songs[1]["first_row"] + pairs.songs[1]["rows"]
@@ -284,10 +287,10 @@ def test_what_a_pair_lacks_is_undefined_and_not_guessed(card):
 
 def test_memorisation_is_likeness_to_the_training_songs_beyond_the_truths(network, dataset, pairs, tmp_path):
     """Who plays a training song is caught; the truth itself is the zero."""
-    meta, sides = data.open_dataset(dataset)
+    meta, sides = open_dataset(dataset)
     judge = evaluate.Judge([network("flow")], {}, RATE, arguments(dataset, ["unused"], tmp_path))
     pair = next(pairs.of_song(1))
-    learned = data.read_window(sides["train"], sides["train"].songs[0], CHUNK - RATE, 2 * RATE)
+    learned = read_window(sides["train"], sides["train"].songs[0], CHUNK - RATE, 2 * RATE)
     for name, sound in {"truth": pair.target, "copyist": audio.from_int16(learned)}.items():
         judge.passages.append((name, pair.song, pair.number, metrics.passages(sound, RATE, 1.0)))
     judge.judge_memory(evaluate.training_sounds(sides["train"], meta))
@@ -298,7 +301,7 @@ def test_memorisation_is_likeness_to_the_training_songs_beyond_the_truths(networ
 
 
 def test_every_passage_of_a_training_song_lies_wholly_in_one_of_the_sounds(dataset):
-    meta, sides = data.open_dataset(dataset)
+    meta, sides = open_dataset(dataset)
     song, passage = np.concatenate(sides["train"].rows, axis=1), 2 * RATE
     sounds = list(evaluate.training_sounds(sides["train"], meta))
     for start in range(0, song.shape[1] - passage + 1, RATE // 2):
