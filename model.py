@@ -22,20 +22,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from continuation.layers import FRAME_RATE_HZ, WINDOW_HOPS, ChannelNorm, blocks, typical_magnitude
+from continuation.legacy import LEGACY_HOP, LegacyCore, LegacyDecoder, LegacyEncoder
 from continuation.mixer import Mixer
 from continuation.repetition import Copies, find_copies, long_term_prediction, loop
+from continuation.spectral import ISTFTHead, stft
 
 LONG_WINDOW_HOPS = 16  # of the encoder's second look, that tells neighbouring partials apart
-TONES_HZ = (600, 900)  # tones up to the first are whole, at the second they have faded out
-NOISE_GAIN = 2  # where frames are independent, 6 dB are lost as they overlap
-STEADY_HZ = 350  # tones above may not stay the same from frame to frame
-STEADY_FRAMES = 51  # half a second
 CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context is brought to this level before it is encoded
 QUIETEST_RMS = 1e-3  # softer contexts are not lifted further
 JOIN_SHARE = 0.1  # of the context, its end, is decoded together with the prediction
 FADE_SECONDS = 0.02
 SEED_STRIDE = 0x9E3779B1  # between the noises of a long continuation; odd and far from small numbers
-LEGACY_HOP = 40
 VELOCITY_BLOCKS = 4  # of the core's head, at the latent rate
 VELOCITY_REACH = 30  # latents that they see to each side
 SAMPLING_STEPS = 8
@@ -191,15 +188,14 @@ class LongStem(nn.Module):
         super().__init__()
         self.size, self.hop = LONG_WINDOW_HOPS * hop, WINDOW_HOPS * hop
         bins = self.size // 2 + 1
-        self.register_buffer("window", torch.hann_window(self.size), persistent=False)
         scale = 4 / self.size / typical_magnitude(bins, LONG_WINDOW_HOPS)
         self.register_buffer("scale", scale[:, 0], persistent=False)
         self.mix = nn.Conv1d(channels * bins, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         excess = self.size - self.hop
-        x = F.pad(x.float(), (excess // 2, excess - excess // 2)).unfold(-1, self.size, self.hop)
-        power = (torch.fft.rfft(x * self.window).abs() * self.scale).square()  # (batch, channels, frames, bins)
+        spectrum = stft(F.pad(x, (excess // 2, excess - excess // 2)), self.size, self.hop)
+        power = (spectrum.abs() * self.scale).square()  # (batch, channels, frames, bins)
         level = (power + 1e-4).log() / 4
         x = self.mix(level.transpose(2, 3).flatten(1, 2).to(self.mix.weight.dtype))
         return x.repeat_interleave(WINDOW_HOPS, dim=-1)  # (batch, width, frames)
@@ -231,103 +227,6 @@ class Encoder(nn.Module):
         return mean, log_variance.clamp(-12, 4)  # (batch, latent_channels, latents) each
 
 
-class InverseSTFT(nn.Module):
-    """Frames -> spectrum of mid and side -> audio, overlap-added in fp32 and divided by the true sum of squared
-    windows, at the edges too (after Vocos, Siuzdak 2023). All bins have noise under a magnitude; low ones, up to the
-    last of TONES_HZ, have tones too, a complex value each. Stereo is made of mid and side, or else noise would always
-    be wide.
-
-    Where a compact code cannot know the phases, a network that is the same at every frame could only repeat one
-    phase pattern, a hum at multiples of the frame rate. So from STEADY_HZ on, what stays the same over half a second
-    is taken out of the tones: it would be that hum, whatever the music.
-    """
-
-    def __init__(self, width: int, channels: int, hop: int):
-        super().__init__()
-        size = WINDOW_HOPS * hop
-        self.channels, self.hop, self.bins = channels, hop, size // 2 + 1
-        whole, gone = (hz * WINDOW_HOPS // FRAME_RATE_HZ for hz in TONES_HZ)  # in bins
-        self.tones = min(gone, self.bins)
-        self.steady = STEADY_HZ * WINDOW_HOPS // FRAME_RATE_HZ  # bins below it
-        self.before = (WINDOW_HOPS - 1) * hop // 2  # samples that the first frame hears before the audio begins
-        weight = ((gone - torch.arange(self.tones)[:, None]) / (gone - whole)).clamp(max=1)
-        scale = size / 4 * typical_magnitude(self.bins)
-        self.register_buffer("tone_scale", scale[: self.tones] * weight, persistent=False)
-        self.register_buffer("scale", scale / NOISE_GAIN, persistent=False)
-        self.register_buffer("window", torch.hann_window(size), persistent=False)
-        self.project = nn.Conv1d(width, channels * (2 * self.tones + self.bins), 1)
-        with torch.no_grad():  # start quiet: a loud start costs the first hundred steps
-            self.project.weight.mul_(0.3)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames (batch, width, frames) -> spectrum of mid and side, complex (batch, channels, bins, frames), and the
-        levels asked for in the bins without tones, in the unit of `levels`: (batch, channels, bins, frames)."""
-        x = self.project(x).float().view(len(x), self.channels, -1, x.shape[-1])
-        real, imaginary, log_levels = x.split([self.tones, self.tones, self.bins], dim=2)
-        tones = torch.complex(*(self.moving(part) * self.tone_scale for part in (real, imaginary)))
-        levels = self.positive(log_levels)
-        noise = NOISE_GAIN * self.noise(x.shape[-1], x.device) * (levels * self.scale)
-        return F.pad(tones, (0, 0, 0, self.bins - self.tones)) + noise, levels[:, :, self.tones :]
-
-    def audio(self, spectrum: Tensor) -> Tensor:
-        """Spectrum of mid and side (batch, channels, bins, frames) -> audio (batch, channels, frames * hop)."""
-        frames = spectrum.shape[-1]
-        return mid_side(self.istft(spectrum)[..., self.before : self.before + frames * self.hop])
-
-    def spectrum(self, x: Tensor) -> Tensor:
-        """Audio (batch, channels, frames * hop) -> spectrum of mid and side (batch, channels, bins, frames)."""
-        x = F.pad(x.float(), (self.before, (WINDOW_HOPS - 1) * self.hop - self.before))
-        return self.stft(mid_side(x) / x.shape[1])
-
-    def istft(self, spectrum: Tensor) -> Tensor:
-        """Complex (batch, channels, bins, frames) -> audio (batch, channels, (frames + WINDOW_HOPS - 1) * hop)."""
-        pieces = torch.fft.irfft(spectrum.flatten(0, 1), dim=1).transpose(1, 2) * self.window
-        envelope = self.overlap_add(self.window.square().expand(1, spectrum.shape[-1], -1))
-        return (self.overlap_add(pieces) / envelope.clamp(min=1e-4)).unflatten(0, spectrum.shape[:2])
-
-    def stft(self, x: Tensor) -> Tensor:
-        """Audio (batch, channels, (frames + WINDOW_HOPS - 1) * hop) -> complex (batch, channels, bins, frames), which
-        `istft` undoes; it undoes `istft` only where overlapping frames agree."""
-        return torch.fft.rfft(x.unfold(-1, len(self.window), self.hop) * self.window).transpose(2, 3)
-
-    def levels(self, x: Tensor) -> Tensor:
-        """Magnitudes of audio x (batch, channels, frames * hop) in mid and side, relative to half of what is typical,
-        in the bins without tones: (batch, channels, bins, frames)."""
-        return (self.spectrum(x).abs() / self.scale)[:, :, self.tones :]
-
-    def moving(self, x: Tensor) -> Tensor:
-        """A part of the tones (batch, channels, tones, frames), in higher bins less its mean over half a second."""
-        low, high = x[:, :, : self.steady], x[:, :, self.steady :]
-        mean = F.avg_pool1d(high.flatten(1, 2), STEADY_FRAMES, 1, STEADY_FRAMES // 2, count_include_pad=False)
-        return torch.cat([low, high - mean.view_as(high)], dim=2)
-
-    @staticmethod
-    def positive(x: Tensor) -> Tensor:
-        """Levels of network outputs. They start low, and change by 43 dB when an output changes by 1."""
-        return (5 * x - 2).clamp(-9, 5).exp()
-
-    def noise(self, frames: int, device) -> Tensor:
-        """Complex normal, (channels, bins, frames), the same at every call."""
-        generator = torch.Generator().manual_seed(0)
-        shape = (frames, self.channels, self.bins)
-        return torch.randn(shape, dtype=torch.complex64, generator=generator).permute(1, 2, 0).to(device)
-
-    def overlap_add(self, pieces: Tensor) -> Tensor:
-        """(n, frames, size) -> (n, (frames + WINDOW_HOPS - 1) * hop)."""
-        count, frames, _ = pieces.shape
-        parts = pieces.unflatten(-1, (WINDOW_HOPS, self.hop)).unbind(2)
-        total = sum(F.pad(part, (0, 0, i, WINDOW_HOPS - 1 - i)) for i, part in enumerate(parts))
-        return total.reshape(count, (frames + WINDOW_HOPS - 1) * self.hop)
-
-
-def mid_side(x: Tensor) -> Tensor:
-    """Left and right to their sum and difference, and (half of) these to left and right; mono stays as it is."""
-    if x.shape[1] != 2:
-        return x
-    first, second = x.unbind(1)
-    return torch.stack([first + second, first - second], dim=1)
-
-
 class Decoder(nn.Module):
     """Latents, and copies of the sound that was heard -> audio. Without copies it plays its own sound alone. No
     transposed convolution: it is what hums in the legacy network."""
@@ -342,12 +241,12 @@ class Decoder(nn.Module):
             *blocks(second, config.decoder_blocks[1]),
             ChannelNorm(second),
         )
-        self.head = InverseSTFT(second, config.channels, config.hop)
+        self.head = ISTFTHead(second, config.channels, config.hop)
         self.mixer = Mixer(config.channels, self.head.bins, second)
 
     def forward(self, z: Tensor, copies: Copies | None = None, start: int = 0) -> tuple[Tensor, Tensor]:
         """Latents (batch, latent_channels, latents), the first of which stands for the samples from `start` on behind
-        the cut -> audio (batch, channels, samples), and the levels that InverseSTFT gives."""
+        the cut -> audio (batch, channels, samples), and the levels that ISTFTHead gives."""
         hidden = self.trunk(z)
         spectrum, levels = self.head(hidden)
         if copies is not None:
@@ -518,46 +417,6 @@ class AttentionCore(nn.Module):
         frequencies = 1000.0 ** (torch.arange(64, device=time.device) / 63)
         angles = time[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-# The network that this project descends from, layer for layer
-
-
-class LegacyEncoder(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.first = nn.Conv1d(channels, 128, 9, stride=2, padding=4)
-        self.pool = nn.MaxPool1d(2)
-        self.second = nn.Conv1d(128, 64, 7, stride=2, padding=3)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        x = F.pad(x, (0, -x.shape[-1] % LEGACY_HOP))
-        latents = x.shape[-1] // LEGACY_HOP
-        return F.adaptive_avg_pool1d(self.second(self.pool(self.first(x))), latents), None
-
-
-class LegacyCore(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, batch_first=True)
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.layer(z.transpose(1, 2)).transpose(1, 2)
-
-
-class LegacyDecoder(nn.Sequential):
-    """Latents -> audio, and None: it has no levels."""
-
-    def __init__(self, channels: int):
-        super().__init__(
-            nn.ConvTranspose1d(64, 128, 7, stride=2, padding=3, output_padding=1),
-            nn.ConvTranspose1d(128, 128, 2, stride=2),
-            nn.ConvTranspose1d(128, 128, 3, stride=5, padding=1, output_padding=4),
-            nn.ConvTranspose1d(128, channels, 9, stride=2, padding=4, output_padding=1),
-        )
-
-    def forward(self, z: Tensor, copies: None = None, start: int = 0) -> tuple[Tensor, None]:
-        return super().forward(z), None
 
 
 # The whole

@@ -13,7 +13,7 @@ from continuation import metrics
 from continuation.layers import FRAME_RATE_HZ
 from continuation.mixer import interpolation, pooling
 from continuation.repetition import find_copies
-from model import InverseSTFT
+from continuation.spectral import ISTFTHead
 
 ORACLE_COPIES = 12
 ORACLE_FRAMES = 8  # 80 ms
@@ -47,7 +47,7 @@ def copy_oracle(context: np.ndarray, target: np.ndarray, sample_rate: int) -> np
     """Play, by band of mid and side and every 80 ms, the one of 12 copies whose magnitudes are nearest to the
     truth's: what choosing among copies could reach at best. It knows the future."""
     hop = sample_rate // FRAME_RATE_HZ
-    stft = InverseSTFT(1, context.shape[0], hop)
+    stft = ISTFTHead(1, context.shape[0], hop)
     copies = find_copies(torch.from_numpy(context)[None], hop, ORACLE_COPIES)
     frames = -(-target.shape[-1] // hop)
     sources = stft.spectrum(copies.play(0, frames * hop)[0])  # (copies, channels, bins, frames)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from continuation.layers import FRAME_RATE_HZ
 from continuation.repetition import onset_strength
+from continuation.spectral import TONES_HZ, mid_side, stft
 
 SPECTRAL_SECONDS = 2048 / 12000  # the longest window, which sees the partials of a hum; each next is half as long
 SPECTRAL_SIZES = 5
@@ -20,7 +21,6 @@ LINEAR_FROM_RATIO = 7.4  # of the powers of reference and estimate, 8.7 dB
 LEVEL_WEIGHT = 0.5  # of the levels above the tones, beside the spectral distance
 QUIET_MAGNITUDE = 1e-2  # added to a bin before its logarithm, so that much softer ones do not count
 PHASE_WEIGHT = 0.75  # of the phase distance and the waveform's error, beside the spectral distance
-PHASES_HZ = (600, 900)  # asked for up to the first, not from the second on: a compact code cannot hold more
 FULL_LEVEL_POWER = 0.01  # of a signal at -20 dBFS RMS, the level of every context
 KL_WEIGHT = 1e-4
 ROBUST_NOISE = 0.15  # of each latent's standard deviation, at most
@@ -40,20 +40,11 @@ def spectral_sizes(sample_rate: int) -> list[int]:
     return [largest >> i for i in range(SPECTRAL_SIZES)]
 
 
-def mid_side(x: Tensor) -> Tensor:
-    """Left and right (batch, 2, samples) to mid and side; other channel counts stay as they are."""
-    if x.shape[1] != 2:
-        return x
-    left, right = x.unbind(1)
-    return torch.stack([left + right, left - right], dim=1) / 2
-
-
-def stft(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Spectra of x (batch, channels, samples), Hann window, hop size/4, in fp32: (batch, channels, frames, bins, 2)
-    real and imaginary, and their magnitude (batch, channels, frames, bins)."""
-    frames = x.float().unfold(-1, size, size // 4) * torch.hann_window(size, device=x.device)
-    spectrum = torch.view_as_real(torch.fft.rfft(frames))
-    return spectrum, ((spectrum * spectrum).sum(-1) + 1e-8).sqrt()
+def spectrum(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Spectra of x (batch, channels, samples) at a hop of size/4: (batch, channels, frames, bins, 2) real and
+    imaginary, and their magnitude (batch, channels, frames, bins), whose gradient is finite at zero."""
+    parts = torch.view_as_real(stft(x, size, size // 4))
+    return parts, ((parts * parts).sum(-1) + 1e-8).sqrt()
 
 
 def spectral_distance(reference: Tensor, estimate: Tensor) -> Tensor:
@@ -85,13 +76,14 @@ def level_distance(reference: Tensor, estimate: Tensor) -> Tensor:
 
 
 def phase_distance(reference: tuple, estimate: tuple, sample_rate: int) -> Tensor:
-    """Mean |difference| of two `stft` outputs with magnitudes compressed to |X|^0.5, over the reference's: (batch,).
+    """Mean |difference| of two `spectrum` outputs with magnitudes compressed to |X|^0.5, over the reference's:
+    (batch,).
 
-    Bins count fully up to the first of PHASES_HZ and fade out up to the second: where phases cannot be known, the
+    Bins count fully up to the first of TONES_HZ and fade out up to the second: where phases cannot be known, the
     best guess of a complex value is zero, and asking for it would only make the sound dull.
     """
     bins = reference[1].shape[-1]
-    whole, gone = PHASES_HZ
+    whole, gone = TONES_HZ
     frequencies = torch.linspace(0, sample_rate / 2, bins, device=reference[1].device)
     weight = ((gone - frequencies) / (gone - whole)).clamp(0, 1)
     used = min(bins, math.ceil(2 * gone * (bins - 1) / sample_rate))
@@ -135,8 +127,8 @@ def reconstruction_losses(x: Tensor, y: Tensor, sample_rate: int, size: int, in_
     else:
         x_basis, y_basis = x, y
     with torch.no_grad():
-        reference = stft(x_basis, size)
-    estimate = stft(y_basis, size)
+        reference = spectrum(x_basis, size)
+    estimate = spectrum(y_basis, size)
     return {
         "spectral": spectral_distance(reference[1], estimate[1]),
         "phase": phase_distance(reference, estimate, sample_rate),
@@ -256,8 +248,8 @@ def continuation_losses(
     if in_mid_side:
         target, continuation = mid_side(target), mid_side(continuation)
     with torch.no_grad():
-        reference = stft(target, size)[1]
-    spectral = spectral_distance(reference, stft(continuation, size)[1])
+        reference = spectrum(target, size)[1]
+    spectral = spectral_distance(reference, spectrum(continuation, size)[1])
     return {"continued_spectral": spectral, "continued_onsets": onsets, "continued_notes": notes}
 
 
@@ -289,7 +281,7 @@ def pitch_classes(x: Tensor, sample_rate: int) -> Tensor:
     first, end = (min(math.ceil(hz * size / sample_rate), size // 2 + 1) for hz in CHROMA_HZ)
     frequencies = torch.arange(first, end, device=x.device) * sample_rate / size
     pitch = (12 * (frequencies / 440).log2()).round().long() % 12
-    power = stft(x.mean(1, keepdim=True), size)[1][:, 0, :, first:end].square()
+    power = spectrum(x.mean(1, keepdim=True), size)[1][:, 0, :, first:end].square()
     classes = power @ (pitch[:, None] == torch.arange(12, device=x.device)).to(power)
     return (classes / (classes.sum(-1, keepdim=True) + 1e-6)).mean(1)
 

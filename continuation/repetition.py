@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from continuation.spectral import stft
+
 COPIES = 6  # candidates for what follows a context
 LAG_OCTAVES = (0.1, 0.2, 0.4, 0.8)  # of a context's length: 1 s, 2 s, 4 s and 8 s
 SHORTEST_LAG = 0.04  # of a context's length, of all candidates but the first
@@ -122,8 +124,7 @@ def onset_strength(x: Tensor, hop: int) -> Tensor:
     al. 2005)."""
     size = ONSET_WINDOW_HOPS * hop
     excess = size - hop
-    frames = F.pad(x.float(), (excess // 2, excess - excess // 2)).unfold(-1, size, hop)
-    magnitudes = torch.fft.rfft(frames * torch.hann_window(size, device=x.device)).abs()
+    magnitudes = stft(F.pad(x, (excess // 2, excess - excess // 2)), size, hop).abs()
     floor = (0.01 * magnitudes.mean((1, 2, 3), keepdim=True)).clamp(min=1e-8)  # what is softer has no onsets
     levels = (magnitudes + floor).log().mean(1)
     edges = sorted({round(levels.shape[-1] ** (i / ONSET_BANDS)) for i in range(ONSET_BANDS + 1)})

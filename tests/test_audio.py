@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -255,10 +256,10 @@ def test_a_file_that_grows_too_large_is_an_error_and_leaves_nothing(tmp_path, su
         f"import synth; from continuation import audio; audio.encode_audio({str(tmp_path / 'x') + suffix!r}, "
         "synth.noise(0, 30, 24000, 2), 24000)"
     )
-    folders = [os.path.dirname(synth.__file__), os.path.dirname(os.path.dirname(synth.__file__))]
+    tests = Path(__file__).resolve().parent
     result = subprocess.run(
         ["prlimit", "--fsize=20000", os.sys.executable, "-c", script],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [tests, tests.parent]))},
         capture_output=True,
         text=True,
     )

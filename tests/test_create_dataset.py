@@ -361,7 +361,7 @@ def test_interrupted_run_exits_with_75_and_leaves_the_old_dataset(chunks, number
         while process.stdout.readline() != "row\n":
             assert process.poll() is None
         process.send_signal(number)
-        assert process.wait(timeout=20) == 75
+        assert process.wait(timeout=120) == 75
     assert open_dataset(folder)[0] == before
     assert leftovers(folder) == there
 

@@ -241,7 +241,7 @@ def test_a_second_run_in_the_same_folder_is_refused(dataset, checkpoints, tmp_pa
 def hold(folder: Path) -> None:
     with files.locked(folder / ".lock"):
         (folder / "held").touch()
-        time.sleep(60)
+        time.sleep(600)
 
 
 # ---- what they are judged on ----

@@ -222,7 +222,7 @@ def hold_lock(folder, seconds, wait_seconds=0.0):
 
 
 def wait_for(path):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not path.exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -242,14 +242,14 @@ def test_second_run_goes_on_when_the_first_ends_in_time(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LOCK_POLL_SECONDS", 0.05)
     first = started(hold_lock, tmp_path, 0.5)
     wait_for(tmp_path / "held")
-    with files.locked(tmp_path / ".lock", 20):
-        first.join(timeout=5)
+    with files.locked(tmp_path / ".lock", 60):
+        first.join(timeout=60)
         assert first.exitcode == 0
 
 
 @unix_only
 def test_killed_run_leaves_no_lock(tmp_path):
-    first = started(hold_lock, tmp_path, 60)
+    first = started(hold_lock, tmp_path, 600)
     wait_for(tmp_path / "held")
     first.kill()
     first.join()
@@ -288,8 +288,8 @@ def test_file_system_without_locks_is_said_in_one_line(tmp_path, monkeypatch, ca
 def test_a_process_that_was_forked_meanwhile_does_not_hold_the_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LOCK_POLL_SECONDS", 0.05)
     with files.locked(tmp_path / ".lock"):
-        worker = started(time.sleep, 60)
-    with files.locked(tmp_path / ".lock", 20):
+        worker = started(time.sleep, 600)
+    with files.locked(tmp_path / ".lock", 60):
         pass
     worker.kill()
     worker.join()

@@ -10,8 +10,8 @@ import pytest
 import synth
 import torch
 
-from continuation import losses, metrics
-from model import CONTEXT_LEVEL, TONES_HZ, ContinuationModel, with_overrides
+from continuation import losses, metrics, spectral
+from model import CONTEXT_LEVEL, ContinuationModel, with_overrides
 
 torch.set_num_threads(1)
 RATE = 2000
@@ -136,7 +136,7 @@ def test_window_length_at_44100_hz_is_the_nearest_power_of_two():
 
 def test_stft_equals_torchs():
     x = noise(2, 2, 1000)
-    ours = torch.view_as_complex(losses.stft(x, 128)[0])
+    ours = torch.view_as_complex(losses.spectrum(x, 128)[0])
     theirs = torch.stft(
         x.flatten(0, 1), 128, 32, window=torch.hann_window(128), center=False, return_complex=True
     )  # (batch x channels, bins, frames)
@@ -145,11 +145,11 @@ def test_stft_equals_torchs():
 
 def test_mid_and_side_of_equal_channels_are_the_channel_and_silence():
     x = noise(1, 1, 100).expand(1, 2, 100)
-    mid, side = losses.mid_side(x).unbind(1)
+    mid, side = spectral.mid_side(x).unbind(1)
     assert torch.equal(mid, x[:, 0])
     assert torch.equal(side, torch.zeros_like(side))
     mono = noise(1, 1, 100)
-    assert losses.mid_side(mono) is mono
+    assert spectral.mid_side(mono) is mono
 
 
 def test_perfect_reconstruction_costs_nothing():
@@ -187,21 +187,17 @@ def test_loud_frames_that_are_too_soft_count_though_most_frames_have_the_right_l
 
 
 def phase_distance(x: torch.Tensor, y: torch.Tensor, rate: int = 12000, size: int = 512) -> float:
-    return losses.phase_distance(losses.stft(x, size), losses.stft(y, size), rate).item()
-
-
-def test_phases_are_asked_for_where_the_decoder_has_tones():
-    assert losses.PHASES_HZ == TONES_HZ
+    return losses.phase_distance(losses.spectrum(x, size), losses.spectrum(y, size), rate).item()
 
 
 def test_phases_count_where_they_are_asked_for_and_not_above():
-    low, high = tone(0.6 * losses.PHASES_HZ[0]), tone(1.2 * losses.PHASES_HZ[1])
+    low, high = tone(0.6 * spectral.TONES_HZ[0]), tone(1.2 * losses.PHASES_HZ[1])
     assert phase_distance(low, -low) > 1
     assert phase_distance(low + high, low - high) < 0.05
 
 
 def test_phases_that_fade_out_count_in_part():
-    whole, gone = losses.PHASES_HZ
+    whole, gone = spectral.TONES_HZ
     wrong = [
         phase_distance(tone(300) + tone(f), tone(300) - tone(f))
         for f in (0.9 * whole, (whole + gone) / 2, 1.2 * gone)

@@ -15,12 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import model as network
+from continuation.spectral import STEADY_HZ, TONES_HZ, ISTFTHead, stft
 from model import (
     PRESETS,
-    STEADY_HZ,
-    TONES_HZ,
     ContinuationModel,
-    InverseSTFT,
     ModelConfig,
     Stem,
     typical_magnitude,
@@ -272,17 +270,18 @@ def clicks(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("hop", [20, 21])
 def test_overlap_add_is_perfect_up_to_both_edges(hop, signal):
     """The spectra of a signal give that signal: no ripple at the frame rate, no fade at the edges."""
-    head = InverseSTFT(width=8, channels=2, hop=hop)
+    head = ISTFTHead(width=8, channels=2, hop=hop)
     x = signal(1, 2, 40 * hop)
-    y = head.istft(head.stft(F.pad(x, (head.before, 3 * hop - head.before))))
+    padded = F.pad(x, (head.before, 3 * hop - head.before))
+    y = head.istft(stft(padded, 4 * hop, hop).transpose(2, 3))
     assert torch.allclose(y[..., head.before : head.before + 40 * hop], x, atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 2])
 @torch.no_grad()
 def test_sound_above_the_tones_has_the_power_asked_for(monkeypatch, channels):
-    head = InverseSTFT(width=8, channels=channels, hop=120)
-    monkeypatch.setattr(head, "positive", torch.ones_like)
+    head = ISTFTHead(width=8, channels=channels, hop=120)
+    monkeypatch.setattr(head, "magnitude_activation", torch.ones_like)
     spectrum, asked = head(torch.zeros(1, 8, 200))
     found = head.levels(head.audio(spectrum))[..., 4:-4]
     decibels = 10 * (found.square().mean((0, 2, 3)) / asked.square().mean((0, 2, 3))).log10()
@@ -293,7 +292,7 @@ def test_sound_above_the_tones_has_the_power_asked_for(monkeypatch, channels):
 def tone_power(frames: torch.Tensor, above_hz: float) -> float:
     """Share of the power above a frequency in what the tones change of a head's sound, at 12 kHz."""
     torch.manual_seed(0)
-    head = InverseSTFT(width=8, channels=1, hop=120)
+    head = ISTFTHead(width=8, channels=1, hop=120)
     whole = head.audio(head(frames)[0])
     head.project.weight[: 2 * head.tones] = 0
     head.project.bias[: 2 * head.tones] = 0
@@ -304,7 +303,7 @@ def tone_power(frames: torch.Tensor, above_hz: float) -> float:
 
 @torch.no_grad()
 def test_levels_are_those_of_half_the_sum_and_half_the_difference_of_the_sides():
-    one, two = (InverseSTFT(width=8, channels=channels, hop=120) for channels in (1, 2))
+    one, two = (ISTFTHead(width=8, channels=channels, hop=120) for channels in (1, 2))
     x, y = noise(2, 1, 1, 2400)
     mid, side = one.levels(x), one.levels(y)
     found = two.levels(torch.cat([x + y, x - y], dim=1))
@@ -314,7 +313,7 @@ def test_levels_are_those_of_half_the_sum_and_half_the_difference_of_the_sides()
 @pytest.mark.parametrize("channels", [1, 2])
 @torch.no_grad()
 def test_audio_of_a_spectrum_of_sound_is_that_sound(channels):
-    head = InverseSTFT(width=8, channels=channels, hop=20)
+    head = ISTFTHead(width=8, channels=channels, hop=20)
     x = noise(2, channels, 800)
     assert torch.allclose(head.audio(head.spectrum(x)), x, atol=1e-5)
 
@@ -334,7 +333,7 @@ def test_head_cannot_hum():
 def test_head_is_heard_where_its_frame_is():
     """A frame unlike the others changes the four hops around its own, and others by its share in their mean alone."""
     hop = 20
-    head = InverseSTFT(width=8, channels=1, hop=hop)
+    head = ISTFTHead(width=8, channels=1, hop=hop)
     frames = torch.zeros(1, 8, 40)
     other = frames.clone()
     other[..., 20] = 1.0

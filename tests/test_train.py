@@ -227,7 +227,7 @@ def test_sigterm_to_all_processes_of_a_run_leaves_its_data_workers_alive_until_i
     process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert any("step 5/100000" in line for line in process.stdout)
     os.killpg(process.pid, signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == train.INTERRUPTED
     assert checkpoint.load(tmp_path / "last.pt")["step"] >= 5
 

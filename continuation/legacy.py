@@ -1,0 +1,43 @@
+"""The network that this project descends from, layer for layer: strided and transposed convolutions."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEGACY_HOP = 40  # samples a latent
+
+
+class LegacyEncoder(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first = nn.Conv1d(channels, 128, 9, stride=2, padding=4)
+        self.pool = nn.MaxPool1d(2)
+        self.second = nn.Conv1d(128, 64, 7, stride=2, padding=3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        x = F.pad(x, (0, -x.shape[-1] % LEGACY_HOP))
+        latents = x.shape[-1] // LEGACY_HOP
+        return F.adaptive_avg_pool1d(self.second(self.pool(self.first(x))), latents), None
+
+
+class LegacyCore(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, batch_first=True)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layer(z.transpose(1, 2)).transpose(1, 2)
+
+
+class LegacyDecoder(nn.Sequential):
+    """Latents -> audio, and None: it has no levels."""
+
+    def __init__(self, channels: int):
+        super().__init__(
+            nn.ConvTranspose1d(64, 128, 7, stride=2, padding=3, output_padding=1),
+            nn.ConvTranspose1d(128, 128, 2, stride=2),
+            nn.ConvTranspose1d(128, 128, 3, stride=5, padding=1, output_padding=4),
+            nn.ConvTranspose1d(128, channels, 9, stride=2, padding=4, output_padding=1),
+        )
+
+    def forward(self, z: Tensor, copies: None = None, start: int = 0) -> tuple[Tensor, None]:
+        return super().forward(z), None

@@ -1,0 +1,119 @@
+"""Spectra: the STFT that everything uses, mid and side, and the decoder's head, an inverse STFT."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from continuation.layers import FRAME_RATE_HZ, WINDOW_HOPS, typical_magnitude
+
+TONES_HZ = (600, 900)  # tones up to the first are whole, at the second they have faded out
+NOISE_GAIN = 2  # where frames are independent, 6 dB are lost as they overlap
+STEADY_HZ = 350  # tones above may not stay the same from frame to frame
+STEADY_FRAMES = 51  # half a second
+
+
+def stft(x: Tensor, size: int, hop: int) -> Tensor:
+    """Compute spectra of x (..., samples) in Hann windows of `size` every `hop` samples, without padding, in fp32:
+    complex (..., frames, bins)."""
+    return torch.fft.rfft(x.float().unfold(-1, size, hop) * torch.hann_window(size, device=x.device))
+
+
+def mid_side(x: Tensor) -> Tensor:
+    """Turn left and right (batch, 2, samples) into half their sum and half their difference; other channel counts
+    stay as they are."""
+    if x.shape[1] != 2:
+        return x
+    left, right = x.unbind(1)
+    return torch.stack([left + right, left - right], dim=1) / 2
+
+
+def left_right(x: Tensor) -> Tensor:
+    """Undo `mid_side`."""
+    if x.shape[1] != 2:
+        return x
+    mid, side = x.unbind(1)
+    return torch.stack([mid + side, mid - side], dim=1)
+
+
+class ISTFTHead(nn.Module):
+    """Frames -> spectrum of mid and side -> audio, overlap-added in fp32 and divided by the true sum of squared
+    windows, at the edges too (after Vocos, Siuzdak 2023). All bins have noise under a magnitude; low ones, up to the
+    last of TONES_HZ, have tones too, a complex value each. Stereo is made of mid and side, or else noise would always
+    be wide.
+
+    Where a compact code cannot know the phases, a network that is the same at every frame could only repeat one
+    phase pattern, a hum at multiples of the frame rate. So from STEADY_HZ on, what stays the same over half a second
+    is taken out of the tones: it would be that hum, whatever the music.
+    """
+
+    def __init__(self, width: int, channels: int, hop: int):
+        super().__init__()
+        size = WINDOW_HOPS * hop
+        self.channels, self.hop, self.bins = channels, hop, size // 2 + 1
+        whole, gone = (hz * WINDOW_HOPS // FRAME_RATE_HZ for hz in TONES_HZ)  # in bins
+        self.tones = min(gone, self.bins)
+        self.steady = STEADY_HZ * WINDOW_HOPS // FRAME_RATE_HZ  # bins below it
+        self.before = (WINDOW_HOPS - 1) * hop // 2  # samples that the first frame hears before the audio begins
+        weight = ((gone - torch.arange(self.tones)[:, None]) / (gone - whole)).clamp(max=1)
+        scale = size / 4 * typical_magnitude(self.bins)
+        self.register_buffer("tone_scale", scale[: self.tones] * weight, persistent=False)
+        self.register_buffer("scale", scale / NOISE_GAIN, persistent=False)
+        self.register_buffer("window", torch.hann_window(size), persistent=False)
+        self.project = nn.Conv1d(width, channels * (2 * self.tones + self.bins), 1)
+        with torch.no_grad():  # start quiet: a loud start costs the first hundred steps
+            self.project.weight.mul_(0.3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames (batch, width, frames) -> spectrum of mid and side, complex (batch, channels, bins, frames), and the
+        levels asked for in the bins without tones, in the unit of `levels`: (batch, channels, bins, frames)."""
+        x = self.project(x).float().view(len(x), self.channels, -1, x.shape[-1])
+        real, imaginary, log_magnitudes = x.split([self.tones, self.tones, self.bins], dim=2)
+        tones = torch.complex(*(self.subtract_local_mean(part) * self.tone_scale for part in (real, imaginary)))
+        levels = self.magnitude_activation(log_magnitudes)
+        noise = NOISE_GAIN * self.noise(x.shape[-1], x.device) * (levels * self.scale)
+        return F.pad(tones, (0, 0, 0, self.bins - self.tones)) + noise, levels[:, :, self.tones :]
+
+    def audio(self, spectrum: Tensor) -> Tensor:
+        """Spectrum of mid and side (batch, channels, bins, frames) -> audio (batch, channels, frames * hop)."""
+        frames = spectrum.shape[-1]
+        return left_right(self.istft(spectrum)[..., self.before : self.before + frames * self.hop])
+
+    def spectrum(self, x: Tensor) -> Tensor:
+        """Audio (batch, channels, frames * hop) -> spectrum of mid and side (batch, channels, bins, frames)."""
+        x = F.pad(x.float(), (self.before, (WINDOW_HOPS - 1) * self.hop - self.before))
+        return stft(mid_side(x), len(self.window), self.hop).transpose(2, 3)
+
+    def istft(self, spectrum: Tensor) -> Tensor:
+        """Complex (batch, channels, bins, frames) -> audio (batch, channels, (frames + WINDOW_HOPS - 1) * hop)."""
+        pieces = torch.fft.irfft(spectrum.flatten(0, 1), dim=1).transpose(1, 2) * self.window
+        envelope = self.overlap_add(self.window.square().expand(1, spectrum.shape[-1], -1))
+        return (self.overlap_add(pieces) / envelope.clamp(min=1e-4)).unflatten(0, spectrum.shape[:2])
+
+    def levels(self, x: Tensor) -> Tensor:
+        """Magnitudes of audio x (batch, channels, frames * hop) in mid and side, relative to half of what is typical,
+        in the bins without tones: (batch, channels, bins, frames)."""
+        return (self.spectrum(x).abs() / self.scale)[:, :, self.tones :]
+
+    def subtract_local_mean(self, x: Tensor) -> Tensor:
+        """A part of the tones (batch, channels, tones, frames), in higher bins less its mean over half a second."""
+        low, high = x[:, :, : self.steady], x[:, :, self.steady :]
+        mean = F.avg_pool1d(high.flatten(1, 2), STEADY_FRAMES, 1, STEADY_FRAMES // 2, count_include_pad=False)
+        return torch.cat([low, high - mean.view_as(high)], dim=2)
+
+    @staticmethod
+    def magnitude_activation(x: Tensor) -> Tensor:
+        """Levels of network outputs. They start low, and change by 43 dB when an output changes by 1."""
+        return (5 * x - 2).clamp(-9, 5).exp()
+
+    def noise(self, frames: int, device) -> Tensor:
+        """Complex normal, (channels, bins, frames), the same at every call."""
+        generator = torch.Generator().manual_seed(0)
+        shape = (frames, self.channels, self.bins)
+        return torch.randn(shape, dtype=torch.complex64, generator=generator).permute(1, 2, 0).to(device)
+
+    def overlap_add(self, pieces: Tensor) -> Tensor:
+        """(n, frames, size) -> (n, (frames + WINDOW_HOPS - 1) * hop)."""
+        count, frames, _ = pieces.shape
+        parts = pieces.unflatten(-1, (WINDOW_HOPS, self.hop)).unbind(2)
+        total = sum(F.pad(part, (0, 0, i, WINDOW_HOPS - 1 - i)) for i, part in enumerate(parts))
+        return total.reshape(count, (frames + WINDOW_HOPS - 1) * self.hop)
