@@ -392,16 +392,16 @@ def dry_run(args) -> None:
 
     from continuation import memory
 
-    meta, sides = open_dataset(args.dataset_folder)
+    meta, splits = open_dataset(args.dataset_folder)
     plan = make_plan(args, meta, torch.device("cpu" if args.device == "cpu" else "cuda"))
     largest = memory.largest_batch(plan, args.memory_limit)
     if args.batch_size == "auto":
         plan = largest or plan
     args.batch_size, args.accumulate = plan.batch_size, plan.accumulate
-    for name, side in sides.items():
-        hours = len(side.rows) * meta["chunk_samples"] / meta["sample_rate"] / 3600
-        print(f"{name}: {len(side.songs)} songs, {len(side.pairs)} pairs, {hours:.2f} hours")
-    windows = Windows(sides["train"], meta)
+    for name, split in splits.items():
+        hours = len(split.rows) * meta["chunk_samples"] / meta["sample_rate"] / 3600
+        print(f"{name}: {len(split.songs)} songs, {len(split.pairs)} pairs, {hours:.2f} hours")
+    windows = Windows(splits["train"], meta)
     print_stages(args, windows, first=2 if args.stage1_from else 1)
     cache = memory.cache_gigabytes(plan, args.latent_variants * len(windows))
     one = memory.checkpoint_gigabytes(plan.config)
@@ -462,8 +462,8 @@ class Run:
         self.distributed, self.repetition = distributed, repetition
         self.checkpoint = checkpoint
         self.folder = Path(args.checkpoint_folder)
-        self.meta, sides = open_dataset(args.dataset_folder)
-        self.windows = {name: Windows(side, self.meta) for name, side in sides.items()}
+        self.meta, splits = open_dataset(args.dataset_folder)
+        self.windows = {name: Windows(split, self.meta) for name, split in splits.items()}
         self.device = checkpoint.choose_device(args.device)
         warn_without_cuda(args, self.device)
         self.precision = checkpoint.choose_precision(args.precision, self.device)
@@ -639,8 +639,8 @@ class Run:
     def train_step(self, phase, loss_of, batches) -> float:
         """One optimiser step over the phase's micro-batches; returns this process's mean loss."""
         torch, total = self.torch, 0.0
-        draws = make_rng(self.args.seed, "dropout", self.stage, self.step, self.distributed.rank())
-        torch.manual_seed(int(draws.integers(2**62)))
+        rng = make_rng(self.args.seed, "dropout", self.stage, self.step, self.distributed.rank())
+        torch.manual_seed(int(rng.integers(2**62)))
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate() * group["scale"]
         for micro_step in range(phase.accumulate):

@@ -1,6 +1,6 @@
 """What train.py measures at an evaluation, on validation pairs, noise and times that never change.
 
-Pairs are spread over the whole side; losses are made of training's own, without what training draws.
+Pairs are spread over the whole split; losses are made of training's own, without what training draws.
 """
 
 import math
@@ -96,11 +96,11 @@ class Validation:
         """Stage 2's loss at fixed times and noise, and what the context gains against other contexts."""
         pairs, latents = self.pairs(PAIRS), self.latents()
         groups = self.groups(pairs)
-        own, another, elsewhere = [], [], []
+        own, another, passage = [], [], []
         for i, (pair, (context, target, same_song)) in enumerate(zip(pairs, latents, strict=True)):
             own.append(self.prediction_losses(pair, context, target))
             other = next_other(groups, i)
-            for gains, foreign in ((another, None if other is None else latents[other][0]), (elsewhere, same_song)):
+            for gains, foreign in ((another, None if other is None else latents[other][0]), (passage, same_song)):
                 if foreign is not None:
                     loss = self.prediction_losses(pair, foreign, target).mean()
                     gains.append(loss.item() - own[-1].mean().item())
@@ -113,7 +113,7 @@ class Validation:
             "latent_mse": own[:, 0].mean().item(),
             **continued,
             "context_gain": mean_of(another),
-            "context_gain_same_song": mean_of(elsewhere),
+            "context_gain_same_song": mean_of(passage),
         }
 
     def against_repetition(self, pair: int) -> dict[str, float]:
@@ -141,7 +141,7 @@ class Validation:
         return list(product(losses.spectral_sizes(self.config.sample_rate), (False, True)))
 
     def latents(self) -> list[tuple]:
-        """(context, target, context from elsewhere in the song or None) of each pair."""
+        """(context, target, context from another passage of the song or None) of each pair."""
         if self.kept is None:
             self.kept = []
             for pair in self.pairs(PAIRS):
