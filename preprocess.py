@@ -215,9 +215,9 @@ def find_songs(folder: Path, skipped_folder: Path) -> tuple[list[str], bool]:
             elif containers.begins_as_audio(path):
                 by_content.append(source)
     if by_content:
-        listed = ", ".join(repr(source) for source in sorted(by_content)[:LISTED_REJECTIONS])
+        shown = ", ".join(repr(source) for source in sorted(by_content)[:LISTED_REJECTIONS])
         more = ", ..." if len(by_content) > LISTED_REJECTIONS else ""
-        print(f"audio by content and not by name, read too: {len(by_content)} ({listed}{more})")
+        print(f"audio by content and not by name, read too: {len(by_content)} ({shown}{more})")
     return sorted(sources + by_content), is_complete
 
 

@@ -7,6 +7,7 @@ import argparse
 import pytest
 
 import create_dataset
+import generate
 import preprocess
 from continuation.cli import HelpFormatter, UsageError, environment_int, make_folder, one_line
 
@@ -24,7 +25,7 @@ def test_help_shows_the_default_of_flags_that_have_one():
     assert "--plot           draw it" in lines
 
 
-@pytest.mark.parametrize("script", [preprocess, create_dataset])
+@pytest.mark.parametrize("script", [preprocess, create_dataset, generate])
 def test_help_of_the_scripts_names_no_default_that_is_none(script, capsys):
     with pytest.raises(SystemExit):
         script.parse_args(["--help"])
