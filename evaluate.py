@@ -22,7 +22,6 @@ from continuation import (
     audio,
     baselines,
     criteria,
-    data,
     files,
     kad,
     listening_page,
@@ -42,6 +41,8 @@ from continuation.cli import (
     steady_output,
 )
 from continuation.criteria import CEILING, LOOP, ONE_STEP, OWN_SOUND
+from continuation.dataset import SPLITS, Split, known_by_group, open_dataset, read_window
+from continuation.windows import Windows, make_rng, next_other
 from model import GUIDANCE, SAMPLING_STEPS
 
 SHOWN_SONGS = 3  # songs whose first pair is drawn and written as sound
@@ -80,7 +81,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="continuations by anybody else: a folder with ID.wav for every pair id that scorecard.json lists",
     )  # fmt: skip
     songs = parser.add_argument_group("songs")
-    songs.add_argument("--split", choices=data.SPLITS, default="test", help="side of the dataset")
+    songs.add_argument("--split", choices=SPLITS, default="test", help="split of the dataset")
     songs.add_argument("--pairs_per_song", type=positive_int, default=4, help="pairs, spread over each song")
     songs.add_argument("--seed", type=seed_number, default=0, help="of everything that is drawn")
     sampling = parser.add_argument_group("sampling and hardware")
@@ -120,15 +121,15 @@ class Pair:
     context: np.ndarray
     target: np.ndarray
     another: np.ndarray | None  # an input of another song; None where all songs are the same music
-    elsewhere: np.ndarray | None  # of the same song; None where the song is too short
+    other_passage: np.ndarray | None  # of the same song; None where the song is too short
 
 
 class Pairs:
     """The chosen pairs of a split, song by song."""
 
-    def __init__(self, windows: data.Windows, pairs_per_song: int):
+    def __init__(self, windows: Windows, pairs_per_song: int):
         self.windows = windows
-        owned = [np.flatnonzero(windows.song_of_pair == song) for song in range(len(windows.side.songs))]
+        owned = [np.flatnonzero(windows.song_of_pair == song) for song in range(len(windows.split.songs))]
         self.chosen = [spread(pairs, pairs_per_song) for pairs in owned if len(pairs)]
         self.songs = [windows.song(pairs[0]) for pairs in self.chosen]
 
@@ -136,7 +137,7 @@ class Pairs:
         return sum(map(len, self.chosen))
 
     def of_song(self, position: int) -> Iterator[Pair]:
-        other = data.next_other([song["group"] for song in self.songs], position)
+        other = next_other([song["group"] for song in self.songs], position)
         chunk = self.windows.chunk
         for i, number in enumerate(self.chosen[position]):
             x = self.windows.pair(number)
@@ -144,10 +145,10 @@ class Pairs:
             if other is not None:
                 pairs = self.chosen[other]
                 another = self.windows.pair(pairs[i % len(pairs)])[:, :chunk]
-            elsewhere = self.windows.elsewhere(number)
+            other_passage = self.windows.other_passage(number)
             song, gain = self.songs[position], self.windows.gain(number)
             names = (self.id(number), song["id"], song["source"])
-            yield Pair(number, *names, gain, x[:, :chunk], x[:, chunk:], another, elsewhere)
+            yield Pair(number, *names, gain, x[:, :chunk], x[:, chunk:], another, other_passage)
 
     def id(self, number: int) -> str:
         return f"{self.windows.song(number)['id']}-{self.windows.start_seconds(number):g}"
@@ -193,7 +194,7 @@ class Network:
         """What the scorecard says about the checkpoint itself. Under the names of the context gains: what train.py
         measured on its validation songs at the first evaluation of stage 2 and at this checkpoint's."""
         stage, step = self.state_of_training
-        seen = data.known_by_group(songs, self.trained_on)
+        seen = known_by_group(songs, self.trained_on)
         log = self.folder / "metrics.jsonl"
         return {
             "folder": str(self.folder),
@@ -241,7 +242,7 @@ class Network:
         return self.model.encode_pair(self.batch(pair.context, pair.target))
 
     def draw(self, pair: Pair, purpose: int) -> np.random.Generator:
-        return data.draws(self.seed, "validation", pair.number, purpose)
+        return make_rng(self.seed, "validation", pair.number, purpose)
 
     def predict(self, pair: Pair, context, sampling: dict, purpose: int = 1):
         """Predicted latents of the pair's target; every pair has a noise of its own, the same in every sampling."""
@@ -281,7 +282,7 @@ class Network:
     def context_gain(self, pair: Pair, context, target) -> dict[str, float]:
         """Loss with the true context, and how much other contexts make it worse."""
         own = self.loss(pair, context, target)
-        others = {"gain_another_song": pair.another, "gain_same_song": pair.elsewhere}
+        others = {"gain_another_song": pair.another, "gain_same_song": pair.other_passage}
         measures = {"loss": own}
         for name, x in others.items():
             measures[name] = math.nan if x is None else self.loss(pair, self.hear(x), target) - own
@@ -445,7 +446,7 @@ class Judge:
         return latents
 
     def judge_reconstructions(self, pair: Pair) -> dict[str, np.ndarray]:
-        seed = int(data.draws(self.seed, "validation", pair.number, 3).integers(2**31))
+        seed = int(make_rng(self.seed, "validation", pair.number, 3).integers(2**31))
         sounds = {
             "noise reference": metrics.noise_reference(pair.target, self.rate, seed),
             "smooth reference": metrics.smooth_reference(pair.target, self.rate),
@@ -467,7 +468,7 @@ class Judge:
         bars = baselines.tempo_locked_loop(pair.context, self.rate)
         oracle = baselines.copy_oracle(pair.context, pair.target, self.rate)
         sounds = (
-            np.zeros_like(pair.target), pair.context, bars, loop.sound, pair.another, pair.elsewhere, oracle
+            np.zeros_like(pair.target), pair.context, bars, loop.sound, pair.another, pair.other_passage, oracle
         )  # fmt: skip
         named = dict(zip(WITHOUT_NETWORK, sounds, strict=True))
         named |= {name: read_prediction(folder, pair, self.rate) for name, folder in self.predictions.items()}
@@ -759,13 +760,13 @@ def write_card(folder: Path, card: dict) -> None:
 # Main
 
 
-def training_sounds(side: data.Side, meta: dict) -> Iterator[np.ndarray]:
-    """Every chunk of a side with the seconds behind it that a passage which begins in it still needs."""
+def training_sounds(split: Split, meta: dict) -> Iterator[np.ndarray]:
+    """Every chunk of a split with the seconds behind it that a passage which begins in it still needs."""
     chunk, more = meta["chunk_samples"], round(metrics.COPY_SECONDS * meta["sample_rate"])
-    for song in side.songs:
+    for song in split.songs:
         for start in range(0, song["rows"] * chunk, chunk):
             length = min(chunk + more, song["rows"] * chunk - start)
-            yield audio.from_int16(data.read_window(side, song, start, length))
+            yield audio.from_int16(read_window(split, song, start, length))
 
 
 def until_stopped(items: Iterable, stop) -> Iterator:
@@ -777,8 +778,8 @@ def until_stopped(items: Iterable, stop) -> Iterator:
 
 def run(args: argparse.Namespace, stop) -> None:
 
-    meta, sides = data.open_dataset(args.dataset_folder)
-    pairs = Pairs(data.Windows(sides[args.split], meta), args.pairs_per_song)
+    meta, splits = open_dataset(args.dataset_folder)
+    pairs = Pairs(Windows(splits[args.split], meta), args.pairs_per_song)
     networks = load_networks(args, meta)
     check_predictions(args.predictions, networks, pairs, meta)
     facts = {network.name: network.facts(pairs.songs) for network in networks}
@@ -788,7 +789,7 @@ def run(args: argparse.Namespace, stop) -> None:
     make_folder(args.output_folder, "--output_folder")
     with files.locked(args.output_folder / ".lock"):
         judge = Judge(networks, dict(args.predictions), meta["sample_rate"], args)
-        judge_pairs(judge, pairs, sides["train"], meta, stop)
+        judge_pairs(judge, pairs, splits["train"], meta, stop)
         write_card(args.output_folder, make_card(args, judge, pairs, facts, notes))
         if judge.listening:
             files.write_atomic(args.output_folder / "listen.html", listening_page.page(judge.listening))
@@ -796,7 +797,7 @@ def run(args: argparse.Namespace, stop) -> None:
     print(f"done: {card_path}; listen.html, .json, .csv, pictures and sounds are beside it")
 
 
-def judge_pairs(judge: Judge, pairs: Pairs, training_side: data.Side, meta: dict, stop) -> None:
+def judge_pairs(judge: Judge, pairs: Pairs, training_split: Split, meta: dict, stop) -> None:
     """Judge every pair, and how near the continuations come to the training songs."""
     import torch
     from tqdm import tqdm
@@ -804,7 +805,7 @@ def judge_pairs(judge: Judge, pairs: Pairs, training_side: data.Side, meta: dict
     def look_for_copies() -> None:
         if not judge.passages:
             return
-        sounds = tqdm(training_sounds(training_side, meta), desc="memorisation", total=len(training_side.rows))
+        sounds = tqdm(training_sounds(training_split, meta), desc="memorisation", total=len(training_split.rows))
         judge.judge_memory(until_stopped(sounds, stop))
 
     with torch.inference_mode(), tqdm(total=len(pairs), unit="pair") as bar:
@@ -834,7 +835,7 @@ def main(args: argparse.Namespace) -> int:
     except (Stopped, KeyboardInterrupt):
         print(f"interrupted by {stop.name}: run the same command again", file=sys.stderr)
         return INTERRUPTED
-    except (UsageError, data.DataError, checkpoint.CheckpointError, checkpoint.DeviceError) as error:
+    except (UsageError, checkpoint.CheckpointError, checkpoint.DeviceError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except (audio.AudioError, OSError, FloatingPointError) as error:

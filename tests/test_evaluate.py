@@ -21,13 +21,16 @@ import synth
 import torch
 
 import evaluate
-from continuation import audio, baselines, checkpoint, data, files, kad, losses, metrics, scorecard, signals
+from continuation import audio, baselines, checkpoint, files, kad, losses, metrics, scorecard, signals
+from continuation.dataset import open_dataset, read_window
+from continuation.fingerprint import Fingerprinter
+from continuation.windows import Windows
 from model import GUIDANCE, PRESETS, SAMPLING_STEPS, ContinuationModel
 
 PROJECT = Path(evaluate.__file__).parent
 RATE, CHUNK_SECONDS = 4000, 10
 CHUNK = CHUNK_SECONDS * RATE
-SONG_ROWS = (6, 2)  # the last song is too short for a passage elsewhere
+SONG_ROWS = (6, 2)  # the last song is too short for another passage
 SMALL = dataclasses.replace(
     PRESETS["tiny"], sample_rate=RATE, chunk_samples=CHUNK, encoder_widths=(8, 8), encoder_blocks=(1, 1),
     decoder_widths=(8, 8), decoder_blocks=(1, 1), latent_channels=4, core_layers=1, core_width=16, core_heads=2,
@@ -46,7 +49,7 @@ def one_thread():
 
 
 def write_dataset(folder: Path, song_rows=SONG_ROWS) -> Path:
-    """A dataset whose test side has these songs; train and val have a short one each."""
+    """A dataset whose test split has these songs; train and val have a short one each."""
     folder.mkdir(parents=True)
     songs = []
     for split, rows in {"train": (2,), "val": (2,), "test": song_rows}.items():
@@ -134,8 +137,8 @@ def card(scores):
 
 @pytest.fixture(scope="module")
 def pairs(dataset):
-    meta, sides = data.open_dataset(dataset)
-    return evaluate.Pairs(data.Windows(sides["test"], meta), 2)
+    meta, splits = open_dataset(dataset)
+    return evaluate.Pairs(Windows(splits["test"], meta), 2)
 
 
 @pytest.fixture
@@ -143,7 +146,7 @@ def network(dataset, checkpoints):
     """Load a checkpoint of the fixture by its folder's name."""
 
     def load(name):
-        meta, _ = data.open_dataset(dataset)
+        meta, _ = open_dataset(dataset)
         folder = next(folder for folder in checkpoints if folder.name == name)
         return evaluate.load_networks(arguments(dataset, [folder], "unused"), meta)[0]
 
@@ -204,19 +207,19 @@ def test_songs_that_a_checkpoint_was_trained_on_are_told(card):
 
 
 def test_trained_songs_are_told_by_their_content_and_not_by_their_names(tmp_path, checkpoints, dataset, capsys):
-    """Two songs of the test side: the first was trained on under another name; the second's name was another's."""
+    """Two songs of the test split: the first was trained on under another name; the second's name was another's."""
     told = tmp_path / "dataset"
     shutil.copytree(dataset, told)
     meta = json.loads((told / "meta.json").read_text())
     for song in meta["songs"]:
-        song |= {"sha256": f"file of {song['id']}", "fingerprint": audio.Fingerprinter(RATE).result()}
+        song |= {"sha256": f"file of {song['id']}", "fingerprint": Fingerprinter(RATE).result()}
     (told / "meta.json").write_text(json.dumps(meta))
     first, second = (song for song in meta["songs"] if song["split"] == "test")
     state = checkpoint.load(checkpoints[0] / "best.pt")
     trained = [first | {"id": "elsewhere", "split": "train"}, second | {"sha256": "another", "split": "train"}]
     (tmp_path / "ck").mkdir()
     checkpoint.save(tmp_path / "ck" / "best.pt", state | {"data_meta": {"songs": trained}})
-    network = evaluate.load_networks(arguments(told, [tmp_path / "ck"], "unused"), data.open_dataset(told)[0])[0]
+    network = evaluate.load_networks(arguments(told, [tmp_path / "ck"], "unused"), open_dataset(told)[0])[0]
     assert network.facts([first, second])["songs_trained_on"] == [first["id"]]
 
 
@@ -252,11 +255,11 @@ def test_pairs_are_spread_over_the_song(count, chosen):
 
 
 def test_pairs_are_those_of_the_dataset_at_the_level_of_the_context(pairs, dataset):
-    _, sides = data.open_dataset(dataset)
+    _, splits = open_dataset(dataset)
     pair = next(pairs.of_song(1))
-    rows = sides["test"].pairs[pair.number]
+    rows = splits["test"].pairs[pair.number]
     assert pairs.songs[1]["first_row"] <= rows[0] < rows[1] < pairs.songs[1]["first_row"] + pairs.songs[1]["rows"]
-    stored = audio.from_int16(np.concatenate(sides["test"].rows[rows], axis=1))
+    stored = audio.from_int16(np.concatenate(splits["test"].rows[rows], axis=1))
     gain = 0.1 / np.sqrt(np.mean(stored[:, :CHUNK].astype(np.float64) ** 2))
     np.testing.assert_allclose(np.concatenate([pair.context, pair.target], axis=1), gain * stored, atol=1e-5)
 
@@ -284,13 +287,13 @@ def test_what_a_pair_lacks_is_undefined_and_not_guessed(card):
 
 def test_memorisation_is_likeness_to_the_training_songs_beyond_the_truths(network, dataset, pairs, tmp_path):
     """Who plays a training song is caught; the truth itself is the zero."""
-    meta, sides = data.open_dataset(dataset)
+    meta, splits = open_dataset(dataset)
     judge = evaluate.Judge([network("flow")], {}, RATE, arguments(dataset, ["unused"], tmp_path))
     pair = next(pairs.of_song(1))
-    learned = data.read_window(sides["train"], sides["train"].songs[0], CHUNK - RATE, 2 * RATE)
+    learned = read_window(splits["train"], splits["train"].songs[0], CHUNK - RATE, 2 * RATE)
     for name, sound in {"truth": pair.target, "copyist": audio.from_int16(learned)}.items():
         judge.passages.append((name, pair.song, pair.number, metrics.passages(sound, RATE, 1.0)))
-    judge.judge_memory(evaluate.training_sounds(sides["train"], meta))
+    judge.judge_memory(evaluate.training_sounds(splits["train"], meta))
     ((_, truth),), ((_, copyist),) = (judge.rows["continuation"][name] for name in ("truth", "copyist"))
     assert truth["memorisation"] == 0
     assert copyist["memorisation"] > 0.3
@@ -298,9 +301,9 @@ def test_memorisation_is_likeness_to_the_training_songs_beyond_the_truths(networ
 
 
 def test_every_passage_of_a_training_song_lies_wholly_in_one_of_the_sounds(dataset):
-    meta, sides = data.open_dataset(dataset)
-    song, passage = np.concatenate(sides["train"].rows, axis=1), 2 * RATE
-    sounds = list(evaluate.training_sounds(sides["train"], meta))
+    meta, splits = open_dataset(dataset)
+    song, passage = np.concatenate(splits["train"].rows, axis=1), 2 * RATE
+    sounds = list(evaluate.training_sounds(splits["train"], meta))
     for start in range(0, song.shape[1] - passage + 1, RATE // 2):
         number, offset = divmod(start, CHUNK)
         heard = sounds[number][:, offset : offset + passage]
