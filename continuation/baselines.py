@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from continuation import metrics
 from continuation.layers import FRAME_RATE_HZ
+from continuation.metrics import Sound
 from continuation.mixer import interpolation, pooling
 from continuation.repetition import find_copies
 from continuation.spectral import ISTFTHead
@@ -35,7 +35,7 @@ def loop(context: np.ndarray, sample_rate: int) -> Loop:
 def tempo_locked_loop(context: np.ndarray, sample_rate: int) -> np.ndarray | None:
     """Repeat the last two bars of the input (one, where two do not fit), of four beats each at its detected tempo.
     None without a tempo."""
-    bar = 4 * 60 / metrics.tempo(context, sample_rate) * sample_rate
+    bar = 4 * 60 / Sound(context, sample_rate).tempo * sample_rate
     if not bar <= context.shape[-1]:
         return None
     bar = round(bar)

@@ -1,4 +1,4 @@
-"""The scorecard's figures as files: json, csv, and markdown for readers."""
+"""The scorecard: figures over songs, and their files: json, csv, and markdown for readers."""
 
 import csv
 import io
@@ -7,6 +7,8 @@ import math
 import re
 
 from continuation.cli import one_line
+from continuation.metrics import bootstrap_interval, paired_interval, per_song
+from continuation.systems import OTHER_SONG, TRUTH
 
 UNDEFINED = "-"
 
@@ -70,11 +72,62 @@ LONG_EXPLANATION = (
 )
 KINDS = {"KAD (musicnn): lower": "kernel_audio_distance", "KAD (mel): lower": "kernel_audio_distance_mel"}
 OF_HALVES = ("onset_correlation", "chroma_cosine", "mr_stft")
-GATES_EXPLANATION = (
+CRITERIA_EXPLANATION = (
     "What a flow has to show before it may be called good: criteria.py. Open: something is missing on this scorecard."
 )
 VERDICTS = {True: "met", False: "**not met**", None: "open"}
 SECTIONS = tuple(HEADLINES)
+
+
+# Figures
+
+
+def summarise(rows: dict, seed: int) -> dict:
+    """Return section -> system -> measure -> mean over songs, its 95 % interval, and the value of each song."""
+    return {
+        section: {system: summarise_system(entries, seed) for system, entries in systems.items()}
+        for section, systems in rows.items()
+    }
+
+
+def summarise_system(entries: list[tuple[str, dict[str, float]]], seed: int) -> dict[str, dict]:
+    """Summarise every measure of one system: its pairs are averaged within their songs, and songs count equally."""
+    songs = [song for song, _ in entries]
+    figures = {}
+    for measure in dict.fromkeys(name for _, measures in entries for name in measures):
+        means = per_song([measures.get(measure, math.nan) for _, measures in entries], songs)
+        mean, low, high = bootstrap_interval(means.values(), seed)
+        figures[measure] = {"mean": mean, "low": low, "high": high, "songs": means}
+    return figures
+
+
+def rank(figures: dict, ceilings: dict[str, str], seed: int) -> dict[str, dict[str, dict]]:
+    """Return network -> measure -> how far its continuation is on the way from another song (0) to its ceiling (1),
+    with an interval; only where the interval of that whole way, over songs, excludes 0.
+
+    ceilings: network -> the system that is its ceiling.
+    """
+    found = {}
+    for network, ceiling in ceilings.items():
+        found[network] = {}
+        for measure in figures[ceiling]:
+            floor, own, top = (by_song(figures, name, measure) for name in (OTHER_SONG.name, network, ceiling))
+            way, low, high = paired_interval(floor, top, seed)
+            if low > 0 or high < 0:
+                mean, *ends = paired_interval(floor, own, seed)
+                low, high = sorted(end / way for end in ends)
+                found[network][measure] = {"mean": mean / way, "low": low, "high": high}
+    return found
+
+
+def by_song(figures: dict, system: str, measure: str) -> list[float]:
+    """Return the values of the songs of the truth's row, nan where the system has none."""
+    songs = figures[TRUTH.name]["loudness_db"]["songs"]
+    values = figures[system].get(measure, {"songs": {}})["songs"]
+    return [values.get(song, math.nan) for song in songs]
+
+
+# Files
 
 
 def defined_songs(figure: dict) -> int:
@@ -143,7 +196,7 @@ def as_markdown(card: dict) -> str:
     lines += ["", "## From another song (0) to the ceiling (1)", "", RANKS_EXPLANATION, ""]
     lines += rank_table(card["ranks"])
     if card["gates"]:
-        lines += ["", "## Gates", "", GATES_EXPLANATION, "", *gate_table(card["gates"])]
+        lines += ["", "## Criteria", "", CRITERIA_EXPLANATION, "", *criteria_table(card["gates"])]
     for section, systems in card["figures"].items():
         if systems:
             lines += ["", f"## {section.capitalize()}: every measure", "", *full_table(systems, total)]
@@ -211,12 +264,13 @@ def hum_table(systems: dict[str, dict]) -> list[str]:
     return table(["system", "worst line, dB above the truth: near 0", "at Hz"], rows)
 
 
-def gate_table(gates: list[dict]) -> list[str]:
-    """A row a gate, a column a network."""
-    networks = list(dict.fromkeys(gate["network"] for gate in gates))
-    verdicts = {(gate["demand"], gate["network"]): f"{gate['found']}: {VERDICTS[gate['met']]}" for gate in gates}
+def criteria_table(criteria: list[dict]) -> list[str]:
+    """Make a row a criterion, a column a network."""
+    networks = list(dict.fromkeys(each["network"] for each in criteria))
+    verdicts = {(each["demand"], each["network"]): f"{each['found']}: {VERDICTS[each['met']]}" for each in criteria}
     demands = dict.fromkeys(demand for demand, _ in verdicts)
-    return table(["gate", *networks], [[d, *(verdicts.get((d, n), UNDEFINED) for n in networks)] for d in demands])
+    rows = [[demand, *(verdicts.get((demand, name), UNDEFINED) for name in networks)] for demand in demands]
+    return table(["criterion", *networks], rows)
 
 
 def rank_table(ranks: dict[str, dict]) -> list[str]:
