@@ -57,9 +57,7 @@ class Stopped(Exception):
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     folders = parser.add_argument_group("folders")
     folders.add_argument("--dataset_folder", required=True, type=Path, help="what create_dataset.py wrote")
     folders.add_argument(
@@ -68,21 +66,25 @@ def parse_args(argv=None) -> argparse.Namespace:
     folders.add_argument("--output_folder", required=True, type=Path, help="where the scorecard is written")
     folders.add_argument(
         "--predictions", type=named_folder, nargs="+", action="extend", default=[], metavar="NAME=DIR",
-        help="continuations by anybody else: a folder with ID.wav for every pair id that scorecard.json lists",
+        help="continuations by anybody else: a folder with ID.wav for every pair id that scorecard.json lists "
+        "(default: none)",
     )  # fmt: skip
     songs = parser.add_argument_group("songs")
-    songs.add_argument("--split", choices=data.SPLITS, default="test", help="side of the dataset")
-    songs.add_argument("--pairs_per_song", type=positive_int, default=4, help="pairs, spread over each song")
-    songs.add_argument("--seed", type=seed_number, default=0, help="of everything that is drawn")
+    add = songs.add_argument
+    add("--split", choices=data.SPLITS, default="test", help="split of the dataset (default: %(default)s)")
+    add("--pairs_per_song", type=positive_int, default=4, help="pairs, spread over each song (default: %(default)s)")
+    add("--seed", type=seed_number, default=0, help="of everything that is drawn (default: %(default)s)")
     sampling = parser.add_argument_group("sampling and hardware")
-    sampling.add_argument("--steps", type=positive_int, default=SAMPLING_STEPS, help="steps from noise to music")
     sampling.add_argument(
-        "--guidance",
-        type=not_negative_float,
-        default=GUIDANCE,
-        help="how strongly the input is followed; 1: as trained",
+        "--steps", type=positive_int, default=SAMPLING_STEPS, help="steps from noise to music (default: %(default)s)"
     )
-    sampling.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+    sampling.add_argument(
+        "--guidance", type=not_negative_float, default=GUIDANCE,
+        help="how strongly the input is followed; 1: as trained (default: %(default)s)",
+    )  # fmt: skip
+    sampling.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: %(default)s)"
+    )
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
-"""Collects the measures of every system over the pairs of a split."""
+"""The evaluator: plays every system on the pairs of a split and collects what is measured."""
 
 import math
 from collections.abc import Iterable

@@ -50,7 +50,7 @@ EXPLANATIONS = {
     "the true latents in place of predicted ones.",
     "context": "Loss of the prediction with another context minus that with the true one, same target, noise and "
     "times; of legacy the squared error of the decoded waveform. An interval above 0 says that the context is used; "
-    "against the same song elsewhere it says that the very passage is continued, not only its timbre met.",
+    "against the same song elsewhere it says that this passage is continued, and not only its timbre met.",
 }
 HUM_EXPLANATION = (
     "Hum: of all multiples of the latent rate, the hop rate and 300 Hz the one that stands highest above the truth's "
@@ -73,7 +73,8 @@ LONG_EXPLANATION = (
 KINDS = {"KAD (musicnn): lower": "kernel_audio_distance", "KAD (mel): lower": "kernel_audio_distance_mel"}
 OF_HALVES = ("onset_correlation", "chroma_cosine", "mr_stft")
 CRITERIA_EXPLANATION = (
-    "What a flow has to show before it may be called good: criteria.py. Open: something is missing on this scorecard."
+    "What a flow must meet before it may be called good: continuation/criteria.py. Open: a figure is missing on this "
+    "scorecard."
 )
 VERDICTS = {True: "met", False: "**not met**", None: "open"}
 SECTIONS = tuple(HEADLINES)
@@ -135,7 +136,7 @@ def defined_songs(figure: dict) -> int:
 
 
 def without_nan(value):
-    """JSON has no nan: None stands for what is undefined."""
+    """Replace what is not finite, at any depth, by None, since JSON has no nan."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -166,7 +167,7 @@ def spreadsheet_text(name: str) -> str:
 
 
 def as_markdown(card: dict) -> str:
-    """The scorecard for readers: a few columns a section first, then every measure."""
+    """Format the scorecard for readers: a few columns a section first, then every measure."""
     settings = card["settings"]
     lines = [
         "# Scorecard",
@@ -174,7 +175,7 @@ def as_markdown(card: dict) -> str:
         f"Split `{settings['split']}`, {len(card['songs'])} songs, {card['pairs']} pairs; seed {settings['seed']}, "
         f"{settings['steps']} steps, guidance {settings['guidance']:g}.",
         "Every figure is a mean over songs, with its 95 % bootstrap interval over songs in brackets; n: over so many "
-        "songs only; a dash: undefined. Definitions: metrics.py.",
+        "songs only; a dash: undefined. Definitions: continuation/metrics.",
         *(f"\n**Note:** {markdown(note)}." for note in card["notes"]),
         "",
         *checkpoint_table(card["checkpoints"]),
@@ -210,7 +211,7 @@ def distance_table(card: dict) -> list[str]:
 
 
 def distances(found: dict, system: str) -> list[str]:
-    """Kernel audio distances of a system, of the whole card or of one half."""
+    """Format the kernel audio distances of a system, of the whole card or of one half."""
     return [interval(found[kind][system]) if system in found[kind] else UNDEFINED for kind in KINDS.values()]
 
 
@@ -293,7 +294,7 @@ def markdown(text: object) -> str:
 
 
 def cell(figure: dict | None, total: int) -> str:
-    """mean [low, high]; the interval is left out where all songs agree."""
+    """Format mean [low, high]; the interval is left out where all songs agree."""
     if figure is None or math.isnan(figure["mean"]):
         return UNDEFINED
     defined = defined_songs(figure)
