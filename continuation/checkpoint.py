@@ -17,7 +17,6 @@ import platform
 import re
 import struct
 import subprocess
-import sys
 import time
 import warnings
 import zipfile
@@ -28,7 +27,7 @@ import numpy as np
 import torch
 
 from continuation import files
-from continuation.cli import one_line
+from continuation.cli import one_line, print_note
 from model import PRESETS, RANGES, ContinuationModel, ModelConfig, on_meta
 
 # 7: no copies of what was heard, phases found above the tones
@@ -76,7 +75,7 @@ def save(path, state: dict, keep: int = 1) -> None:
         except OSError as error:
             if wait is None:
                 raise OSError(error.errno, f"cannot save the checkpoint: {error.strerror}", str(path)) from error
-            _say(f"warning: cannot save {path} ({error.strerror}), trying again in {wait} s")
+            print_note(f"warning: cannot save {path} ({error.strerror}), trying again in {wait} s")
             time.sleep(wait)
 
 
@@ -145,13 +144,13 @@ def load_last(folder) -> dict | None:
         try:
             state = load(path)
         except DamagedError as error:
-            _say(f"warning: {error}; looking for the one before it")
+            print_note(f"warning: {error}; looking for the one before it")
             damaged.append(path)
             continue
         for bad in damaged:
             bad.replace(f"{bad}.damaged")
         if damaged or path.name != LAST_NAME:
-            _say(f"warning: continuing from {path}, step {state.get('step')}")
+            print_note(f"warning: continuing from {path}, step {state.get('step')}")
         return state
     if damaged:
         raise CheckpointError(f"every checkpoint in {folder} is damaged: {', '.join(p.name for p in damaged)}")
@@ -328,10 +327,6 @@ def _kept_files(path: Path) -> list[tuple[int, Path]]:
     pattern = re.compile(rf"{re.escape(path.stem)}(?:\.(\d+))?\.pt")
     matches = ((pattern.fullmatch(file.name), file) for file in path.parent.iterdir())
     return sorted((int(match[1] or 0), file) for match, file in matches if match)
-
-
-def _say(line: str) -> None:
-    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def read_records(path: Path) -> list[dict]:
