@@ -15,21 +15,28 @@ Two outputs: the reconstruction decode(encode(x)) and the decoded prediction of 
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from continuation.layers import FRAME_RATE_HZ, WINDOW_HOPS, ChannelNorm, blocks, typical_magnitude
+from continuation import checkpoint
+from continuation.layers import (
+    CONTEXT_LEVEL,
+    FRAME_RATE_HZ,
+    QUIETEST_RMS,
+    WINDOW_HOPS,
+    ChannelNorm,
+    blocks,
+    typical_magnitude,
+)
 from continuation.legacy import LEGACY_HOP, LegacyCore, LegacyDecoder, LegacyEncoder
 from continuation.mixer import Mixer
 from continuation.repetition import Copies, find_copies, long_term_prediction, loop
 from continuation.spectral import ISTFTHead, stft
 
 LONG_WINDOW_HOPS = 16  # of the encoder's second look, that tells neighbouring partials apart
-CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context is brought to this level before it is encoded
-QUIETEST_RMS = 1e-3  # softer contexts are not lifted further
 JOIN_SHARE = 0.1  # of the context, its end, is decoded together with the prediction
 FADE_SECONDS = 0.02
 SEED_STRIDE = 0x9E3779B1  # between the noises of a long continuation; odd and far from small numbers
@@ -425,7 +432,7 @@ class AttentionCore(nn.Module):
 class ContinuationModel(nn.Module):
     """Encoder, core and decoder; the two outputs; and the whole way from samples to samples.
 
-    model = checkpoint.load_model("checkpoints/best.pt")
+    model = load_model("checkpoints/best.pt")
     continuation = model.generate(audio, seconds=10, seed=0)
     """
 
@@ -628,6 +635,61 @@ def fade_over(x: Tensor, into: Tensor) -> Tensor:
 def with_overrides(preset: str, **fields) -> ModelConfig:
     """A preset's config with the fields that are not None replaced."""
     return replace(PRESETS[preset], **{name: value for name, value in fields.items() if value is not None})
+
+
+# Checkpoints
+
+
+def load_model(path, device="cpu") -> ContinuationModel:
+    """Load a checkpoint file and build its network: see `load_checkpoint` and `build_model`."""
+    return build_model(load_checkpoint(path), device)
+
+
+def load_checkpoint(path) -> dict:
+    """Load the checkpoint of a network, see checkpoint.load; CheckpointError, which names the file, for others."""
+    state = checkpoint.load(path)
+    check_network(path, state)
+    return state
+
+
+def check_network(path, state: dict) -> None:
+    """Raise CheckpointError, naming the file, unless its network can be and it says how far that was trained."""
+    checkpoint.check_network(path, state)
+    try:
+        config_of(state)
+    except checkpoint.FOREIGN_ERRORS as error:
+        raise checkpoint.misfit(path, error) from error
+
+
+def build_model(state: dict, device="cpu") -> ContinuationModel:
+    """Build the network of a loaded checkpoint with its EMA weights, in eval mode on `device`."""
+    try:
+        config = config_of(state)
+        if exceeds_presets(config) and checkpoint.shapes(state["ema"]) != checkpoint.shapes(
+            on_meta(config).state_dict()
+        ):
+            raise ValueError("its weights are not those of its sizes")  # before memory is taken for them
+        model = ContinuationModel(config)
+        model.load_state_dict(state["ema"])
+    except checkpoint.FOREIGN_ERRORS as error:
+        raise checkpoint.misfit("the checkpoint", error) from error
+    return model.to(device).eval()
+
+
+def config_of(state: dict) -> ModelConfig:
+    """The config of a checkpoint; ValueError for one of no network."""
+    if unknown := state["config"].keys() - {field.name for field in fields(ModelConfig)}:
+        raise ValueError(f"it has a size called {min(unknown, key=str)!r}")
+    return ModelConfig(**state["config"])
+
+
+def exceeds_presets(config: ModelConfig) -> bool:
+    """Whether a network may take much memory: only then is it worth the seconds that torch's meta device takes."""
+
+    def largest(size) -> int:
+        return max(size) if isinstance(size, tuple) else size
+
+    return any(largest(getattr(config, name)) > largest(getattr(PRESETS["large"], name)) for name in RANGES)
 
 
 # python model.py

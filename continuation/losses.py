@@ -163,7 +163,7 @@ def reconstruction_parts(
     }
 
 
-def weighted_sum(parts: dict[str, Tensor]) -> Tensor:
+def total_loss(parts: dict[str, Tensor]) -> Tensor:
     """Stage 1's loss (batch,). The waveform's error counts relative to the power of a signal at full level."""
     waveform = parts["waveform_mse"] / FULL_LEVEL_POWER
     spectral = parts["spectral"] + LEVEL_WEIGHT * parts["levels"]
@@ -182,7 +182,7 @@ def reconstruct_step(model, batch: dict, draw: dict, average=lambda own: own) ->
     model.track_latents(*average(torch.stack([means.mean((0, 2)), means.square().mean((0, 2))])))
     decoded = model.decode_with_levels(latent_noise(model, mean, log_variance, batch))
     parts = reconstruction_parts(model, x, mean, log_variance, decoded, draw)
-    return weighted_sum(parts), parts
+    return total_loss(parts), parts
 
 
 # Stage 2: prediction
@@ -306,7 +306,7 @@ def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor
     mean, log_variance = (part[..., : batch["posterior_noise"].shape[-1]] for part in model.posterior(end))
     again = model.decode_with_levels(latent_noise(model, mean, log_variance, batch))
     parts = reconstruction_parts(model, end, mean, log_variance, again, draw)
-    loss = weighted_sum(parts)
+    loss = total_loss(parts)
     copies = replace(model.copies(heard), present=batch["present"])
     parts["prediction"], _ = prediction_loss(model, batch["context"], batch["target"], batch)
     predicted = model.sample(batch["context"], start_noise(config, batch["flow_noise"]), steps=1, guidance=1.0)

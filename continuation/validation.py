@@ -1,6 +1,6 @@
-"""What train.py measures at an evaluation, on validation pairs, noise and times that never change.
+"""Measures of an evaluation during training, on fixed validation pairs, noise and flow times.
 
-Pairs are spread over the whole split; losses are made of training's own, without what training draws.
+Pairs are spread over the whole split. Losses are those of training, averaged over what training draws at random.
 """
 
 import math
@@ -18,13 +18,13 @@ DECODED = 4  # pairs that are continued in sound; twice as many are reconstructe
 
 
 def mean_of(values) -> float:
-    """Mean of the defined values; nan where there is none."""
+    """Return the mean of the defined values; nan where there is none."""
     defined = [value for value in values if math.isfinite(value)]
     return sum(defined) / len(defined) if defined else math.nan
 
 
 def means_of(rows: list[dict]) -> dict[str, float]:
-    """Means of the defined values; the loss's is over all rows, so that one that is not finite shows."""
+    """Return the means of the defined values; the loss's is over all rows, so that one that is not finite shows."""
     means = {name: mean_of(row[name] for row in rows) for name in rows[0]}
     if "loss" in means:
         means["loss"] = sum(row["loss"] for row in rows) / len(rows)
@@ -32,33 +32,34 @@ def means_of(rows: list[dict]) -> dict[str, float]:
 
 
 class Validation:
-    """Figures of a model, the averaged one, on the validation windows.
+    """Validation of a model, the averaged one, on the windows of the validation split.
 
-    `autocast` makes the context in which the network computes.
+    autocast: makes the context in which the network computes.
     """
 
     def __init__(self, model, windows: Windows, seed: int, autocast):
         self.model, self.windows, self.seed, self.autocast = model, windows, seed, autocast
         self.config = model.config
-        self.kept = None  # latents of the pairs
+        self.cached = None  # latents of the pairs
 
     @torch.no_grad()
     def figures(self, stage: int, codec_learns: bool) -> dict[str, float]:
-        """`loss`, which decides what is best, and what else the stage is judged by.
+        """Compute `loss`, which decides which checkpoint is best, and the other measures of the stage.
 
-        Latents are kept from call to call; they age while encoder and decoder learn.
+        Latents are cached from call to call, unless encoder and decoder learn.
         """
         if codec_learns:
-            self.kept = None
+            self.cached = None
         if self.config.is_legacy:
             return self.legacy(stage)
         return self.reconstruction() if stage == 1 else self.prediction()
 
     def pairs(self, count: int) -> list[int]:
+        """Numbers of `count` pairs, evenly spaced over the split."""
         return np.unique(np.linspace(0, len(self.windows) - 1, count).round().astype(int)).tolist()
 
     def groups(self, pairs: list[int]) -> list[str]:
-        """Whose music each pair is."""
+        """The group of each pair: pairs of one group are the same music."""
         return [self.windows.song(pair)["group"] for pair in pairs]
 
     def audio(self, pair: int) -> Tensor:
@@ -69,7 +70,7 @@ class Validation:
         return torch.from_numpy(x)[None].to(self.model.latent_mean.device)
 
     def reconstruction(self) -> dict[str, float]:
-        """Stage 1's loss over all window lengths and both stereo bases, and what a listener would notice."""
+        """Stage 1's loss over all window lengths and both stereo bases, and distances of the decoded audio."""
         rows = []
         for pair in self.pairs(2 * DECODED):
             x = self.audio(pair)[..., : self.config.chunk_samples]
@@ -85,22 +86,26 @@ class Validation:
         return means_of(rows)
 
     def reconstruction_loss(self, *coded) -> float:
-        """Mean over all that a step draws from."""
+        """Mean over all window lengths and stereo bases, of which a training step draws one."""
         found = []
         for size, basis in self.spectral_draws():
             draw = {"sample_rate": self.config.sample_rate, "size": size, "in_mid_side": basis}
-            found.append(losses.weighted_sum(losses.reconstruction_parts(self.model, *coded, draw)).item())
+            found.append(losses.total_loss(losses.reconstruction_parts(self.model, *coded, draw)).item())
         return sum(found) / len(found)
 
     def prediction(self) -> dict[str, float]:
-        """Stage 2's loss at fixed times and noise, and what the context gains against other contexts."""
+        """Stage 2's loss at fixed times and noise; the context gain: how much the loss grows with the context of
+        another song, or of another passage of the same song."""
         pairs, latents = self.pairs(PAIRS), self.latents()
         groups = self.groups(pairs)
-        own, another, passage = [], [], []
+        own, other_song, other_passage = [], [], []
         for i, (pair, (context, target, same_song)) in enumerate(zip(pairs, latents, strict=True)):
             own.append(self.prediction_losses(pair, context, target))
             other = next_other(groups, i)
-            for gains, foreign in ((another, None if other is None else latents[other][0]), (passage, same_song)):
+            for gains, foreign in (
+                (other_song, None if other is None else latents[other][0]),
+                (other_passage, same_song),
+            ):
                 if foreign is not None:
                     loss = self.prediction_losses(pair, foreign, target).mean()
                     gains.append(loss.item() - own[-1].mean().item())
@@ -112,13 +117,13 @@ class Validation:
             "prediction": own.mean().item(),
             "latent_mse": own[:, 0].mean().item(),
             **continued,
-            "context_gain": mean_of(another),
-            "context_gain_same_song": mean_of(passage),
+            "context_gain": mean_of(other_song),
+            "context_gain_same_song": mean_of(other_passage),
         }
 
     def against_repetition(self, pair: int) -> dict[str, float]:
-        """Distance from the true continuation of the one that the joint part learns from, one step of the core,
-        decoded, and of what needs no network: the loop, and the input repeated."""
+        """Distances from the true continuation: of the one-step continuation, which the joint part trains, and of two
+        without a network, the loop and the input repeated."""
         heard, truth = self.audio(pair).split(self.config.chunk_samples, dim=-1)
         noise = self.noise(pair, (1, self.config.latent_channels, self.config.chunk_latents))
         with self.autocast():
@@ -130,7 +135,7 @@ class Validation:
         return {name: self.continuation_loss(truth, sound) for name, sound in sounds.items()}
 
     def continuation_loss(self, truth: Tensor, sound: Tensor) -> float:
-        """Mean over all that a step draws from."""
+        """Mean over all window lengths and stereo bases, of which a training step draws one."""
         draws = ((self.config.sample_rate, *draw) for draw in self.spectral_draws())
         parts = (losses.continuation_losses(truth, sound, *draw) for draw in draws)
         found = [losses.continuation_sum(part).item() for part in parts]
@@ -141,24 +146,24 @@ class Validation:
         return list(product(losses.spectral_sizes(self.config.sample_rate), (False, True)))
 
     def latents(self) -> list[tuple]:
-        """(context, target, context from another passage of the song or None) of each pair."""
-        if self.kept is None:
-            self.kept = []
+        """(context, target, context of another passage of the song or None) of each pair."""
+        if self.cached is None:
+            self.cached = []
             for pair in self.pairs(PAIRS):
                 x = self.windows.other_passage(pair)
                 with self.autocast():
                     same_song = None if x is None else self.model.hear(self.batch(x)).float()
-                self.kept.append((*self.encode_pair(self.audio(pair)), same_song))
-        return self.kept
+                self.cached.append((*self.encode_pair(self.audio(pair)), same_song))
+        return self.cached
 
     def encode_pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As stage 2 reads them, rounded to fp16."""
+        """Context and target, rounded to fp16 as in the latent cache."""
         with self.autocast():
             context, target = self.model.encode_pair(x)
         return context.half().float(), target.half().float()
 
     def prediction_losses(self, pair: int, context: Tensor, target: Tensor) -> Tensor:
-        """Loss at each of the fixed times, with noise that is the pair's own."""
+        """Loss at each of the fixed times, with the fixed noise of the pair."""
         with self.autocast():
             return losses.fixed_time_losses(self.model, context, target, self.noise(pair, target.shape))
 
@@ -167,7 +172,7 @@ class Validation:
         return torch.from_numpy(rng.standard_normal(shape, dtype="float32")).to(self.model.latent_mean.device)
 
     def legacy(self, stage: int) -> dict[str, float]:
-        """Squared errors of the waveform; the gain is that of the decoded prediction."""
+        """The legacy network: squared errors of the waveform; the context gain is that of the decoded prediction."""
         pairs, rows = self.pairs(2 * DECODED), []
         groups = self.groups(pairs)
         cut = self.config.chunk_samples
@@ -185,7 +190,7 @@ class Validation:
 
     @torch.no_grad()
     def continuation(self) -> dict[str, float]:
-        """Sampled continuations of a few pairs: spread of the latents, loudness, error of the waveform."""
+        """Measures of sampled continuations of a few pairs: spread of the latents, loudness, waveform error."""
         rows = []
         for pair in self.pairs(DECODED):
             x = self.audio(pair)
