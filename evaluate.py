@@ -31,6 +31,7 @@ from continuation.dataset import SPLITS, open_dataset
 from continuation.evaluator import Evaluator
 from continuation.listening_page import ListeningPage
 from continuation.pairs import Pairs, training_sounds
+from continuation.signals import Stopped
 from continuation.systems import (
     BASELINES,
     CEILING,
@@ -49,10 +50,6 @@ SHOWN_SONGS = 3  # songs whose first pair is drawn and written as sound
 LONG_SONGS = 10  # songs whose first pair is continued for a minute
 KEPT_OF_A_CHECKPOINT = ("config", "ema", "stage", "step", "data_meta")  # the rest is large
 PASSAGES_AT_ONCE = 2**30  # bytes of continuations that are searched for in the training songs together
-
-
-class Stopped(Exception):
-    """A stop signal came."""
 
 
 # Arguments
@@ -290,7 +287,7 @@ def main(args: argparse.Namespace) -> int:
     except (Stopped, KeyboardInterrupt):
         print(f"interrupted by {stop.name}: run the same command again", file=sys.stderr)
         return INTERRUPTED
-    except (UsageError, checkpoint.CheckpointError, checkpoint.DeviceError) as error:
+    except UsageError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except (audio.AudioError, OSError, FloatingPointError) as error:

@@ -646,14 +646,14 @@ def load_model(path, device="cpu") -> ContinuationModel:
 
 
 def load_checkpoint(path) -> dict:
-    """Load the checkpoint of a network, see checkpoint.load; CheckpointError, which names the file, for others."""
+    """Load the checkpoint of a network, see checkpoint.load; UsageError, which names the file, for others."""
     state = checkpoint.load(path)
     check_network(path, state)
     return state
 
 
 def check_network(path, state: dict) -> None:
-    """Raise CheckpointError, naming the file, unless its network can be and it says how far that was trained."""
+    """Raise UsageError, naming the file, unless its network can be and it says how far that was trained."""
     checkpoint.check_network(path, state)
     try:
         config_of(state)

@@ -14,6 +14,10 @@ from contextlib import contextmanager
 from continuation.cli import print_note
 
 
+class Stopped(Exception):
+    """A stop signal came, and what had been done is saved."""
+
+
 def hangup() -> tuple[int, ...]:
     """Return SIGHUP, which a terminal sends when it is closed; nothing on Windows, or where whoever started this
     process lets it ignore SIGHUP, as nohup does."""
