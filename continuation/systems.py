@@ -244,9 +244,8 @@ class Network:
         played = {}
         for system in self.systems:
             if system.kind == NETWORK:
-                played[system] = self.play(pair, context, predicted[system.sampling])
-                latents = as_arrays(target, predicted[system.sampling])
-                played[system] = replace(played[system], latents=latents)
+                latents = predicted[system.sampling]
+                played[system] = replace(self.play(pair, context, latents), latents=as_arrays(target, latents))
             elif system.kind == OWN_SOUND:
                 played[system] = self.play(pair, context, predicted[system.sampling], with_copies=False)
             elif system.kind == CEILING:
