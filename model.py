@@ -29,6 +29,7 @@ from continuation.layers import (
     WINDOW_HOPS,
     ChannelNorm,
     blocks,
+    crossfade,
     typical_magnitude,
 )
 from continuation.legacy import LEGACY_HOP, LegacyCore, LegacyDecoder, LegacyEncoder
@@ -594,7 +595,7 @@ class ContinuationModel(nn.Module):
             own = (int(seed) + roll * SEED_STRIDE) % 2**32  # other noise in every roll; torch would drop higher bits
             predicted = self.predict(context, steps, guidance, own, temperature)
             before, after = self.decode_behind(context, predicted, copies, roll * chunk)
-            sound = torch.cat([fade_over(sound, before), after], dim=-1)
+            sound = torch.cat([crossfade(sound, before), after], dim=-1)
         return (sound[0, :, 0 if with_input else chunk : chunk + length] / gain.to(sound)).cpu()
 
     def decode_behind(
@@ -623,13 +624,6 @@ def rescaled(guided: Tensor, plain: Tensor) -> Tensor:
 def gain_to_level(x: Tensor) -> Tensor:
     """What brings audio to the level that contexts are heard at."""
     return CONTEXT_LEVEL / x.square().mean().sqrt().clamp(min=QUIETEST_RMS)
-
-
-def fade_over(x: Tensor, into: Tensor) -> Tensor:
-    """x (..., samples), crossfaded at its end into the shorter `into`."""
-    fade = into.shape[-1]
-    ramp = torch.linspace(0, 1, fade, device=x.device)
-    return torch.cat([x[..., :-fade], x[..., -fade:] * (1 - ramp) + into * ramp], dim=-1)
 
 
 def with_overrides(preset: str, **fields) -> ModelConfig:

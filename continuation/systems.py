@@ -16,9 +16,9 @@ from torch import Tensor
 from continuation import audio, baselines, checkpoint, losses, metrics
 from continuation.cli import UsageError
 from continuation.dataset import known_by_group
+from continuation.layers import crossfade
 from continuation.pairs import Pair
 from continuation.windows import make_rng
-from model import fade_over
 
 GAINS = {"gain_another_song": "val_context_gain", "gain_same_song": "val_context_gain_same_song"}  # as train.py logs
 NOISE, LOSS_NOISE, SECOND_NOISE = 1, 2, 4  # purposes of what is drawn for a pair
@@ -244,9 +244,8 @@ class Network:
         played = {}
         for system in self.systems:
             if system.kind == NETWORK:
-                played[system] = self.play(pair, context, predicted[system.sampling])
-                latents = as_arrays(target, predicted[system.sampling])
-                played[system] = replace(played[system], latents=latents)
+                latents = predicted[system.sampling]
+                played[system] = replace(self.play(pair, context, latents), latents=as_arrays(target, latents))
             elif system.kind == OWN_SOUND:
                 played[system] = self.play(pair, context, predicted[system.sampling], with_copies=False)
             elif system.kind == CEILING:
@@ -267,7 +266,7 @@ class Network:
         """Decode `latents` after the pair's context, whose end is crossfaded, beside copies of it or without any."""
         copies = self.model.copies(self.batch(pair.context)) if with_copies else None
         before, after = map(self.sound, self.model.decode_behind(context, latents, copies))
-        faded = fade_over(torch.from_numpy(pair.context), torch.from_numpy(before)).numpy()
+        faded = crossfade(torch.from_numpy(pair.context), torch.from_numpy(before)).numpy()
         seams = copies.seams(self.config.chunk_samples) if copies else ()
         return Continuation(faded, after[:, : self.config.chunk_samples], seams)
 
