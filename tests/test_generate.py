@@ -293,6 +293,13 @@ def test_song_shorter_than_the_context_is_refused_with_both_lengths(tmp_path, re
         assert "short.wav is 9.50 s long, and the network needs to hear 10 s" in error
 
 
+def test_song_with_a_sample_that_is_not_finite_is_refused(tmp_path, refuses):
+    x = synth.tone(440, 11, 8000)
+    x[0, 4000] = np.nan
+    song = synth.write(tmp_path / "nan.wav", x, 8000, subtype="FLOAT")
+    assert "nan.wav: non-finite samples: 1 of " in refuses(source=song)
+
+
 @pytest.mark.parametrize("start", ["14.6", "20", "1000"])
 def test_start_beyond_the_song_is_refused_with_the_latest_start(refuses, start):
     error = refuses("--start", start)
