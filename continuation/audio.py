@@ -31,6 +31,7 @@ LIMITER_SECONDS = 0.02  # to each side of a peak
 AUDIO_SUFFIXES = frozenset(
     {".mp3", ".mp2", ".mpga", ".wav", ".flac", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".aifc", ".w64", ".caf"}
     | {".au", ".snd", ".m4a", ".m4b", ".mp4", ".aac", ".wma", ".mka", ".webm", ".ape", ".wv", ".tta"}
+    | {".tak", ".mpc", ".dsf", ".dff", ".ac3", ".eac3", ".dts"}
 )
 LARGEST_SAMPLE = 1e10  # int32 as floats reaches 2**31
 LOUDEST_PEAK = 1.5  # a lossy decoder overshoots by less: what is louder is not of full scale 1
