@@ -646,6 +646,10 @@ def test_checkpoint_folder_in_whose_place_a_file_is_is_refused_on_one_line(tmp_p
         "--seed -1",
         "--seed 4294967296",
         "--num_workers -1",
+        "--num_workers 100000",
+        "--stage1_steps 1e12",
+        "--stage1_steps 1000000000001",
+        "--batch_size 1000000000001",
     ],
 )
 def test_impossible_values_are_wrong_usage(flags):
