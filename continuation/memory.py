@@ -202,7 +202,11 @@ def rehearse(plan: Plan, part: str) -> None:
 
 
 class SilentState(TrainingState):
-    """The state of a training on silence."""
+    """The state of a training on silence, whose steps are all taken, whatever their gradients are."""
+
+    def begin_stage(self, stage: int) -> None:
+        super().begin_stage(stage)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)  # it would skip steps that overflow
 
     def check_finite(self, loss: Tensor, gradient_norm: Tensor) -> None:
         """Accept all: fake tensors have no values."""

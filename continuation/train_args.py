@@ -116,7 +116,7 @@ def add_schedule_arguments(group) -> None:
     )  # fmt: skip
     group.add_argument("--checkpoint_minutes", type=float, default=10.0, help="minutes between saves of last.pt")
     group.add_argument("--keep", type=int, default=2, help="saves to keep: last.pt, last.1.pt and so on")
-    group.add_argument("--seed", type=seed_number, default=0, help="of everything that is drawn")
+    group.add_argument("--seed", type=seed_number, default=0, help="random seed")
 
 
 def add_hardware_arguments(group) -> None:
