@@ -2,18 +2,18 @@
 
     python create_dataset.py --output_folder /path/to/output --dataset_folder /path/to/dataset
 
-For each side s of train, val and test: DS/s.npy, int16 (rows, channels, samples), songs contiguous and in
+For each split s of train, val and test: DS/s.npy, int16 (rows, channels, samples), songs contiguous and in
 time; DS/s_pairs.npy, int64 (pairs, 2), the rows of input and target, always neighbours in one song. And
 DS/meta.json, which says what each song's rows are.
 
-Files with the same music (equal content, or fingerprints that match: see audio.find_same_music) form a
-group, and a group stays on one side. Groups are ranked by the hash of the seed and their smallest id; test
+Files with the same music (equal content, or fingerprints that match: see fingerprint.py) form a
+group, and a group stays in one split. Groups are ranked by the hash of the seed and their smallest id; test
 takes the lowest ones, as long as that brings its hours nearer to test_fraction of all, then val does, and
 the rest is train: no share is further from what was asked than half a group, and another val_fraction
-leaves test alone. A side without any pair gets the lowest group of train.
+leaves test alone. A split without any pair gets the lowest group of train.
 
-A song that DS knows from a run with the same seed and fractions keeps its side, whatever its file is called
-now: it is known by its content. Where two known sides become one group, train wins, since what was once
+A song that DS knows from a run with the same seed and fractions keeps its split, whatever its file is called
+now: it is known by its content. Where songs of two splits become one group, train wins, since what was once
 trained on can no longer test.
 
 A song of one chunk has a row and no pair. A run that is killed leaves the old dataset, or the new one in
@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
 import shlex
 import shutil
 import sys
@@ -36,23 +35,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from continuation import audio, data, files, signals
-from continuation.cli import INTERRUPTED, UsageError, listed, one_line, steady_output
+from continuation import audio, files, manifests, signals
+from continuation.cli import INTERRUPTED, HelpFormatter, UsageError, listed, one_line, steady_output
+from continuation.dataset import SPLITS, known_by_group, read_meta
+from continuation.fingerprint import find_same_music, read_fingerprint
 
 TEMPO_SECONDS = 60
 LISTED_GROUPS = 20
-ARRAYS = tuple(f"{split}{kind}.npy" for split in data.SPLITS for kind in ("", "_pairs"))
+ARRAYS = tuple(f"{split}{kind}.npy" for split in SPLITS for kind in ("", "_pairs"))
 UNFINISHED = "unfinished"  # folder inside DS
-_LINE_KEYS = {
-    "id": str,
-    "source": str,
-    "sha256": str,
-    "chunks": int,
-    "rms": (int, float),
-    "silent_share": (int, float),
-    "fingerprint": str,
-}
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -62,7 +55,7 @@ _LINE_KEYS = {
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Turn the chunk arrays of preprocess.py into a dataset of pairs, split by song.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("--output_folder", required=True, type=Path, help="the folder that preprocess.py wrote")
@@ -93,6 +86,8 @@ def _fraction(text: str) -> float:
 
 @dataclass
 class Song:
+    """A song that preprocess.py wrote, and what the dataset makes of it."""
+
     line: dict  # of the manifest
     path: Path  # of the array, int16 (rows, channels, samples)
     bytes: int
@@ -107,7 +102,7 @@ class Song:
 
     @property
     def identity(self) -> dict:
-        """What its entry in meta.json says of it in every dataset."""
+        """The part of its entry in meta.json that is the same in every dataset."""
         return {key: self.line[key] for key in ("id", "source", "sha256", "fingerprint")} | {"group": self.group}
 
     @property
@@ -115,69 +110,21 @@ class Song:
         return self.line["chunks"]
 
     def chunks(self) -> np.ndarray:
-        """A memory map that lives no longer than its use: the whole corpus must not stay mapped."""
-        return data.open_array(self.path, np.int16)
-
-
-def read_manifests(folder: Path) -> list[dict]:
-    """The lines of all songs with status 'ok', sorted by id.
-
-    Raises DataError when a shard is missing, or a line is damaged or there twice.
-    """
-    lines: dict[str, dict] = {}
-    for path in manifest_paths(folder):
-        for number, line in enumerate(files.read_jsonl(path), 1):
-            _check_line(line, f"{path}, line {number},")
-            if line["status"] != "ok":
-                continue
-            if line["id"] in lines:
-                raise data.DataError(f"{path}: {line['id']} is in two manifests: run preprocess.py on all shards")
-            lines[line["id"]] = line
-    return [lines[key] for key in sorted(lines)]
-
-
-def manifest_paths(folder: Path) -> list[Path]:
-    """manifest.jsonl, or manifest.I-of-N.jsonl for every I; DataError for anything between, and while songs are
-    missing."""
-    names = sorted(path.name for path in folder.glob("manifest*.jsonl"))
-    if not names:
-        raise data.DataError(f"{folder} holds no manifest: run preprocess.py first")
-    for name in names:
-        if (mark := data.unfinished_mark(folder / name)).exists():
-            raise data.DataError(f"{mark} says that songs are missing: run preprocess.py again, to its end")
-    if names == ["manifest.jsonl"]:
-        return [folder / "manifest.jsonl"]
-    counts = {match[1] for name in names if (match := re.fullmatch(r"manifest\.\d+-of-(\d+)\.jsonl", name))}
-    wanted = [f"manifest.{i}-of-{count}.jsonl" for count in counts for i in range(int(count))]
-    if missing := [name for name in wanted if name not in names]:
-        raise data.DataError(f"{folder} lacks {', '.join(missing)}: run these shards of preprocess.py")
-    if len(counts) != 1 or set(names) != set(wanted):
-        raise data.DataError(f"{folder} holds the manifests of different runs: {', '.join(names)}")
-    return [folder / name for name in wanted]
-
-
-def _check_line(line: dict | None, where: str) -> None:
-    if line is None:
-        raise data.DataError(f"{where} is damaged: run preprocess.py again")
-    data.check_keys(line, {"status": str}, where)
-    if line["status"] == "ok":
-        data.check_keys(line, _LINE_KEYS, where)
-        data.check_id(line["id"], where)
-        if line["chunks"] < 1:
-            raise data.DataError(f"{where} is damaged: {line['chunks']} chunks")
+        """Open the array as a memory map, anew at each use: the whole corpus must not stay mapped."""
+        return files.open_array(self.path, np.int16)
 
 
 def open_song(folder: Path, line: dict, meta: dict, min_rms_db: float) -> Song:
     """Check a song's array against its line, and find its pairs. Reads all of it, a chunk at a time.
 
-    Raises DataError where the array is not the one that preprocess.py wrote.
+    Raises UsageError where the array is not the one that preprocess.py wrote.
     """
     path = folder / f"{line['id']}.npy"
-    chunks = data.open_array(path, np.int16, (meta["channels"], meta["chunk_samples"]))
+    chunks = files.open_array(path, np.int16, (meta["channels"], meta["chunk_samples"]))
     if len(chunks) != line["chunks"]:
-        raise data.DataError(f"{path} has {len(chunks)} chunks, its manifest line says {line['chunks']}")
-    if line.get("array_sha256", "") not in ("", data.array_sha256(chunks)):
-        raise data.DataError(f"{path} is damaged: its checksum is another one; run preprocess.py with --verify")
+        raise UsageError(f"{path} has {len(chunks)} chunks, its manifest line says {line['chunks']}")
+    if line.get("array_sha256", "") not in ("", files.array_sha256(chunks)):
+        raise UsageError(f"{path} is damaged: its checksum is another one; run preprocess.py with --verify")
     is_loud = np.array([audio.rms_db(audio.from_int16(chunk)) >= min_rms_db for chunk in chunks])
     inputs = np.flatnonzero(is_loud[:-1] & is_loud[1:]).astype(np.int64)
     pairs = np.stack([inputs, inputs + 1], axis=1)
@@ -185,9 +132,8 @@ def open_song(folder: Path, line: dict, meta: dict, min_rms_db: float) -> Song:
 
 
 def open_songs(folder: Path, meta: dict, min_rms_db: float) -> list[Song]:
-    from tqdm import tqdm
-
-    with tqdm(read_manifests(folder), desc="reading", unit="song") as lines:
+    """Open all songs of a folder of chunks, sorted by id."""
+    with tqdm(manifests.read_songs(folder), desc="reading", unit="song") as lines:
         return [open_song(folder, line, meta, min_rms_db) for line in lines]
 
 
@@ -196,7 +142,7 @@ def open_songs(folder: Path, meta: dict, min_rms_db: float) -> list[Song]:
 
 
 def group_same_music(songs: list[Song]) -> None:
-    """Give every song its group: union-find over equal files and matching fingerprints."""
+    """Assign every song to a group: union-find over equal files and matching fingerprints."""
     root = list(range(len(songs)))
 
     def find(i: int) -> int:
@@ -212,86 +158,86 @@ def group_same_music(songs: list[Song]) -> None:
     for i, song in enumerate(songs):
         if song.line["sha256"]:
             join(i, first_with.setdefault(song.line["sha256"], i))
-    fingerprints = [audio.read_fingerprint(song.line["fingerprint"]) for song in songs]
+    fingerprints = [read_fingerprint(song.line["fingerprint"]) for song in songs]
     print(f"comparing the fingerprints of {len(songs)} songs", flush=True)
-    for i, j, _ in audio.find_same_music(fingerprints):
+    for i, j, _ in find_same_music(fingerprints):
         join(i, j)
     for i, song in enumerate(songs):
         song.group = songs[find(i)].id
 
 
-def place(seed: int, group: str) -> float:
-    """A number in [0, 1) that only the seed and the group decide about."""
+def hash_rank(seed: int, group: str) -> float:
+    """Return a number in [0, 1) that depends on the seed and the group alone."""
     digest = hashlib.sha256(f"{seed}:{group}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def split_songs(songs: list[Song], known: dict[str, list[dict]], args: argparse.Namespace) -> None:
-    """Give every song its side; `known` are songs of an earlier run by group. See the module docstring.
+    """Assign every song to a split; `known` are songs of an earlier run by group. See the module docstring.
 
-    Raises DataError when fewer than three groups have a pair.
+    Raises UsageError when fewer than three groups have a pair.
     """
     groups: dict[str, list[Song]] = {}
     for song in songs:
         groups.setdefault(song.group, []).append(song)
-    order = sorted(groups, key=lambda group: place(args.seed, group))
+    order = sorted(groups, key=lambda group: hash_rank(args.seed, group))
     usable = [group for group in order if any(len(song.pairs) for song in groups[group])]
     if len(usable) < 3:
-        raise data.DataError(
+        raise UsageError(
             f"{len(usable)} different songs have a usable pair, 3 are needed (train, val, test): "
             f"add songs of at least two chunks above {args.min_rms_db:g} dBFS"
         )
-    sides = {}
+    assigned = {}
     for group, earlier in known.items():
         if earlier:
-            sides[group] = next(side for side in data.SPLITS if side in {song["split"] for song in earlier})
+            assigned[group] = next(split for split in SPLITS if split in {song["split"] for song in earlier})
     rows = {group: sum(song.rows for song in groups[group]) for group in order}
-    _draw_sides(sides, rows, {"test": args.test_fraction, "val": args.val_fraction})
+    _assign_new(assigned, rows, {"test": args.test_fraction, "val": args.val_fraction})
     # New groups come first: what was trained on can no longer test.
-    _fill_empty_sides(sides, sorted(usable, key=lambda group: bool(known[group])))
+    _fill_empty(assigned, sorted(usable, key=lambda group: bool(known[group])))
     for song in songs:
-        song.split = sides[song.group]
+        song.split = assigned[song.group]
 
 
-def _draw_sides(sides: dict[str, str], rows: dict[str, int], shares: dict[str, float]) -> None:
-    """Add to `sides` the groups that it lacks: `rows` by group, lowest first. Each of `shares` takes a group if that
-    brings it nearer to its share of all rows; what is left is for training."""
-    for side, share in shares.items():
-        missing = share * sum(rows.values()) - sum(rows[group] for group in rows if sides.get(group) == side)
+def _assign_new(assigned: dict[str, str], rows: dict[str, int], shares: dict[str, float]) -> None:
+    """Assign the groups that `assigned` lacks; `rows` are all groups, lowest first. Each split of `shares` takes a
+    group if that brings it nearer to its share of all rows; the rest is for training."""
+    for split, share in shares.items():
+        missing = share * sum(rows.values()) - sum(rows[group] for group in rows if assigned.get(group) == split)
         for group in rows:
-            if group not in sides and rows[group] <= 2 * missing:
-                sides[group] = side
+            if group not in assigned and rows[group] <= 2 * missing:
+                assigned[group] = split
                 missing -= rows[group]
     for group in rows:
-        sides.setdefault(group, "train")
+        assigned.setdefault(group, "train")
 
 
-def _fill_empty_sides(sides: dict[str, str], usable: list[str]) -> None:
-    """Every side needs a group with pairs: train lends its lowest ones, or else the side with the most."""
-    held = {name: [group for group in usable if sides[group] == name] for name in data.SPLITS}
+def _fill_empty(assigned: dict[str, str], usable: list[str]) -> None:
+    """Give every split a group with pairs: the lowest of train, or else of the split with the most groups."""
+    held = {name: [group for group in usable if assigned[group] == name] for name in SPLITS}
     for empty in [name for name in ("test", "val", "train") if not held[name]]:
         lender = "train" if len(held["train"]) > 1 else max(held, key=lambda name: len(held[name]))
         group = held[lender].pop(-1 if empty == "train" else 0)
         held[empty].append(group)
-        sides[group] = empty
+        assigned[group] = empty
 
 
 def known_songs(folder: Path, settings: dict) -> list[dict]:
-    """The songs of an earlier dataset in this folder, if its split was drawn in the same way.
+    """Return the songs of an earlier dataset in this folder, if it was split in the same way.
 
-    Raises DataError where there is a dataset whose sides cannot be read: they must not be drawn anew unasked.
+    Raises UsageError where there is a dataset whose splits cannot be read: they must not be drawn anew unasked.
     """
     if not (folder / "meta.json").exists():
         if arrays := [name for name in ARRAYS if (folder / name).exists()]:
-            raise data.DataError(
+            raise UsageError(
                 f"{folder} holds {arrays[0]} and no meta.json: which songs were for training is lost; take another "
-                f"folder, or delete this one to draw all sides anew"
+                f"folder, or delete this one to draw all splits anew"
             )
         return []
-    meta = data.read_meta(folder, "dataset")
+    meta = read_meta(folder, "dataset")
     if any(meta["settings"].get(key) != settings[key] for key in ("seed", "val_fraction", "test_fraction")):
         return []
-    return [song for song in meta["songs"] if song["split"] in data.SPLITS]
+    return [song for song in meta["songs"] if song["split"] in SPLITS]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -299,7 +245,7 @@ def known_songs(folder: Path, settings: dict) -> list[dict]:
 
 
 def check_space(songs: list[Song], folder: Path) -> None:
-    """Say how large the dataset becomes; raise OSError when it has no room beside what is there."""
+    """Print how large the dataset becomes; raise OSError when there is no room for it beside what is there."""
     size = sum(song.bytes + song.pairs.nbytes + 1000 for song in songs)
     free = shutil.disk_usage(folder).free
     print(f"writing {size / 1e9:.2f} GB to {folder} ({free / 1e9:.1f} GB free)", flush=True)
@@ -309,15 +255,13 @@ def check_space(songs: list[Song], folder: Path) -> None:
 
 def write_dataset(folder: Path, songs: list[Song], meta: dict) -> None:
     """Write everything to a folder inside `folder`, meta.json last, then put it in place of what is there."""
-    from tqdm import tqdm
-
     new = folder / UNFINISHED
     new.mkdir()
     try:
         with tqdm(total=sum(song.rows for song in songs), desc="writing", unit="row") as bar:
             entries = []
-            for split in data.SPLITS:
-                entries += write_side(new, split, [song for song in songs if song.split == split], meta, bar)
+            for split in SPLITS:
+                entries += write_split(new, split, [song for song in songs if song.split == split], meta, bar)
         files.sync_folder(new)
         files.write_atomic(new / "meta.json", json.dumps(meta | {"songs": entries}, indent=1) + "\n")
         files.sync_folder(new)
@@ -328,9 +272,9 @@ def write_dataset(folder: Path, songs: list[Song], meta: dict) -> None:
 
 
 def put_in_place(folder: Path) -> None:
-    """Replace the dataset in `folder` by the one that is whole in `folder`/unfinished; one that is not is removed.
+    """Replace the dataset in `folder` by the one in `folder`/unfinished if that is complete, else remove the latter.
 
-    May be killed anywhere: the next call goes on, and between them there is no meta.json, so no dataset.
+    May be killed anywhere: the next call goes on, and in between there is no meta.json, so no dataset.
     """
     new = folder / UNFINISHED
     if (new / "meta.json").exists():
@@ -343,8 +287,8 @@ def put_in_place(folder: Path) -> None:
     shutil.rmtree(new, ignore_errors=True)
 
 
-def write_side(folder: Path, split: str, songs: list[Song], meta: dict, bar) -> list[dict]:
-    """Write the rows and pairs of one side and return its songs' entries in meta.json."""
+def write_split(folder: Path, split: str, songs: list[Song], meta: dict, bar) -> list[dict]:
+    """Write the rows and pairs of one split and return its songs' entries in meta.json."""
     row_shape = (meta["channels"], meta["chunk_samples"])
     entries = []
     with ExitStack() as stack:
@@ -365,11 +309,12 @@ def write_side(folder: Path, split: str, songs: list[Song], meta: dict, bar) -> 
 
 
 def print_summary(songs: list[Song], meta: dict) -> None:
+    """Print songs, pairs and hours of every split, and what was left out."""
     hours_a_row = meta["chunk_samples"] / meta["sample_rate"] / 3600
-    for split in data.SPLITS:
-        side = [song for song in songs if song.split == split]
-        pairs, rows = sum(len(song.pairs) for song in side), sum(song.rows for song in side)
-        print(f"{split:6}{len(side):6} songs{pairs:8} pairs{rows * hours_a_row:8.2f} hours")
+    for split in SPLITS:
+        inside = [song for song in songs if song.split == split]
+        pairs, rows = sum(len(song.pairs) for song in inside), sum(song.rows for song in inside)
+        print(f"{split:6}{len(inside):6} songs{pairs:8} pairs{rows * hours_a_row:8.2f} hours")
     if dropped := sum(song.quiet_pairs for song in songs):
         print(f"{dropped} pairs dropped: input or target below {meta['settings']['min_rms_db']:g} dBFS")
     if short := sum(song.rows == 1 for song in songs):
@@ -378,21 +323,22 @@ def print_summary(songs: list[Song], meta: dict) -> None:
 
 
 def print_changes(songs: list[Song], earlier: list[dict], known: dict[str, list[dict]]) -> None:
-    """Say which songs of the `earlier` dataset have moved, and which are in none of the groups of `known`."""
-    sides = {song.group: song.split for song in songs}
-    here = [(song, sides[group]) for group, found in known.items() for song in found]
-    if moved := [song["source"] for song, side in here if song["split"] != side]:
-        print(f"{len(moved)} songs came to another side than before: {', '.join(map(repr, moved))}")
+    """Print which songs of the `earlier` dataset have moved, and which are in none of the groups of `known`."""
+    assigned = {song.group: song.split for song in songs}
+    here = [(song, assigned[group]) for group, found in known.items() for song in found]
+    if moved := [song["source"] for song, split in here if song["split"] != split]:
+        print(f"{len(moved)} songs came to another split than before: {', '.join(map(repr, moved))}")
     ids = {song["id"] for song, _ in here}
     if gone := [song["source"] for song in earlier if song["id"] not in ids]:
         print(f"{len(gone)} songs of the dataset that was here before are gone: {listed(gone)}")
 
 
 def print_groups(songs: list[Song]) -> None:
+    """Print which files were found to be the same music."""
     sizes = Counter(song.group for song in songs)
     joined = [group for group, size in sizes.items() if size > 1]
     if joined:
-        print(f"{len(joined)} groups of the same music, each kept on one side:")
+        print(f"{len(joined)} groups of the same music, each kept in one split:")
     for group in joined[:LISTED_GROUPS]:
         print("  " + ", ".join(repr(song.line["source"]) for song in songs if song.group == group))
     if len(joined) > LISTED_GROUPS:
@@ -401,8 +347,6 @@ def print_groups(songs: list[Song]) -> None:
 
 def plot_songs(path: Path, songs: list[Song], meta: dict) -> None:
     """Draw hours, loudness, silence and tempo of all songs."""
-    from tqdm import tqdm
-
     from continuation import plots
 
     hours_a_row = meta["chunk_samples"] / meta["sample_rate"] / 3600
@@ -421,7 +365,7 @@ def plot_songs(path: Path, songs: list[Song], meta: dict) -> None:
 
 
 def tempo_bpm(song: Song, meta: dict) -> float:
-    """Beats per minute of a song's first minute, as librosa estimates them."""
+    """Return the beats per minute of a song's first minute, as librosa estimates them."""
     import librosa
 
     rate = meta["sample_rate"]
@@ -437,10 +381,10 @@ def tempo_bpm(song: Song, meta: dict) -> float:
 def run(args: argparse.Namespace) -> None:
     source, target = args.output_folder, args.dataset_folder
     if target.exists() and not target.is_dir():
-        raise data.DataError(f"--dataset_folder {target} is not a folder")
+        raise UsageError(f"--dataset_folder {target} is not a folder")
     if source.resolve() == target.resolve():
-        raise data.DataError("--output_folder and --dataset_folder must not be the same folder")
-    chunks_meta = data.read_meta(source, "chunks")
+        raise UsageError("--output_folder and --dataset_folder must not be the same folder")
+    chunks_meta = read_meta(source, "chunks")
     settings = {name: getattr(args, name) for name in ("val_fraction", "test_fraction", "min_rms_db", "seed")}
     meta = chunks_meta | {"kind": "dataset", "settings": settings | {"chunks": chunks_meta["settings"]}}
     target.mkdir(parents=True, exist_ok=True)
@@ -449,7 +393,7 @@ def run(args: argparse.Namespace) -> None:
         earlier = known_songs(target, settings)
         songs = open_songs(source, meta, args.min_rms_db)
         group_same_music(songs)
-        known = data.known_by_group([song.identity for song in songs], earlier)
+        known = known_by_group([song.identity for song in songs], earlier)
         split_songs(songs, known, args)
         check_space(songs, target)
         write_dataset(target, songs, meta)
@@ -469,7 +413,7 @@ def main(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted: run the same command again", file=sys.stderr)
         return INTERRUPTED
-    except (UsageError, data.DataError, audio.AudioError) as error:
+    except UsageError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:

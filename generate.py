@@ -13,10 +13,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from continuation import audio, signals
+from continuation import audio, checkpoint, decoders, signals
 from continuation.cli import (
     INTERRUPTED,
+    HelpFormatter,
     UsageError,
     make_folder,
     not_negative_float,
@@ -26,6 +28,7 @@ from continuation.cli import (
     steady_output,
     up_to_a_day,
 )
+from model import GUIDANCE, SAMPLING_STEPS
 
 OUTPUT_SUFFIXES = (".mp3", ".wav", ".flac", ".ogg", ".m4a")
 SHORTEST_SECONDS = 0.1
@@ -35,15 +38,13 @@ SHORTEST_SECONDS = 0.1
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter)
     files = parser.add_argument_group("files")
     files.add_argument("--checkpoint_folder", required=True, type=Path, help="what train.py wrote; best.pt is used")
     files.add_argument("--input", required=True, type=Path, help="song to continue")
     files.add_argument("--output", required=True, type=Path, help="sound file: " + " ".join(OUTPUT_SUFFIXES))
     files.add_argument("--with_input", action="store_true", help="write the heard seconds before the continuation")
-    files.add_argument("--plot", metavar="PNG", type=Path, help="picture of input and continuation (None: none)")
+    files.add_argument("--plot", metavar="PNG", type=Path, help="picture of input and continuation (default: none)")
     music = parser.add_argument_group("music")
     music.add_argument(
         "--start", type=start_seconds, default=0.0, help="where the heard seconds begin, s; or 'end': the last ones"
@@ -53,12 +54,18 @@ def parse_args(argv=None) -> argparse.Namespace:
     music.add_argument(
         "--seed", type=seed_number, default=0, help="of the first continuation, the next one's is 1 higher"
     )
-    sampling = parser.add_argument_group("sampling, of flow networks (None: as evaluate.py)")
-    sampling.add_argument("--steps", type=positive_int, help="steps from noise to music: more is finer and slower")
+    sampling = parser.add_argument_group("sampling, of flow networks")
     sampling.add_argument(
-        "--guidance", type=not_negative_float, help="how strongly the song is followed; 1: as trained"
+        "--steps", type=positive_int, default=SAMPLING_STEPS,
+        help="steps from noise to music: more is finer and slower",
+    )  # fmt: skip
+    sampling.add_argument(
+        "--guidance", type=not_negative_float, default=GUIDANCE,
+        help="how strongly the song is followed; 1: as trained",
+    )  # fmt: skip
+    sampling.add_argument(
+        "--temperature", type=not_negative_float, default=1.0, help="level of the noise that it starts from"
     )
-    sampling.add_argument("--temperature", type=not_negative_float, help="level of the noise that it starts from")
     hardware = parser.add_argument_group("hardware")
     hardware.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     hardware.add_argument(
@@ -88,7 +95,7 @@ def check_files(args: argparse.Namespace) -> None:
     suffix = args.output.suffix.lower()
     if suffix not in OUTPUT_SUFFIXES:
         raise UsageError(f"--output {args.output}: cannot write '{suffix}', only {' '.join(OUTPUT_SUFFIXES)}")
-    if suffix == ".m4a" and audio.find_ffmpeg() is None:
+    if suffix == ".m4a" and decoders.find_ffmpeg() is None:
         raise UsageError(f"--output {args.output}: .m4a needs ffmpeg; write .mp3 or .wav instead")
     if args.plot and args.plot.suffix.lower() != ".png":
         raise UsageError(f"--plot {args.plot}: pictures are .png files")
@@ -110,9 +117,7 @@ def check_output(flag: str, path: Path, source: Path) -> None:
 
 
 def load_network(args: argparse.Namespace):
-    """The network of best.pt on its device, and the precision to run it in."""
-    from continuation import checkpoint
-
+    """Return the network of best.pt on its device, and the precision to run it in."""
     path = args.checkpoint_folder / checkpoint.BEST_NAME
     try:
         device = checkpoint.choose_device(args.device)
@@ -164,14 +169,11 @@ def read_context(path: Path, sample_rate: int, channels: int, samples: int, star
 
 
 def continue_song(model, precision, context: np.ndarray, seed: int, args: argparse.Namespace) -> np.ndarray:
-    """The context and what follows it, joined: float32 (channels, context + continuation)."""
-    import torch
-
-    wishes = {name: getattr(args, name) for name in ("steps", "guidance", "temperature")}
-    wishes = {name: value for name, value in wishes.items() if value is not None}
+    """Return the context and what follows it, joined: float32 (channels, context + continuation)."""
+    sampling = {name: getattr(args, name) for name in ("steps", "guidance", "temperature")}
     device = next(model.parameters()).device
     with torch.autocast(device.type, precision, enabled=precision is not None):
-        whole = model.generate(context, args.seconds, seed, with_input=True, **wishes).float().numpy()
+        whole = model.generate(context, args.seconds, seed, with_input=True, **sampling).float().numpy()
     if not np.isfinite(whole).all():
         raise FloatingPointError("the network's output is not finite; try --precision fp32")
     return whole
@@ -233,11 +235,7 @@ def main(args: argparse.Namespace) -> int:
     except (audio.AudioError, OSError, FloatingPointError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
-    except RuntimeError as error:
-        import torch  # not earlier: what is refused should be refused at once
-
-        if not isinstance(error, torch.cuda.OutOfMemoryError):
-            raise
+    except torch.cuda.OutOfMemoryError:
         print("error: the GPU has not enough free memory: try --device cpu", file=sys.stderr)
         return 1
     return 0

@@ -30,6 +30,9 @@ from continuation.cli import (
     seed_number,
     steady_output,
 )
+from continuation.dataset import is_same_dataset, open_dataset
+from continuation.latent_cache import LatentCache
+from continuation.windows import CropItems, FixedPairItems, PairItems, WindowItems, Windows, items_of_rank, make_rng
 
 CROP_SECONDS = 1  # of audio in one item of stage 1
 COOLDOWN_SHARE = 0.4  # of a stage, its end, while the learning rate falls to zero
@@ -234,7 +237,7 @@ class Reconstruct(Phase):
 
     def items(self):
         run = self.run
-        return run.data.CropItems(run.windows["train"], run.crop_shape, run.crop_samples, run.args.seed)
+        return CropItems(run.windows["train"], run.crop_shape, run.crop_samples, run.args.seed)
 
     def loss(self, model, batch: dict, step: int) -> tuple:
         return self.run.losses.reconstruct_step(
@@ -252,7 +255,7 @@ class Predict(Phase):
 
     def items(self):
         run = self.run
-        return run.data.PairItems(
+        return PairItems(
             run.windows["train"], run.latent_shape, run.args.latent_variants, run.args.seed, cache=run.open_cache()
         )
 
@@ -275,7 +278,7 @@ class Joint(Predict):
 
     def items(self):
         run = self.run
-        return run.data.PairItems(
+        return PairItems(
             run.windows["train"], run.latent_shape, run.args.latent_variants, run.args.seed, run.open_cache(),
             crop=run.crop_shape, copies=run.repetition.COPIES,
         )  # fmt: skip
@@ -304,7 +307,7 @@ class Legacy(Phase):
         return [model.encoder, model.decoder] + ([model.core] if self.stage == 2 else [])
 
     def items(self):
-        return self.run.data.FixedPairItems(self.run.windows["train"], self.run.args.seed, self.stage)
+        return FixedPairItems(self.run.windows["train"], self.run.args.seed, self.stage)
 
     def loss(self, model, batch: dict, step: int) -> tuple:
         return self.run.losses.legacy_step(model, batch, predict=self.stage == 2)
@@ -361,9 +364,9 @@ def fit_batch(args, device) -> None:
         return
     import torch
 
-    from continuation import data, memory
+    from continuation import memory
 
-    meta, _ = data.open_dataset(args.dataset_folder)
+    meta, _ = open_dataset(args.dataset_folder)
     plan = make_plan(args, meta, device)
     if args.batch_size == "auto":
         plan = memory.largest_batch(plan, args.memory_limit)
@@ -387,18 +390,18 @@ def dry_run(args) -> None:
     """Print what the training would take, its memory on a GPU even where there is none; write nothing."""
     import torch
 
-    from continuation import data, memory
+    from continuation import memory
 
-    meta, sides = data.open_dataset(args.dataset_folder)
+    meta, splits = open_dataset(args.dataset_folder)
     plan = make_plan(args, meta, torch.device("cpu" if args.device == "cpu" else "cuda"))
     largest = memory.largest_batch(plan, args.memory_limit)
     if args.batch_size == "auto":
         plan = largest or plan
     args.batch_size, args.accumulate = plan.batch_size, plan.accumulate
-    for name, side in sides.items():
-        hours = len(side.rows) * meta["chunk_samples"] / meta["sample_rate"] / 3600
-        print(f"{name}: {len(side.songs)} songs, {len(side.pairs)} pairs, {hours:.2f} hours")
-    windows = data.Windows(sides["train"], meta)
+    for name, split in splits.items():
+        hours = len(split.rows) * meta["chunk_samples"] / meta["sample_rate"] / 3600
+        print(f"{name}: {len(split.songs)} songs, {len(split.pairs)} pairs, {hours:.2f} hours")
+    windows = Windows(splits["train"], meta)
     print_stages(args, windows, first=2 if args.stage1_from else 1)
     cache = memory.cache_gigabytes(plan, args.latent_variants * len(windows))
     one = memory.checkpoint_gigabytes(plan.config)
@@ -423,9 +426,7 @@ def items_a_step(args) -> int:
 
 def pairs_an_epoch(args, windows) -> int:
     """Of these training windows: legacy has fixed pairs, about half of them."""
-    from continuation import data
-
-    return len(data.FixedPairItems(windows, args.seed, 1).pairs) if args.preset == "legacy" else len(windows)
+    return len(FixedPairItems(windows, args.seed, 1).pairs) if args.preset == "legacy" else len(windows)
 
 
 def print_stages(args, windows, first: int) -> None:
@@ -454,15 +455,15 @@ class Run:
     def __init__(self, args: argparse.Namespace):
         import torch
 
-        from continuation import checkpoint, data, distributed, losses, muon, repetition, validation
+        from continuation import checkpoint, distributed, losses, muon, repetition, validation
         from model import ContinuationModel
 
-        self.args, self.torch, self.data, self.losses, self.muon = args, torch, data, losses, muon
+        self.args, self.torch, self.losses, self.muon = args, torch, losses, muon
         self.distributed, self.repetition = distributed, repetition
         self.checkpoint = checkpoint
         self.folder = Path(args.checkpoint_folder)
-        self.meta, sides = data.open_dataset(args.dataset_folder)
-        self.windows = {name: data.Windows(side, self.meta) for name, side in sides.items()}
+        self.meta, splits = open_dataset(args.dataset_folder)
+        self.windows = {name: Windows(split, self.meta) for name, split in splits.items()}
         self.device = checkpoint.choose_device(args.device)
         warn_without_cuda(args, self.device)
         self.precision = checkpoint.choose_precision(args.precision, self.device)
@@ -615,7 +616,7 @@ class Run:
 
     def loader(self, phase):
         """Batches of the phase from the run's next item on, without end; of all processes' items this one's."""
-        own = self.data.own_items(self.item, phase.batch_size, self.distributed.rank(), self.distributed.count())
+        own = items_of_rank(self.item, phase.batch_size, self.distributed.rank(), self.distributed.count())
         return self.batches(phase.items(), phase.batch_size, own)
 
     def batches(self, items, batch_size: int, numbers):
@@ -638,8 +639,8 @@ class Run:
     def train_step(self, phase, loss_of, batches) -> float:
         """One optimiser step over the phase's micro-batches; returns this process's mean loss."""
         torch, total = self.torch, 0.0
-        draws = self.data.draws(self.args.seed, "dropout", self.stage, self.step, self.distributed.rank())
-        torch.manual_seed(int(draws.integers(2**62)))
+        rng = make_rng(self.args.seed, "dropout", self.stage, self.step, self.distributed.rank())
+        torch.manual_seed(int(rng.integers(2**62)))
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate() * group["scale"]
         for micro_step in range(phase.accumulate):
@@ -687,7 +688,7 @@ class Run:
 
     def spectral_draw(self, step: int) -> dict:
         """Window length and stereo basis of the spectral losses at this step."""
-        rng = self.data.draws(self.args.seed, "spectral", self.stage, step)
+        rng = make_rng(self.args.seed, "spectral", self.stage, step)
         sizes = self.losses.spectral_sizes(self.config.sample_rate)
         return {
             "sample_rate": self.config.sample_rate,
@@ -725,7 +726,7 @@ class Run:
         """Start stage 2 from the EMA weights of a finished stage 1, this run's or another's, whatever its core is."""
         if finished["stage"] != 1:
             raise UsageError("that stage1.pt is of stage 2")
-        if not self.data.is_same_dataset(finished.get("data_meta"), self.meta):
+        if not is_same_dataset(finished.get("data_meta"), self.meta):
             raise UsageError("that stage 1 was trained on another dataset")
         if codec_fields(finished["config"]) != codec_fields(asdict(self.config)):
             raise UsageError("that stage 1 has another encoder or decoder: give the same --preset and sizes")
@@ -748,7 +749,7 @@ class Run:
         pairs = len(self.windows["train"])
         channels = self.config.latent_channels
         shapes = {"context": (channels, self.config.context_latents), "target": self.latent_shape}
-        return self.data.LatentCache(self.folder / "latents", self.args.latent_variants, shapes, pairs)
+        return LatentCache(self.folder / "latents", self.args.latent_variants, shapes, pairs)
 
     def fill_cache(self, stop) -> None:
         """Encode all training windows once; variants that are there already for the same key are kept."""
@@ -803,7 +804,7 @@ class Run:
         windows, size = self.windows["train"], CACHE_BATCH * self.distributed.count()
         starts = range(0, len(windows), size)
         mine = [first + CACHE_BATCH * self.distributed.rank() + i for first in starts for i in range(CACHE_BATCH)]
-        items = self.data.WindowItems(windows, variant, self.args.seed)
+        items = WindowItems(windows, variant, self.args.seed)
         batches = self.batches(items, CACHE_BATCH, [min(pair, len(windows) - 1) for pair in mine])
         for first, batch in zip(starts, batches, strict=True):
             with self.torch.no_grad(), self.autocast():
@@ -952,7 +953,7 @@ class Run:
             for name, value in self.settings.items()
             if name not in FREE_ON_RESTART and settings.get(name) != value
         ]
-        if not self.data.is_same_dataset(state.get("data_meta"), self.meta):
+        if not is_same_dataset(state.get("data_meta"), self.meta):
             differing.append("the dataset")
         if not differing and state["config"] != asdict(self.config):
             differing.append(f"the sizes that --preset {self.config.preset} stands for, which have changed since")
@@ -1063,7 +1064,7 @@ def drop_later_records(path: Path, stage: int, step: int) -> None:
 def main(args: argparse.Namespace) -> int:
     import torch
 
-    from continuation import audio, checkpoint, data, distributed
+    from continuation import audio, checkpoint, distributed
 
     checkpoint.versions()  # of the code that runs, whatever is checked out before it ends
     folder = Path(args.checkpoint_folder)
@@ -1091,7 +1092,6 @@ def main(args: argparse.Namespace) -> int:
         return INTERRUPTED
     except (
         UsageError,
-        data.DataError,
         checkpoint.CheckpointError,
         checkpoint.DeviceError,
         distributed.LaunchError,

@@ -1,4 +1,4 @@
-"""Continuations that need no network: what a network has to be better than, and the best that copying could do.
+"""Baselines: continuations that need no network, and an oracle that shows the best that copying could reach.
 
 Sounds are float32 (channels, samples); a continuation is as long as its input.
 """
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from continuation import metrics
 from continuation.layers import FRAME_RATE_HZ
+from continuation.metrics import Sound
 from continuation.mixer import interpolation, pooling
 from continuation.repetition import find_copies
 from continuation.spectral import ISTFTHead
@@ -20,22 +20,24 @@ ORACLE_FRAMES = 8  # 80 ms
 
 
 class Loop(NamedTuple):
+    """The end of a context, repeated."""
+
     sound: np.ndarray
     seams: list[int]  # samples at which it begins anew
-    correlation: float  # 0..1, how exactly the input has repeated itself at that lag
+    correlation: float  # 0..1, how exactly the context has repeated itself at that lag
 
 
 def loop(context: np.ndarray, sample_rate: int) -> Loop:
-    """Repeat the end of the input at the lag at which it repeats itself best, exact to the sample."""
+    """Repeat the end of the context at the lag at which it repeats itself best, exact to the sample."""
     copies = find_copies(torch.from_numpy(context)[None], sample_rate // FRAME_RATE_HZ, count=1)
     length = context.shape[-1]
     return Loop(copies.play(0, length)[0, 0].numpy(), copies.seams(length), copies.similarity[0, 0, 0].item())
 
 
 def tempo_locked_loop(context: np.ndarray, sample_rate: int) -> np.ndarray | None:
-    """Repeat the last two bars of the input (one, where two do not fit), of four beats each at its detected tempo.
+    """Repeat the last two bars of the context (one, where two do not fit), of four beats each at its detected tempo.
     None without a tempo."""
-    bar = 4 * 60 / metrics.tempo(context, sample_rate) * sample_rate
+    bar = 4 * 60 / Sound(context, sample_rate).tempo * sample_rate
     if not bar <= context.shape[-1]:
         return None
     bar = round(bar)
@@ -45,7 +47,7 @@ def tempo_locked_loop(context: np.ndarray, sample_rate: int) -> np.ndarray | Non
 
 def copy_oracle(context: np.ndarray, target: np.ndarray, sample_rate: int) -> np.ndarray:
     """Play, by band of mid and side and every 80 ms, the one of 12 copies whose magnitudes are nearest to the
-    truth's: what choosing among copies could reach at best. It knows the future."""
+    truth's: what choosing among copies could reach at best. It uses the true continuation."""
     hop = sample_rate // FRAME_RATE_HZ
     stft = ISTFTHead(1, context.shape[0], hop)
     copies = find_copies(torch.from_numpy(context)[None], hop, ORACLE_COPIES)

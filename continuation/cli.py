@@ -18,6 +18,14 @@ LISTED_NAMES = 5
 SEEDS = 2**32  # torch's generator on the CPU drops the higher bits
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Show the default of every flag that has one. What happens without any other flag, its help text says."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_default = action.default is not None and action.default is not False
+        return super()._get_help_string(action) if has_default else action.help
+
+
 def positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -53,11 +61,11 @@ def seed_number(text: str) -> int:
 
 
 class UsageError(Exception):
-    """The command does not fit its folders or its input; the message is one clear sentence."""
+    """Wrong usage, or an input or folder that is refused (exit code 2); the message is one clear sentence."""
 
 
 def environment_int(environment: Mapping[str, str], name: str, least: int = 0) -> int:
-    """Read the whole number from `least` up that a variable of the environment holds; UsageError for all else."""
+    """Read a variable of the environment as a whole number from `least` up; UsageError for anything else."""
     text = environment[name]
     try:
         value = int(text)
@@ -77,8 +85,8 @@ def make_folder(path: Path, flag: str) -> None:
 
 
 def one_line(text: object) -> str:
-    """Return foreign text (a file's name, what a file or another program says) as it may be shown: on one line, with
-    what does not print as backslash escapes, as in repr. A name could else command a terminal or forge a line."""
+    """Return foreign text (a file's name, what a file or another program says) on one line, with backslash escapes
+    for what does not print, as in repr: or else a name could control the terminal or forge a line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
@@ -120,9 +128,9 @@ class SteadyStream:
 
 @contextmanager
 def steady_output():
-    """Let printing decide about nothing, in a block or, as a decorator, in a script's main: neither a stream that was
-    closed or whose disk is full, nor a reader that has gone, nor a name that is not UTF-8 raises. The work goes on,
-    and the exit code speaks of the work alone."""
+    """Let no print raise, in a block or, as a decorator, in a script's main: not for a stream that was closed, a full
+    disk, a reader that has gone, or a name that is not UTF-8. The work goes on, and the exit code tells of the work
+    alone."""
     open_standard_files()
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (
@@ -141,15 +149,15 @@ def steady_output():
 
 
 def output_code() -> int:
-    """Exit code, inside `steady_output`, of work that consists of what it printed: 1 where that is lost, 0 where its
-    reader just had enough."""
+    """Return the exit code, inside `steady_output`, of work whose result is printed: 1 where that is lost, 0 where
+    its reader only stopped reading."""
     sys.stdout.flush()
     return int(sys.stdout.error is not None and not isinstance(sys.stdout.error, BrokenPipeError))
 
 
 def open_standard_files() -> None:
-    """Open stdin, stdout and stderr on nothing where the shell closed them (`>&-`): or else the next file that is
-    opened, or a subprocess opens, takes their number, and what libraries print there is written into it."""
+    """Open stdin, stdout and stderr on /dev/null where the shell closed them (`>&-`): or else the next file that is
+    opened takes their number, and what libraries print goes into it."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -158,7 +166,7 @@ def open_standard_files() -> None:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first of the names, quoted and sorted, and how many more there are."""
+    """Return the first of the names, quoted and sorted, and how many more there are."""
     names = sorted(names)
     more = len(names) - LISTED_NAMES
     return ", ".join(map(repr, names[:LISTED_NAMES])) + (f" and {more} more" if more > 0 else "")

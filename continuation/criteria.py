@@ -1,7 +1,7 @@
-"""What a scorecard has to show before its network may be called good: every gate, met or not met.
+"""The criteria that a network must meet before it may be called good, checked on a scorecard.
 
 The thresholds are the project's own. What counts first is likeness to real music (kernel audio distance), then that
-the network is better than the loop, the end of the input over and over, which needs no network. "Better" is met when
+the network is better than the loop, which repeats the end of the input and needs no network. "Better" is met when
 the 95 % interval of the difference over songs lies on the right side of 0, a context gain when its lower end is above
 0; all else goes by the means over songs.
 """
@@ -10,19 +10,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from continuation import metrics
+from continuation.metrics import paired_interval
 
-LOOP = "loop"
-LEAST = "repeats least"
-ONE_STEP = ", one step"
-OWN_SOUND = ", own sound"
-CEILING = ", ceiling"  # what evaluate.py adds to a network's name
+LOOP = "loop"  # system that needs no network
+LEAST, MOST = HALVES = ("repeats least", "repeats most")
 BETTER_THAN_LOOP = {"onset_correlation": 1, "chroma_cosine": 1, "mr_stft": -1}  # measure -> sign of what is better
 
 
 @dataclass(frozen=True)
-class Gate:
-    """One demand on one network. `met` is None where the scorecard lacks what it takes to tell."""
+class Criterion:
+    """One demand on one network. `met` is None where the scorecard lacks the figures to decide."""
 
     network: str
     demand: str
@@ -30,11 +27,11 @@ class Gate:
     met: bool | None
 
 
-def check(card: dict) -> list[Gate]:
-    """All gates of all networks of a scorecard (as evaluate.py makes it) that predict by a flow."""
-    flows = [name for name in card["checkpoints"] if name.split(" ")[0].endswith("-flow")]
+def check(card: dict) -> list[Criterion]:
+    """Check all criteria of all networks of a scorecard (as evaluate.py makes it) that predict by a flow."""
+    flows = [name for name, facts in card["checkpoints"].items() if facts["objective"] == "flow"]
     checks = (real_music, loop, context, levels, clicks, originality, spread, combs, long_continuation)
-    return [gate for name in flows for gates_of in checks for gate in gates_of(card, name)]
+    return [criterion for name in flows for criteria_of in checks for criterion in criteria_of(card, name)]
 
 
 # Reading a card
@@ -48,51 +45,52 @@ def figure(card: dict, section: str, system: str, measure: str) -> dict:
     return card["figures"][section].get(system, {}).get(measure, {})
 
 
-def within(network: str, demand: str, values: list[float], low: float, high: float) -> Gate:
-    """All `values` lie from `low` to `high`."""
+def within(network: str, demand: str, values: list[float], low: float, high: float) -> Criterion:
+    """Demand that all `values` lie from `low` to `high`."""
     found = " / ".join(f"{value:.3g}" for value in values)
     if any(math.isnan(value) for value in [*values, low, high]):
-        return Gate(network, demand, found, None)
-    return Gate(network, demand, found, all(low <= value <= high for value in values))
+        return Criterion(network, demand, found, None)
+    return Criterion(network, demand, found, all(low <= value <= high for value in values))
 
 
 def difference(
     card: dict, system: str, other: str, measure: str, songs: list[str] | None = None
 ) -> tuple[float, float, float]:
-    """Paired difference of two systems' continuations over songs (default: all), and its interval."""
+    """Return the paired difference of two systems' continuations over songs (None: all), and its interval."""
     own, others = (figure(card, "continuation", name, measure).get("songs", {}) for name in (system, other))
     shared = [song for song in own if song in others and (songs is None or song in songs)]
-    return metrics.paired_interval([own[s] for s in shared], [others[s] for s in shared], card["settings"]["seed"])
+    return paired_interval([own[s] for s in shared], [others[s] for s in shared], card["settings"]["seed"])
 
 
-# The gates
+# The criteria
 
 
-def real_music(card: dict, name: str) -> Iterator[Gate]:
+def real_music(card: dict, name: str) -> Iterator[Criterion]:
     for part, where, limit in ((card, "", 12), (card["halves"][LEAST], " in the half that repeats least", 25)):
         found = part["kernel_audio_distance"].get(name, {}).get("mean", math.nan)
         yield within(name, f"kernel audio distance{where} at most {limit}", [found], -math.inf, limit)
 
 
-def loop(card: dict, name: str) -> Iterator[Gate]:
+def loop(card: dict, name: str) -> Iterator[Criterion]:
     for measure, sign in BETTER_THAN_LOOP.items():
         value, low, high = difference(card, name, LOOP, measure)
         found = f"{value:+.3g} [{low:.3g}, {high:.3g}]"
         met = None if math.isnan(low) else min(sign * low, sign * high) > 0
-        yield Gate(name, f"{measure} minus the loop's: interval {'above' if sign > 0 else 'below'} 0", found, met)
+        demand = f"{measure} minus the loop's: interval {'above' if sign > 0 else 'below'} 0"
+        yield Criterion(name, demand, found, met)
     for measure, sign in BETTER_THAN_LOOP.items():
         value, _, _ = difference(card, name, LOOP, measure, card["halves"][LEAST]["songs"])
         demand = f"{measure} minus the loop's in the half that repeats least: at {'least' if sign > 0 else 'most'} 0"
         yield within(name, demand, [value], *((0, math.inf) if sign > 0 else (-math.inf, 0)))
 
 
-def context(card: dict, name: str) -> Iterator[Gate]:
+def context(card: dict, name: str) -> Iterator[Criterion]:
     for measure, against in (("gain_another_song", "another song"), ("gain_same_song", "the same song elsewhere")):
         low = figure(card, "context", name, measure).get("low", math.nan)
         yield within(name, f"context gain against {against}, lower end above 0", [low], math.ulp(0), math.inf)
 
 
-def levels(card: dict, name: str) -> Iterator[Gate]:
+def levels(card: dict, name: str) -> Iterator[Criterion]:
     yield within(
         name,
         "loudness within 1 dB of the truth, mean over songs",
@@ -112,20 +110,20 @@ def levels(card: dict, name: str) -> Iterator[Gate]:
     )
 
 
-def clicks(card: dict, name: str) -> Iterator[Gate]:
+def clicks(card: dict, name: str) -> Iterator[Criterion]:
     for place in ("join", "seam"):
         value = mean(card, "continuation", name, f"{place}_click_percentile")
         yield within(name, f"{place} click below the song's own 95th percentile", [value], 0, 95)
 
 
-def originality(card: dict, name: str) -> Iterator[Gate]:
+def originality(card: dict, name: str) -> Iterator[Criterion]:
     own, looped, true = (mean(card, "continuation", system, "copy_index") for system in (name, LOOP, "truth"))
     yield within(name, f"copy index not above the loop's ({looped:.3g}; the truth's: {true:.3g})", [own], -1, looped)
     demand = "memorisation no higher than the held-out truth's (above it)"
     yield within(name, demand, [mean(card, "continuation", name, "memorisation")], -math.inf, 0)
 
 
-def spread(card: dict, name: str) -> Iterator[Gate]:
+def spread(card: dict, name: str) -> Iterator[Criterion]:
     median, worst = (
         mean(card, "continuation", name, f"latent_std_ratio_{which}") for which in ("median", "worst_decile")
     )
@@ -133,7 +131,7 @@ def spread(card: dict, name: str) -> Iterator[Gate]:
     yield within(name, "latent std ratio, worst decile 0.8 to 1.25", [worst], 1, 1.25)
 
 
-def combs(card: dict, name: str) -> Iterator[Gate]:
+def combs(card: dict, name: str) -> Iterator[Criterion]:
     for section in ("reconstruction", "continuation"):
         values = [mean(card, section, name, f"comb_{rate}_db") for rate in ("latent", "hop")]
         demand = f"{section}: comb at the latent and the hop rate at most 1 dB above the truth"
@@ -143,7 +141,7 @@ def combs(card: dict, name: str) -> Iterator[Gate]:
         yield within(name, demand, [worst], -math.inf, 3)
 
 
-def long_continuation(card: dict, name: str) -> Iterator[Gate]:
+def long_continuation(card: dict, name: str) -> Iterator[Criterion]:
     blocks = card["long"].get(name, [])
     first, last = (blocks[0], blocks[-1]) if blocks else ({}, {})
     change = last.get("loudness_db", math.nan) - first.get("loudness_db", math.nan)

@@ -1,16 +1,18 @@
-"""Files that appear whole or not at all, and the lock of a folder in which one run works at a time.
+"""Files that are written whole or not at all, checked reading of arrays and JSON lines, and the lock of a folder.
 
     files.write_atomic("scores/scorecard.json", text)
     with files.replacing("song.wav") as file: ...
+    rows = files.open_array("train.npy", np.int16)
+    with files.locked("scores/.lock"): ...
 
-What is being written has a name that nothing else has, beside its target, so that no link, input or other run's file
-is ever written to. It is locked while its writer lives: what a killed run left behind is not, and `remove_leftovers`
-knows it by that.
+What is being written has a unique name beside its target, so that no link, input or other run's file is ever written
+to. It is locked while its writer lives, and so `remove_leftovers` finds what killed runs left behind.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -116,20 +118,6 @@ def write_first(path: str | os.PathLike, text: str) -> None:
             os.replace(file.name, path)
 
 
-def read_jsonl(path: str | os.PathLike) -> list[dict | None]:
-    """Read a file of one JSON object per line; None for a line that holds none, as torn by a crash. A file that is
-    missing has no lines."""
-    path = Path(path)
-    return [_json_object(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
-
-
-def _json_object(text: bytes) -> dict | None:
-    with suppress(ValueError, RecursionError):
-        value = json.loads(text)
-        return value if isinstance(value, dict) else None
-    return None
-
-
 class ArrayWriter:
     """Write an .npy file row by row: `with ArrayWriter(path, np.int16, (2, 240000)) as w: w.append(rows)`.
 
@@ -171,6 +159,66 @@ class ArrayWriter:
         fields = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.rows, *self.row_shape)}
         prefix = b"\x93NUMPY\x01\x00" + struct.pack("<H", NPY_HEADER_BYTES - 10)
         return prefix + repr(fields).encode("ascii").ljust(NPY_HEADER_BYTES - 11) + b"\n"
+
+
+# ---------------------------------------------------------------------------------------------------
+# Reading
+
+
+def refuse_pipe(path: Path) -> None:
+    """Raise UsageError for a named pipe: opening it would wait for ever."""
+    with suppress(OSError):  # which opening it says too
+        if path.is_fifo():
+            raise UsageError(f"{path} is a named pipe, not a file")
+
+
+def open_array(
+    path: str | os.PathLike, dtype: np.typing.DTypeLike, row_shape: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """Open an .npy file as a read-only memory map (n, *row_shape) of this dtype.
+
+    Raises UsageError for anything else: no .npy, pickled objects, another type or shape, a file that is
+    shorter or longer than its header says (reading past its end would kill the process).
+    """
+    path = Path(path)
+    refuse_pipe(path)
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # numpy's header parser meets garbage with errors of many kinds
+        raise UsageError(f"{path} is damaged, or no plain array: {error}") from error
+    if array.dtype != np.dtype(dtype):
+        raise UsageError(f"{path} holds {array.dtype}, not {np.dtype(dtype)}")
+    if array.ndim < 1 or (row_shape is not None and array.shape[1:] != tuple(row_shape)):
+        raise UsageError(f"{path} has the shape {array.shape}, not (n, {', '.join(map(str, row_shape or ()))})")
+    if not array.flags.c_contiguous or path.stat().st_size != array.offset + array.nbytes:
+        raise UsageError(f"{path} is damaged: its size does not fit its header")
+    return array
+
+
+def array_sha256(rows: np.ndarray) -> str:
+    """SHA-256 of the bytes of an array, read row by row."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(np.ascontiguousarray(row))
+    return digest.hexdigest()
+
+
+def read_jsonl(path: str | os.PathLike) -> list[dict | None]:
+    """Read a file of one JSON object per line; None for a line that holds none, as torn by a crash. A file that is
+    missing has no lines."""
+    path = Path(path)
+    return [_json_object(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+
+
+def _json_object(text: bytes) -> dict | None:
+    with suppress(ValueError, RecursionError):
+        value = json.loads(text)
+        return value if isinstance(value, dict) else None
+    return None
 
 
 # ---------------------------------------------------------------------------------------------------

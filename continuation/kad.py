@@ -1,4 +1,4 @@
-"""A measure of what a set of sounds is like: the Kernel Audio Distance (KAD) on embeddings of musicnn.
+"""Kernel Audio Distance (KAD): how far a set of sounds is from another, on embeddings of musicnn.
 
 The embedding is the penultimate layer of MTT_musicnn, a small tagger of music trained on MagnaTagATune: 200 numbers
 per patch of 3 s. Source: Pons and Serra, "musicnn: Pre-trained convolutional neural networks for music audio
@@ -11,15 +11,26 @@ Shapes: patches (batch, frames, mels), feature maps (batch, channels, frames[, m
 What is undefined (the distance to a single patch) is nan.
 """
 
-import struct
-from collections.abc import Iterator, Sequence
+import hashlib
+import os
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import soxr
+import torch
+import torch.nn.functional as F
+from scipy.spatial.distance import cdist, pdist
+from torch import Tensor
+
+from continuation import files
+from continuation.tf_checkpoint import read_checkpoint
 
 PACKAGE = "musicnn"
 MODEL = "MTT_musicnn"
+CACHE_NAME = "audio-track-prediction"  # of this project's folder in the user's cache
 SAMPLE_RATE = 16000
 FFT_SIZE = 512
 HOP = 256
@@ -27,20 +38,16 @@ MELS = 96
 PATCH_FRAMES = 187  # 3 s
 PATCHES_AT_ONCE = 8
 BATCH_NORM_EPSILON = 1e-3  # the default of tf.layers
-DIMENSIONS = 200  # of an embedding
 KAD_SCALE = 1000.0
 BANDWIDTH_ROWS = 2000
 
-TABLE_MAGIC = 0xDB4775248B80FB57
-TABLE_FOOTER_BYTES = 48
-TENSOR_TYPES = {1: np.float32, 2: np.float64, 3: np.int32, 9: np.int64}  # DataType of types.proto
 
-
-# The checkpoint of TensorFlow (V2 format): an index of protocol buffers in a table of leveldb, and raw tensors
+# The weights
 
 
 def find_weights() -> Path | None:
-    """Folder of the MTT_musicnn checkpoint in the installed package, which is not imported; None without it."""
+    """Return the folder of the MTT_musicnn checkpoint in the installed package, which is not imported; None without
+    it."""
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -48,93 +55,48 @@ def find_weights() -> Path | None:
     return folder if (folder / ".index").is_file() else None
 
 
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """(value, position behind it) of a little-endian number of 7 bits per byte."""
-    value = shift = 0
-    while True:
-        byte = data[position]
-        value |= (byte & 0x7F) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 0x80:
-            return value, position
+def load_weights(folder: Path) -> dict[str, np.ndarray]:
+    """Read the network's tensors by their names from the checkpoint in `folder`, or from the user's cache, where they
+    are kept after the first use.
 
-
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of each field of a protocol buffer message; texts and inner messages are bytes."""
-    position = 0
-    while position < len(message):
-        key, position = _varint(message, position)
-        number, wire_type = key >> 3, key & 7
-        if wire_type == 0:
-            value, position = _varint(message, position)
-        elif wire_type in (1, 2, 5):
-            size, position = _varint(message, position) if wire_type == 2 else ({1: 8, 5: 4}[wire_type], position)
-            value, position = message[position : position + size], position + size
-        else:
-            raise ValueError(f"unknown wire type {wire_type} in a protocol buffer")
-        yield number, value
-
-
-def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) of each entry of a block; a key is stored as what it doesn't share with the one before it.
-
-    Behind the entries lie the offsets of those with a whole key and their count (uint32), behind the block one
-    byte for its compression and a checksum, which is not verified.
+    The cached file is named by the checkpoint's index, which holds the tensors' checksums. A damaged one is made
+    again; where none can be written, nothing is cached.
     """
-    if table[offset + size] != 0:
-        raise ValueError("the index of the checkpoint is compressed, which is not supported")
-    block = table[offset : offset + size]
-    (restarts,) = struct.unpack("<I", block[-4:])
-    key, position = b"", 0
-    while position < size - 4 * (restarts + 1):
-        shared, position = _varint(block, position)
-        unshared, position = _varint(block, position)
-        length, position = _varint(block, position)
-        key = key[:shared] + block[position : position + unshared]
-        position += unshared
-        yield key, block[position : position + length]
-        position += length
+    index = (folder / ".index").read_bytes()
+    path = cache_folder() / f"{MODEL}-{hashlib.sha256(index).hexdigest()[:16]}.npz"
+    weights = _read_cache(path)
+    if weights is None:
+        tensors = read_checkpoint(f"{folder}/")
+        weights = {name: tensors[name] for name in sorted(variable_names())}
+        _write_cache(path, weights)
+    return weights
 
 
-def read_table(table: bytes) -> dict[bytes, bytes]:
-    """Every key and value of a table of leveldb. Source: leveldb, doc/table_format.md."""
-    footer = table[-TABLE_FOOTER_BYTES:]
-    if len(footer) < TABLE_FOOTER_BYTES or struct.unpack("<Q", footer[-8:])[0] != TABLE_MAGIC:
-        raise ValueError("the index of the checkpoint is not a table of leveldb")
-    position, entries = 0, {}
-    for _ in range(2):  # skips the handle of the meta index
-        _, position = _varint(footer, position)
-    index_offset, position = _varint(footer, position)
-    index_size, _ = _varint(footer, position)
-    for _, handle in _block(table, index_offset, index_size):
-        offset, behind = _varint(handle, 0)
-        size, _ = _varint(handle, behind)
-        entries.update(_block(table, offset, size))
-    return entries
+def cache_folder() -> Path:
+    """Return this project's folder in the user's cache: in XDG_CACHE_HOME, or else in ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # the XDG specification ignores such a path
+        base = os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base, CACHE_NAME)
 
 
-def _read_tensor(entry: bytes, data: bytes) -> np.ndarray:
-    """The tensor that a BundleEntryProto describes. Source: tensorflow, core/protobuf/tensor_bundle.proto."""
-    fields = dict(_fields(entry))
-    if fields[1] not in TENSOR_TYPES or fields.get(3, 0) != 0:
-        raise ValueError(f"only numbers in one data file are supported, got type {fields[1]}")
-    dimensions = [dict(_fields(value)) for number, value in _fields(fields.get(2, b"")) if number == 2]
-    shape = [dimension.get(1, 0) for dimension in dimensions]
-    dtype, offset, size = np.dtype(TENSOR_TYPES[fields[1]]), fields.get(4, 0), fields.get(5, 0)
-    if size != dtype.itemsize * np.prod(shape, dtype=int) or offset + size > len(data):
-        raise ValueError(f"a tensor of shape {shape} doesn't fit its {size} bytes")
-    return np.frombuffer(data, dtype.newbyteorder("<"), size // dtype.itemsize, offset).reshape(shape)
+def _read_cache(path: Path) -> dict[str, np.ndarray] | None:
+    """The cached tensors; None where there are none, or not all of them."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            weights = dict(arrays)
+    except Exception:  # damaged bytes reach numpy's readers as nearly any exception
+        return None
+    return weights if weights.keys() == variable_names() else None
 
 
-def read_checkpoint(prefix: str) -> dict[str, np.ndarray]:
-    """Every tensor of a TensorFlow checkpoint by its name; those of the optimiser are among them.
-
-    The files are `prefix`.index and `prefix`.data-00000-of-00001. Raises ValueError for what is not supported:
-    compressed tables, several data files, tensors that are not numbers.
-    """
-    data = Path(f"{prefix}.data-00000-of-00001").read_bytes()
-    entries = read_table(Path(f"{prefix}.index").read_bytes())
-    return {key.decode(): _read_tensor(entry, data) for key, entry in entries.items() if key}  # "" is the header
+def _write_cache(path: Path, weights: dict[str, np.ndarray]) -> None:
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.replacing(path) as file:
+            np.savez(file, **weights)
 
 
 # The network: musicnn/models.py, build_musicnn in inference mode. Names are numbered in the order of creation.
@@ -145,55 +107,48 @@ def _name(kind: str, number: int) -> str:
 
 
 def variable_names() -> set[str]:
-    """The tensors that the network uses; the rest of the checkpoint is the layer of the tags, and the optimiser's."""
+    """Return the names of the tensors that the network uses; the rest of the checkpoint is the layer of the tags, and
+    the optimiser's."""
     names = {f"{_name('conv2d', i)}/{part}" for i in range(8) for part in ("kernel", "bias")}
     names |= {"dense/kernel", "dense/bias"}
     parts = ("beta", "gamma", "moving_mean", "moving_variance")
     return names | {f"{_name('batch_normalization', i)}/{part}" for i in range(11) for part in parts}
 
 
-def _batch_norm(x, weights: dict, number: int):
+def _batch_norm(x: Tensor, weights: dict[str, Tensor], number: int) -> Tensor:
     """Normalise dimension 1 by the statistics of the training."""
-    from torch.nn import functional
-
     name = _name("batch_normalization", number)
     parts = [weights[f"{name}/{part}"] for part in ("moving_mean", "moving_variance", "gamma", "beta")]
-    return functional.batch_norm(x, *parts, training=False, eps=BATCH_NORM_EPSILON)
+    return F.batch_norm(x, *parts, training=False, eps=BATCH_NORM_EPSILON)
 
 
-def _front_end(x, weights: dict, number: int):
+def _front_end(x: Tensor, weights: dict[str, Tensor], number: int) -> Tensor:
     """Convolution over time and mels, then the largest over mels: (batch, 1, frames, mels) -> (batch, C, frames).
 
     Time is padded such that its length remains, with one zero more at the end where the kernel is even; mels are
     not padded, a kernel of one mel doesn't need it.
     """
-    from torch.nn import functional
-
     name = _name("conv2d", number)
     kernel = weights[f"{name}/kernel"].permute(3, 2, 0, 1)  # (time, mels, 1, C) -> (C, 1, time, mels)
     before = (kernel.shape[2] - 1) // 2
-    x = functional.pad(x, (0, 0, before, kernel.shape[2] - 1 - before))
-    x = functional.conv2d(x, kernel, weights[f"{name}/bias"]).relu()
+    x = F.pad(x, (0, 0, before, kernel.shape[2] - 1 - before))
+    x = F.conv2d(x, kernel, weights[f"{name}/bias"]).relu()
     return _batch_norm(x, weights, number + 1).amax(dim=3)
 
 
-def _mid_end(x, weights: dict, number: int):
+def _mid_end(x: Tensor, weights: dict[str, Tensor], number: int) -> Tensor:
     """Convolution over 7 frames and all channels: (batch, any, frames) -> (batch, C, frames)."""
-    from torch.nn import functional
-
     name = _name("conv2d", number)
     kernel = weights[f"{name}/kernel"].squeeze(2).permute(2, 1, 0)  # (time, any, 1, C) -> (C, any, time)
-    x = functional.conv1d(x, kernel, weights[f"{name}/bias"], padding=kernel.shape[2] // 2).relu()
+    x = F.conv1d(x, kernel, weights[f"{name}/bias"], padding=kernel.shape[2] // 2).relu()
     return _batch_norm(x, weights, number + 1)
 
 
-def network(patches, weights: dict):
-    """Log-mel patches (batch, frames, mels) -> penultimate layer (batch, 200).
+def network(patches: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """Map log-mel patches (batch, frames, mels) to the penultimate layer (batch, 200).
 
-    Tensors in and out; `weights` by their names in the checkpoint, which give all sizes.
+    `weights` by their names in the checkpoint give all sizes.
     """
-    import torch
-
     x = _batch_norm(patches[:, None], weights, 0)  # (batch, 1, frames, mels)
     front = torch.cat([_front_end(x, weights, i) for i in range(5)], dim=1)  # 2 timbral, 3 temporal
     first = _mid_end(front, weights, 5)
@@ -209,7 +164,7 @@ def network(patches, weights: dict):
 
 
 def log_mel_patches(x: np.ndarray, sample_rate: int) -> np.ndarray:
-    """The input of the network: (channels, samples) -> float32 (patches, 187 frames, 96 mels), without overlap.
+    """Make the input of the network: (channels, samples) -> float32 (patches, 187 frames, 96 mels), without overlap.
 
     The mean of the channels at 16 kHz, as log10(10000 mel + 1) of the mel power spectrum. The rest behind the last
     whole patch is left out, so less than about 3 s have no patch. Source: musicnn/extractor.py, with two
@@ -217,7 +172,6 @@ def log_mel_patches(x: np.ndarray, sample_rate: int) -> np.ndarray:
     both ends only with librosa < 0.10, as in its training; so do these.
     """
     import librosa
-    import soxr
 
     if x.ndim != 2:
         raise ValueError(f"expected a (channels, samples) array, got {x.shape}")
@@ -239,18 +193,13 @@ class Embedder:
     """
 
     def __init__(self):
-        import torch
-
         folder = find_weights()
         if folder is None:
             raise FileNotFoundError("musicnn is not installed: pip install --no-deps musicnn==0.1.0")
-        tensors = read_checkpoint(f"{folder}/")
-        self.weights = {name: torch.from_numpy(tensors[name].copy()) for name in variable_names()}
+        self.weights = {name: torch.tensor(x) for name, x in load_weights(folder).items()}
 
     def __call__(self, x: np.ndarray, sample_rate: int) -> np.ndarray:
-        """(channels, samples) -> float32 (patches, 200), one patch per 3 s."""
-        import torch
-
+        """Embed (channels, samples) as float32 (patches, 200), one patch per 3 s."""
         patches = torch.from_numpy(log_mel_patches(x, sample_rate))
         embeddings = [torch.zeros(0, len(self.weights["dense/bias"]))]
         with torch.inference_mode():
@@ -306,8 +255,6 @@ def kernel_distance(references: Sequence[np.ndarray], estimates: Sequence[np.nda
 
 def _median_distance(x: np.ndarray) -> float:
     """nan where it is 0 or there are no two rows."""
-    from scipy.spatial.distance import pdist
-
     if len(x) > BANDWIDTH_ROWS:
         x = x[np.linspace(0, len(x) - 1, BANDWIDTH_ROWS).round().astype(int)]
     median = np.median(pdist(x)) if len(x) > 1 else 0.0
@@ -317,8 +264,6 @@ def _median_distance(x: np.ndarray) -> float:
 def _kernel_sums(a: Sequence[np.ndarray], b: Sequence[np.ndarray], bandwidth: float) -> np.ndarray:
     """Sum of k(x, y) over the rows x of each song of a and y of each song of b: (songs, songs). One song's rows at a
     time stand against all of b."""
-    from scipy.spatial.distance import cdist
-
     ends = np.cumsum([len(rows) for rows in b])[:-1]
     others = np.concatenate(b)
     sums = np.zeros((len(a), len(b)))

@@ -1,13 +1,75 @@
 """The listening page: every system's continuation of the same songs side by side, or blind, with ratings."""
 
 import json
+from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
+
+from continuation import audio, files, plots
 from continuation.cli import one_line
+from continuation.pairs import Pair
+from continuation.systems import SILENCE, TRUTH, Continuation, System
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+
+
+class ListeningPage:
+    """Write listen.html with the pictures and sounds of a few pairs, one a song, into a folder."""
+
+    def __init__(self, folder: Path, sample_rate: int):
+        self.folder, self.rate = folder, sample_rate
+        self.songs = []
+
+    def add(
+        self, pair: Pair, reconstructions: dict[str, np.ndarray], continuations: dict[System, Continuation]
+    ) -> None:
+        """Write what is shown of a pair; there are no continuations where no network continues songs yet."""
+        self.add_reconstructions(pair, reconstructions)
+        if continuations:
+            self.add_continuations(pair, continuations)
+
+    def add_reconstructions(self, pair: Pair, sounds: dict[str, np.ndarray]) -> None:
+        """Write one picture of a pair's target and of its reconstructions, by their names."""
+        self.write_spectrograms(f"{pair.song}-reconstruction", {TRUTH.name: pair.target, **sounds})
+
+    def add_continuations(self, pair: Pair, continuations: dict[System, Continuation]) -> None:
+        """Write one picture of all continuations of a pair, and a sound and a picture of each, behind its context.
+
+        All sounds have the same gain.
+        """
+        others = {system.name: played.sound for system, played in continuations.items() if system is not SILENCE}
+        self.write_spectrograms(f"{pair.song}-continuation", {TRUTH.name: pair.target} | others)
+        peak = max(np.abs(pair.context).max(), np.abs(pair.target).max())
+        gain = min(1.0, audio.PEAK_LIMIT / peak)
+        systems = [self.write_system(pair, *played, gain) for played in continuations.items()]
+        self.songs.append({"title": pair.title, "systems": systems})
+
+    def write_spectrograms(self, name: str, sounds: dict[str, np.ndarray]) -> None:
+        folder = self.folder / "pictures"
+        folder.mkdir(parents=True, exist_ok=True)
+        plots.plot_spectrograms(folder / f"{name}.png", list(sounds.items()), self.rate)
+
+    def write_system(self, pair: Pair, system: System, played: Continuation, gain: float) -> dict[str, str]:
+        """Write the sound and the picture of one continuation; return what `page` needs to show it."""
+        whole = gain * np.concatenate([played.context, played.sound], axis=1)
+        suffix = ".mp3" if self.rate in audio.MP3_SAMPLE_RATES else ".wav"
+        sound = f"sounds/{pair.song}/{system.file_name}{suffix}"
+        picture = f"pictures/{pair.song}/{system.file_name}.png"
+        for path in (sound, picture):
+            (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        audio.encode_audio(self.folder / sound, whole, self.rate)
+        plots.plot_join(self.folder / picture, whole, self.rate, pair.context.shape[-1] / self.rate)
+        return {"name": system.name, "sound": sound, "picture": picture}
+
+    def write(self) -> None:
+        """Write listen.html, if there is anything to listen to."""
+        if self.songs:
+            files.write_atomic(self.folder / "listen.html", page(self.songs))
 
 
 def page(songs: list[dict]) -> str:
-    """One html file that needs no server.
+    """Make one html file that needs no server.
 
     songs: {"title", "systems": [{"name", "sound", "picture"}]} each; sounds and pictures by paths from the page.
     """
@@ -19,123 +81,4 @@ def page(songs: list[dict]) -> str:
         for song in songs
     ]  # fmt: skip
     content = json.dumps(shown).replace("<", "\\u003c")  # a title must not end, or double, the script it stands in
-    return PAGE.replace("@SONGS@", content)
-
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Listen</title>
-<style>
-  body { font: 15px/1.5 system-ui, sans-serif; color: #26303b; background: #f5f6f8; margin: 2rem auto;
-    max-width: 76rem; padding: 0 1rem; }
-  h2 { margin: 2rem 0 .5rem; font-size: 1.1rem; }
-  .systems { display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: 1rem; }
-  article { background: white; border-radius: .5rem; padding: .8rem; box-shadow: 0 1px 3px #0002; }
-  article h3 { margin: 0 0 .4rem; font-size: .95rem; }
-  img, audio { width: 100%; display: block; }
-  fieldset { border: 0; padding: .4rem 0 0; margin: 0; display: none; }
-  .blind fieldset { display: block; }
-  .blind img { display: none; }
-  label { margin-right: .8rem; }
-  button { font: inherit; padding: .3rem .9rem; margin-right: .5rem; }
-</style>
-<h1>Ten seconds of a song, and what each system plays next</h1>
-<p>The line in each spectrogram is where the song ends and the continuation begins. All sounds of a song have the same
-gain.</p>
-<p><button id="blind">Blind test</button><button id="save" hidden>Save ratings as CSV</button>
-<span id="hint" hidden>Names are hidden and shuffled. 1: noise, 5: could be the song itself.</span></p>
-<main></main>
-<script id="songs" type="application/json">@SONGS@</script>
-<script>
-"use strict";
-const songs = JSON.parse(document.getElementById("songs").textContent);
-const main = document.querySelector("main");
-const key = ["ratings", location.pathname, document.lastModified].join(" ");  // a page written anew has none
-const ratings = stored();  // by the song's number and the system's name
-let blind = false;
-
-function stored() {
-  try { return JSON.parse(localStorage.getItem(key)) || {}; } catch { return {}; }  // a browser may forbid storage
-}
-
-function rate(what, rating) {
-  ratings[what] = rating;
-  try { localStorage.setItem(key, JSON.stringify(ratings)); } catch { /* then they last until the page is left */ }
-}
-
-function rated(what) {
-  return ratings[what] ? ", rated " + ratings[what] : "";
-}
-
-function letters(position) {  // A to Z, AA, AB ...
-  const last = String.fromCharCode(65 + position % 26);
-  return position < 26 ? last : letters(Math.floor(position / 26) - 1) + last;
-}
-
-function element(parent, tag, properties) {
-  const made = Object.assign(document.createElement(tag), properties);
-  parent.append(made);
-  return made;
-}
-
-function shuffled(list) {
-  const copy = [...list];
-  for (let i = copy.length - 1; i > 0; i--) {
-    const j = Math.floor(Math.random() * (i + 1));
-    [copy[i], copy[j]] = [copy[j], copy[i]];
-  }
-  return copy;
-}
-
-function show() {
-  main.replaceChildren();
-  main.className = blind ? "blind" : "";
-  document.getElementById("blind").textContent = blind ? "Show names" : "Blind test";
-  document.getElementById("save").hidden = document.getElementById("hint").hidden = !blind;
-  songs.forEach((song, number) => {
-    element(main, "h2", { textContent: song.title });
-    const grid = element(main, "div", { className: "systems" });
-    const systems = blind ? shuffled(song.systems) : song.systems;
-    systems.forEach((system, position) => {
-      const letter = letters(position), what = number + " " + system.name;
-      const card = element(grid, "article", {});
-      Object.assign(card.dataset, { song: song.title, letter, system: system.name });
-      element(card, "h3", { textContent: blind ? letter : system.name + rated(what) });
-      element(card, "img", { src: blind ? "" : system.picture, alt: blind ? "" : "spectrogram of " + system.name });
-      element(card, "audio", { src: system.sound, controls: true, preload: "none" });
-      const choices = element(card, "fieldset", {});
-      for (let rating = 1; rating <= 5; rating++) {
-        const label = element(choices, "label", {});
-        element(label, "input", { type: "radio", name: number + letter, value: rating,
-          checked: ratings[what] === rating, onchange: () => rate(what, rating) });
-        label.append(" " + rating);
-      }
-    });
-  });
-}
-
-function csv() {
-  const inert = (text) => (/^[=+@-]/.test(text) ? "'" : "") + text;  // no formula to a spreadsheet
-  const quoted = (text) => '"' + inert(text).replaceAll('"', '""') + '"';
-  const rows = [...document.querySelectorAll("article")].map((card) => {
-    const rating = card.querySelector("input:checked");
-    return [card.dataset.song, card.dataset.letter, card.dataset.system, rating ? rating.value : ""];
-  });
-  const header = ["song", "letter", "system", "rating"];
-  return [header, ...rows].map((row) => row.map(quoted).join(",") + "\\n").join("");
-}
-
-document.getElementById("blind").onclick = () => { blind = !blind; show(); };
-document.getElementById("save").onclick = () => {
-  const file = URL.createObjectURL(new Blob([csv()], { type: "text/csv" }));
-  element(document.body, "a", { href: file, download: "ratings.csv" }).click();
-};
-document.addEventListener("play", (event) => {  // one sound at a time
-  document.querySelectorAll("audio").forEach((other) => { if (other !== event.target) other.pause(); });
-}, true);
-show();
-</script>
-</html>
-"""
+    return TEMPLATE.read_text(encoding="utf-8").replace("@SONGS@", content)

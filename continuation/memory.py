@@ -29,8 +29,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from continuation import data, distributed, losses, muon
+from continuation import distributed, losses, muon
+from continuation.dataset import Split
 from continuation.repetition import COPIES
+from continuation.windows import CropItems, FixedPairItems, PairItems, Windows
 from model import ContinuationModel, ModelConfig, on_meta
 
 PARTS = ("stage1", "latents", "stage2", "joint")  # of a training, in their order
@@ -297,17 +299,17 @@ def silent_item(plan: Plan, part: str) -> dict:
     """What the part's data items give for one element of a batch, from a song of 20 silent seconds."""
     config = plan.config
     rows = np.zeros((2, config.channels, config.chunk_samples), np.int16)
-    side = data.Side("train", rows, np.array([[0, 1]]), [{"id": "silence", "first_row": 0, "rows": 2}])
-    windows = data.Windows(side, {"chunk_samples": config.chunk_samples, "sample_rate": config.sample_rate})
+    split = Split("train", rows, np.array([[0, 1]]), [{"id": "silence", "first_row": 0, "rows": 2}])
+    windows = Windows(split, {"chunk_samples": config.chunk_samples, "sample_rate": config.sample_rate})
     crop = (config.latent_channels, plan.crop_samples // config.latent_samples)
     chunk = (config.latent_channels, config.chunk_latents)
     if config.is_legacy:
-        return data.FixedPairItems(windows, seed=0, stage=1)[0]
+        return FixedPairItems(windows, seed=0, stage=1)[0]
     if part == "stage1":
-        return data.CropItems(windows, crop, plan.crop_samples, seed=0)[0]
+        return CropItems(windows, crop, plan.crop_samples, seed=0)[0]
     silent, context = (np.zeros((chunk[0], length), np.float32) for length in (chunk[1], plan.config.context_latents))
     cache = SimpleNamespace(read=lambda variant, pair: (context, silent))
-    return data.PairItems(windows, chunk, 1, 0, cache, crop if part == "joint" else None, COPIES)[0]
+    return PairItems(windows, chunk, 1, 0, cache, crop if part == "joint" else None, COPIES)[0]
 
 
 def worst_draw(config: ModelConfig) -> dict:

@@ -61,7 +61,7 @@ COLOUR_MAP = "magma"
 
 
 def plot_waveforms(path: str | Path, items: Sequence[tuple[str, np.ndarray]], sample_rate: int) -> None:
-    """The waveforms of `items`, (title, (channels, samples)) each, one below the other on one time axis."""
+    """Draw the waveforms of `items`, (title, (channels, samples)) each, one below the other on one time axis."""
     height = 0.8 + 1.35 * len(items)
     with _figure(path, 11, height) as figure:
         rows = figure.subplots(len(items), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
@@ -75,7 +75,7 @@ def plot_waveforms(path: str | Path, items: Sequence[tuple[str, np.ndarray]], sa
 
 
 def plot_dataset(path: str | Path, rows: Sequence[dict]) -> None:
-    """Four panels, coloured by split: hours, loudness, silence and tempo of the songs.
+    """Draw four panels, coloured by split: hours, loudness, silence and tempo of the songs.
 
     One row a song with the keys split, hours, rms_db, silent_share (0..1) and tempo_bpm; None and nan are
     left out of their panel.
@@ -101,7 +101,7 @@ def plot_dataset(path: str | Path, rows: Sequence[dict]) -> None:
 def plot_continuation(
     path: str | Path, context: np.ndarray, continuation: np.ndarray, sample_rate: int, title: str
 ) -> None:
-    """Waveform of input and continuation in two colours, their spectrogram below, the join marked.
+    """Draw the waveforms of input and continuation in two colours, their spectrogram below, the join marked.
 
     Both (channels, samples); time 0 is the beginning of the context, the join is where it ends.
     """
@@ -132,7 +132,7 @@ def plot_continuation(
 
 
 def plot_curves(path: str | Path, records: Sequence[dict]) -> None:
-    """Loss curves by stage, one column a stage, and below them every other val_* key that has a curve.
+    """Draw the loss curves by stage, one column a stage, and below them every other val_* key that has a curve.
 
     `records` are the lines of metrics.jsonl: stage, step, train_loss, val_loss and any val_* measures.
     """
@@ -153,7 +153,7 @@ def plot_curves(path: str | Path, records: Sequence[dict]) -> None:
 
 
 def plot_spectrograms(path: str | Path, items: Sequence[tuple[str, np.ndarray]], sample_rate: int) -> None:
-    """Spectrograms of `items`, (title, (channels, samples)) each, side by side on one level scale."""
+    """Draw spectrograms of `items`, (title, (channels, samples)) each, side by side on one level scale."""
     columns = len(items) if len(items) <= 3 else math.ceil(math.sqrt(len(items)))
     rows = -(-len(items) // columns)
     spectrograms = [_log_spectrogram(x, sample_rate) for _, x in items]
@@ -176,7 +176,7 @@ def plot_spectrograms(path: str | Path, items: Sequence[tuple[str, np.ndarray]],
 
 
 def plot_join(path: str | Path, x: np.ndarray, sample_rate: int, join_seconds: float) -> None:
-    """Spectrogram of x (channels, samples), small, with a line where its continuation begins."""
+    """Draw a small spectrogram of x (channels, samples), with a line where its continuation begins."""
     with _figure(path, 4.2, 2.4) as figure:
         axes = figure.subplots()
         _draw_spectrogram(axes, _log_spectrogram(x, sample_rate), x.shape[-1] / sample_rate, sample_rate)
@@ -189,7 +189,7 @@ def plot_join(path: str | Path, x: np.ndarray, sample_rate: int, join_seconds: f
 
 @contextmanager
 def _figure(path: str | Path, width: float, height: float) -> Iterator["Figure"]:
-    """A figure in the project's style; its file is there, and whole, when the block has ended."""
+    """Yield a figure in the project's style; when the block has ended, its file is complete."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -205,7 +205,7 @@ def _figure(path: str | Path, width: float, height: float) -> Iterator["Figure"]
 def _draw_waveform(
     axes: "Axes", x: np.ndarray, sample_rate: int, colour: str, start: float = 0.0, label: str | None = None
 ) -> None:
-    """The span of the samples in each column of the picture, and darker inside it their RMS."""
+    """Draw the range of the samples in each column of the picture, and darker inside it their RMS."""
     mono = x.mean(axis=0)
     size = max(1, -(-mono.size // WAVEFORM_COLUMNS))
     columns = np.pad(mono, (0, -mono.size % size), mode="edge").reshape(-1, size)
@@ -218,7 +218,7 @@ def _draw_waveform(
 
 
 def _log_spectrogram(x: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Level in dB of the channels' mean, (rows, columns), rows evenly spaced in log frequency."""
+    """Compute levels in dB of the channels' mean, (rows, columns), rows evenly spaced in log frequency."""
     mono = x.mean(axis=0).astype(np.float32)
     size = 2 ** round(np.log2(SPECTROGRAM_SECONDS * sample_rate))
     hop = max(size // 8, mono.size // SPECTROGRAM_COLUMNS)
@@ -235,7 +235,7 @@ def _log_spectrogram(x: np.ndarray, sample_rate: int) -> np.ndarray:
 def _draw_spectrogram(
     axes: "Axes", spectrogram: np.ndarray, end: float, sample_rate: int, top: float | None = None
 ) -> "AxesImage":
-    """The levels under `top` (default: this spectrogram's loudest) over time and log frequency."""
+    """Draw the levels under `top` (None: this spectrogram's loudest) over time and log frequency."""
     top = max(spectrogram.max() if top is None else top, QUIETEST_TOP_DB)
     image = axes.imshow(
         spectrogram - top,
@@ -276,7 +276,7 @@ def _draw_histogram(
     unit: str,
     scale: float = 1,
 ) -> None:
-    """Songs by `key`, the splits stacked on one another."""
+    """Draw a histogram of the songs by `key`, the splits stacked on one another."""
     values = [
         np.array([row[key] for row in rows if row["split"] == split and row[key] is not None], dtype=float)
         for split in splits
@@ -303,7 +303,7 @@ def _is_measure(key: str, record: dict) -> bool:
 
 
 def _points(records: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and finite values of `key`."""
+    """Return the steps and finite values of `key`."""
     pairs = [(r["step"], r[key]) for r in records if isinstance(r.get(key), int | float)]
     steps, values = np.array(pairs, dtype=float).reshape(-1, 2).T
     return steps[np.isfinite(values)], values[np.isfinite(values)]

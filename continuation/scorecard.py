@@ -1,4 +1,4 @@
-"""The scorecard's figures as files: json, csv, and markdown for readers."""
+"""The scorecard: figures over songs, and their files: json, csv, and markdown for readers."""
 
 import csv
 import io
@@ -7,6 +7,8 @@ import math
 import re
 
 from continuation.cli import one_line
+from continuation.metrics import bootstrap_interval, paired_interval, per_song
+from continuation.systems import OTHER_SONG, TRUTH
 
 UNDEFINED = "-"
 
@@ -48,7 +50,7 @@ EXPLANATIONS = {
     "the true latents in place of predicted ones.",
     "context": "Loss of the prediction with another context minus that with the true one, same target, noise and "
     "times; of legacy the squared error of the decoded waveform. An interval above 0 says that the context is used; "
-    "against the same song elsewhere it says that the very passage is continued, not only its timbre met.",
+    "against the same song elsewhere it says that this passage is continued, and not only its timbre met.",
 }
 HUM_EXPLANATION = (
     "Hum: of all multiples of the latent rate, the hop rate and 300 Hz the one that stands highest above the truth's "
@@ -70,11 +72,63 @@ LONG_EXPLANATION = (
 )
 KINDS = {"KAD (musicnn): lower": "kernel_audio_distance", "KAD (mel): lower": "kernel_audio_distance_mel"}
 OF_HALVES = ("onset_correlation", "chroma_cosine", "mr_stft")
-GATES_EXPLANATION = (
-    "What a flow has to show before it may be called good: criteria.py. Open: something is missing on this scorecard."
+CRITERIA_EXPLANATION = (
+    "What a flow must meet before it may be called good: continuation/criteria.py. Open: a figure is missing on this "
+    "scorecard."
 )
 VERDICTS = {True: "met", False: "**not met**", None: "open"}
 SECTIONS = tuple(HEADLINES)
+
+
+# Figures
+
+
+def summarise(rows: dict, seed: int) -> dict:
+    """Return section -> system -> measure -> mean over songs, its 95 % interval, and the value of each song."""
+    return {
+        section: {system: summarise_system(entries, seed) for system, entries in systems.items()}
+        for section, systems in rows.items()
+    }
+
+
+def summarise_system(entries: list[tuple[str, dict[str, float]]], seed: int) -> dict[str, dict]:
+    """Summarise every measure of one system: its pairs are averaged within their songs, and songs count equally."""
+    songs = [song for song, _ in entries]
+    figures = {}
+    for measure in dict.fromkeys(name for _, measures in entries for name in measures):
+        means = per_song([measures.get(measure, math.nan) for _, measures in entries], songs)
+        mean, low, high = bootstrap_interval(means.values(), seed)
+        figures[measure] = {"mean": mean, "low": low, "high": high, "songs": means}
+    return figures
+
+
+def rank(figures: dict, ceilings: dict[str, str], seed: int) -> dict[str, dict[str, dict]]:
+    """Return network -> measure -> how far its continuation is on the way from another song (0) to its ceiling (1),
+    with an interval; only where the interval of that whole way, over songs, excludes 0.
+
+    ceilings: network -> the system that is its ceiling.
+    """
+    found = {}
+    for network, ceiling in ceilings.items():
+        found[network] = {}
+        for measure in figures[ceiling]:
+            floor, own, top = (by_song(figures, name, measure) for name in (OTHER_SONG.name, network, ceiling))
+            way, low, high = paired_interval(floor, top, seed)
+            if low > 0 or high < 0:
+                mean, *ends = paired_interval(floor, own, seed)
+                low, high = sorted(end / way for end in ends)
+                found[network][measure] = {"mean": mean / way, "low": low, "high": high}
+    return found
+
+
+def by_song(figures: dict, system: str, measure: str) -> list[float]:
+    """Return the values of the songs of the truth's row, nan where the system has none."""
+    songs = figures[TRUTH.name]["loudness_db"]["songs"]
+    values = figures[system].get(measure, {"songs": {}})["songs"]
+    return [values.get(song, math.nan) for song in songs]
+
+
+# Files
 
 
 def defined_songs(figure: dict) -> int:
@@ -82,7 +136,7 @@ def defined_songs(figure: dict) -> int:
 
 
 def without_nan(value):
-    """JSON has no nan: None stands for what is undefined."""
+    """Replace what is not finite, at any depth, by None, since JSON has no nan."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -113,7 +167,7 @@ def spreadsheet_text(name: str) -> str:
 
 
 def as_markdown(card: dict) -> str:
-    """The scorecard for readers: a few columns a section first, then every measure."""
+    """Format the scorecard for readers: a few columns a section first, then every measure."""
     settings = card["settings"]
     lines = [
         "# Scorecard",
@@ -121,7 +175,7 @@ def as_markdown(card: dict) -> str:
         f"Split `{settings['split']}`, {len(card['songs'])} songs, {card['pairs']} pairs; seed {settings['seed']}, "
         f"{settings['steps']} steps, guidance {settings['guidance']:g}.",
         "Every figure is a mean over songs, with its 95 % bootstrap interval over songs in brackets; n: over so many "
-        "songs only; a dash: undefined. Definitions: metrics.py.",
+        "songs only; a dash: undefined. Definitions: continuation/metrics.",
         *(f"\n**Note:** {markdown(note)}." for note in card["notes"]),
         "",
         *checkpoint_table(card["checkpoints"]),
@@ -143,7 +197,7 @@ def as_markdown(card: dict) -> str:
     lines += ["", "## From another song (0) to the ceiling (1)", "", RANKS_EXPLANATION, ""]
     lines += rank_table(card["ranks"])
     if card["gates"]:
-        lines += ["", "## Gates", "", GATES_EXPLANATION, "", *gate_table(card["gates"])]
+        lines += ["", "## Criteria", "", CRITERIA_EXPLANATION, "", *criteria_table(card["gates"])]
     for section, systems in card["figures"].items():
         if systems:
             lines += ["", f"## {section.capitalize()}: every measure", "", *full_table(systems, total)]
@@ -157,7 +211,7 @@ def distance_table(card: dict) -> list[str]:
 
 
 def distances(found: dict, system: str) -> list[str]:
-    """Kernel audio distances of a system, of the whole card or of one half."""
+    """Format the kernel audio distances of a system, of the whole card or of one half."""
     return [interval(found[kind][system]) if system in found[kind] else UNDEFINED for kind in KINDS.values()]
 
 
@@ -211,12 +265,13 @@ def hum_table(systems: dict[str, dict]) -> list[str]:
     return table(["system", "worst line, dB above the truth: near 0", "at Hz"], rows)
 
 
-def gate_table(gates: list[dict]) -> list[str]:
-    """A row a gate, a column a network."""
-    networks = list(dict.fromkeys(gate["network"] for gate in gates))
-    verdicts = {(gate["demand"], gate["network"]): f"{gate['found']}: {VERDICTS[gate['met']]}" for gate in gates}
+def criteria_table(criteria: list[dict]) -> list[str]:
+    """Make a row a criterion, a column a network."""
+    networks = list(dict.fromkeys(each["network"] for each in criteria))
+    verdicts = {(each["demand"], each["network"]): f"{each['found']}: {VERDICTS[each['met']]}" for each in criteria}
     demands = dict.fromkeys(demand for demand, _ in verdicts)
-    return table(["gate", *networks], [[d, *(verdicts.get((d, n), UNDEFINED) for n in networks)] for d in demands])
+    rows = [[demand, *(verdicts.get((demand, name), UNDEFINED) for name in networks)] for demand in demands]
+    return table(["criterion", *networks], rows)
 
 
 def rank_table(ranks: dict[str, dict]) -> list[str]:
@@ -239,7 +294,7 @@ def markdown(text: object) -> str:
 
 
 def cell(figure: dict | None, total: int) -> str:
-    """mean [low, high]; the interval is left out where all songs agree."""
+    """Format mean [low, high]; the interval is left out where all songs agree."""
     if figure is None or math.isnan(figure["mean"]):
         return UNDEFINED
     defined = defined_songs(figure)

@@ -1,6 +1,6 @@
 """What train.py measures at an evaluation, on validation pairs, noise and times that never change.
 
-Pairs are spread over the whole side; losses are made of training's own, without what training draws.
+Pairs are spread over the whole split; losses are made of training's own, without what training draws.
 """
 
 import math
@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from continuation import data, losses, metrics
+from continuation import losses, metrics
+from continuation.windows import Windows, make_rng, next_other
 
 PAIRS = 24
 DECODED = 4  # pairs that are continued in sound; twice as many are reconstructed, and compared with the loop
@@ -36,7 +37,7 @@ class Validation:
     `autocast` makes the context in which the network computes.
     """
 
-    def __init__(self, model, windows: data.Windows, seed: int, autocast):
+    def __init__(self, model, windows: Windows, seed: int, autocast):
         self.model, self.windows, self.seed, self.autocast = model, windows, seed, autocast
         self.config = model.config
         self.kept = None  # latents of the pairs
@@ -95,11 +96,11 @@ class Validation:
         """Stage 2's loss at fixed times and noise, and what the context gains against other contexts."""
         pairs, latents = self.pairs(PAIRS), self.latents()
         groups = self.groups(pairs)
-        own, another, elsewhere = [], [], []
+        own, another, passage = [], [], []
         for i, (pair, (context, target, same_song)) in enumerate(zip(pairs, latents, strict=True)):
             own.append(self.prediction_losses(pair, context, target))
-            other = data.next_other(groups, i)
-            for gains, foreign in ((another, None if other is None else latents[other][0]), (elsewhere, same_song)):
+            other = next_other(groups, i)
+            for gains, foreign in ((another, None if other is None else latents[other][0]), (passage, same_song)):
                 if foreign is not None:
                     loss = self.prediction_losses(pair, foreign, target).mean()
                     gains.append(loss.item() - own[-1].mean().item())
@@ -112,7 +113,7 @@ class Validation:
             "latent_mse": own[:, 0].mean().item(),
             **continued,
             "context_gain": mean_of(another),
-            "context_gain_same_song": mean_of(elsewhere),
+            "context_gain_same_song": mean_of(passage),
         }
 
     def against_repetition(self, pair: int) -> dict[str, float]:
@@ -140,11 +141,11 @@ class Validation:
         return list(product(losses.spectral_sizes(self.config.sample_rate), (False, True)))
 
     def latents(self) -> list[tuple]:
-        """(context, target, context from elsewhere in the song or None) of each pair."""
+        """(context, target, context from another passage of the song or None) of each pair."""
         if self.kept is None:
             self.kept = []
             for pair in self.pairs(PAIRS):
-                x = self.windows.elsewhere(pair)
+                x = self.windows.other_passage(pair)
                 with self.autocast():
                     same_song = None if x is None else self.model.hear(self.batch(x)).float()
                 self.kept.append((*self.encode_pair(self.audio(pair)), same_song))
@@ -162,7 +163,7 @@ class Validation:
             return losses.fixed_time_losses(self.model, context, target, self.noise(pair, target.shape))
 
     def noise(self, pair: int, shape: tuple[int, ...]) -> Tensor:
-        rng = data.draws(self.seed, "validation", pair)
+        rng = make_rng(self.seed, "validation", pair)
         return torch.from_numpy(rng.standard_normal(shape, dtype="float32")).to(self.model.latent_mean.device)
 
     def legacy(self, stage: int) -> dict[str, float]:
@@ -171,7 +172,7 @@ class Validation:
         groups = self.groups(pairs)
         cut = self.config.chunk_samples
         for i, pair in enumerate(pairs):
-            x, other = self.audio(pair), data.next_other(groups, i)
+            x, other = self.audio(pair), next_other(groups, i)
             _, parts = losses.legacy_step(self.model, {"x": x}, predict=True)
             row = {name: value.item() for name, value in parts.items()} | {"context_gain": math.nan}
             row["loss"] = row["waveform_mse"] + (row["decoded_mse"] if stage == 2 else 0.0)

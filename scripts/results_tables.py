@@ -29,7 +29,7 @@ def tables(card: dict) -> list[str]:
     lines = systems_table(card)
     for half, found in card["halves"].items():
         lines += ["", f"The {len(found['songs'])} songs whose input {half}:", "", *scorecard.half_table(card, found)]
-    return [*lines, "", *scorecard.long_table(card["long"]), "", *scorecard.gate_table(card["gates"])]
+    return [*lines, "", *scorecard.long_table(card["long"]), "", *scorecard.criteria_table(card["gates"])]
 
 
 def systems_table(card: dict) -> list[str]:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from chunks import Chunks
 from private_slurm import PrivateSlurm
+
+import preprocess
+from continuation import song_workers
 
 
 @pytest.fixture
@@ -38,3 +43,25 @@ def slurm() -> Iterator[PrivateSlurm]:
         yield cluster
     finally:
         cluster.stop()
+
+
+@pytest.fixture
+def no_workers(monkeypatch) -> list[str]:
+    """Let the songs be done in this process, which saves a second a run. Returns the sources done."""
+    done = []
+
+    def run_workers(songs, settings, count, stop):
+        for song in songs:
+            done.append(song.source)
+            yield song, song_workers.process_song(song, settings)
+
+    monkeypatch.setattr(preprocess, "run_workers", run_workers)
+    return done
+
+
+@pytest.fixture
+def chunks(tmp_path: Path) -> Chunks:
+    chunks = Chunks(tmp_path / "out")
+    chunks.add_many(0, 12)
+    chunks.write()
+    return chunks

@@ -64,3 +64,14 @@ def decode(path: str | Path, sample_rate: int, channels: int) -> np.ndarray:
     command += ["-ac", str(channels), "-f", "f32le", "-"]
     data = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
     return np.frombuffer(data, "<f4").reshape(-1, channels).T
+
+
+def convert(source: str | Path, *arguments: str | Path) -> None:
+    """Let ffmpeg read a file; its output arguments are these."""
+    subprocess.run(["ffmpeg", "-nostdin", "-v", "error", "-i", source, *arguments], check=True)
+
+
+def mp3_bytes(path: Path, seconds: float = 10.0, rate: int = 44100, **options) -> bytes:
+    """Write a song as mp3 and return the file's bytes."""
+    options = {"bitrate_mode": "CONSTANT", "compression_level": 0.5} | options
+    return write(path, song(1, seconds, rate), rate, **options).read_bytes()

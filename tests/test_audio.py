@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-import errno
 import os
 import shutil
 import subprocess
@@ -15,7 +13,7 @@ import soundfile
 import soxr
 import synth
 
-from continuation import audio, containers, files
+from continuation import audio, decoders, mp3_scan
 
 RATE = 12000
 
@@ -26,11 +24,6 @@ def level_db(x: np.ndarray, frequency: float, rate: int) -> float:
     window = np.hanning(len(x))
     phases = np.exp(-2j * np.pi * frequency * np.arange(len(x)) / rate)
     return 20 * np.log10(max(abs(2 * np.sum(x * window * phases) / window.sum()), 1e-10))
-
-
-def mp3_bytes(path, seconds=10.0, rate=44100, **options) -> bytes:
-    options = {"bitrate_mode": "CONSTANT", "compression_level": 0.5} | options
-    return synth.write(path, synth.song(1, seconds, rate), rate, **options).read_bytes()
 
 
 # --- decoding ---
@@ -61,14 +54,14 @@ def test_the_stream_equals_one_shot_resampling_bit_for_bit(tmp_path):
 @pytest.mark.parametrize("bitrate_mode", ["CONSTANT", "VARIABLE"])
 def test_an_mp3_read_in_blocks_equals_one_read(tmp_path, bitrate_mode):
     path = tmp_path / "x.mp3"
-    mp3_bytes(path, seconds=5, bitrate_mode=bitrate_mode)
+    synth.mp3_bytes(path, seconds=5, bitrate_mode=bitrate_mode)
     once = soundfile.read(path, dtype="float32")[0].T
     np.testing.assert_array_equal(audio.load_audio(path, 44100, 2), once)
 
 
 def test_a_part_is_the_same_samples_as_the_whole(tmp_path):
     path = tmp_path / "x.mp3"
-    mp3_bytes(path)
+    synth.mp3_bytes(path)
     whole = audio.load_audio(path, RATE, 2)
     np.testing.assert_array_equal(audio.load_audio(path, RATE, 2, 2.5, 3), whole[:, 30000:66000])
     np.testing.assert_array_equal(audio.load_audio(path, RATE, 2, 9.0, 3), whole[:, 108000:])
@@ -107,7 +100,7 @@ def test_every_format_is_read_at_full_length_with_its_tone(tmp_path, name, rate,
 @pytest.mark.parametrize("name", ["x.m4a", "x.aac", "x.wma"])
 def test_what_soundfile_cannot_read_comes_through_ffmpeg(tmp_path, needs_ffmpeg, name):
     wav = synth.write(tmp_path / "x.wav", synth.tone(1000, 3, 44100, 2), 44100)
-    run_ffmpeg(wav, "-b:a", "128k", tmp_path / name)
+    synth.convert(wav, "-b:a", "128k", tmp_path / name)
     x = audio.load_audio(tmp_path / name, RATE, 2)
     assert x.shape[1] == pytest.approx(3 * RATE, abs=0.1 * RATE)
     assert level_db(x, 1000, RATE) == pytest.approx(-6.0, abs=0.5)
@@ -126,88 +119,6 @@ def test_a_name_that_is_not_utf8_can_be_decoded(tmp_path):
     assert audio.load_audio(odd, RATE, 1).shape == (1, RATE)
 
 
-# --- mp3s that libsndfile would cut short ---
-
-
-def run_ffmpeg(source, *arguments) -> None:
-    subprocess.run(["ffmpeg", "-nostdin", "-v", "error", "-i", source, *arguments], check=True)
-
-
-def decode(path) -> tuple[float, list[str]]:
-    """(seconds, notes)"""
-    decoder = audio.Decoder(path, RATE, 1)
-    return sum(block.shape[1] for block in decoder) / RATE, decoder.notes
-
-
-def test_headerless_vbr_is_decoded_at_full_length(tmp_path, needs_ffmpeg):
-    x = synth.tone(440, 20, 44100)
-    x[:, x.shape[1] // 2 :] += synth.noise(0, 10, 44100)
-    wav = synth.write(tmp_path / "x.wav", x, 44100)
-    run_ffmpeg(wav, "-write_xing", "0", "-q:a", "4", tmp_path / "x.mp3")
-    truncated = soundfile.read(tmp_path / "x.mp3")[0]
-    assert len(truncated) < 0.9 * x.shape[1]  # the reason for all this
-    seconds, notes = decode(tmp_path / "x.mp3")
-    assert seconds == pytest.approx(20, abs=0.1)
-    assert notes == []
-
-
-def test_headerless_cbr_needs_no_ffmpeg(tmp_path, needs_ffmpeg, monkeypatch):
-    wav = synth.write(tmp_path / "x.wav", synth.song(0, 10, 44100), 44100)
-    run_ffmpeg(wav, "-write_xing", "0", "-b:a", "128k", tmp_path / "x.mp3")
-    monkeypatch.setattr(audio, "find_ffmpeg", lambda: None)
-    assert decode(tmp_path / "x.mp3")[0] == pytest.approx(10, abs=0.1)
-
-
-def test_two_joined_mp3s_are_decoded_at_full_length(tmp_path, needs_ffmpeg):
-    data = mp3_bytes(tmp_path / "x.mp3")
-    tag = b"TAG" + bytes(125)
-    (tmp_path / "joined.mp3").write_bytes(data + tag + data)
-    seconds, notes = decode(tmp_path / "joined.mp3")
-    assert seconds == pytest.approx(20, abs=0.15)
-    assert notes == []
-
-
-def test_an_mp3_cut_in_the_middle_gives_what_is_there_and_says_what_is_missing(tmp_path):
-    data = mp3_bytes(tmp_path / "x.mp3")
-    (tmp_path / "cut.mp3").write_bytes(data[: len(data) // 2])
-    seconds, notes = decode(tmp_path / "cut.mp3")
-    assert seconds == pytest.approx(5, abs=0.15)
-    assert len(notes) == 1
-    assert notes[0].startswith("cut: 5.0") and notes[0].endswith(" s of 10.03 s are there")
-
-
-def test_garbage_in_an_mp3_costs_only_the_garbage_and_is_noted(tmp_path, needs_ffmpeg):
-    data = mp3_bytes(tmp_path / "x.mp3")
-    garbage = np.random.default_rng(0).integers(0, 256, 4096, dtype=np.uint8).tobytes()
-    (tmp_path / "bad.mp3").write_bytes(data[: len(data) // 2] + garbage + data[len(data) // 2 :])
-    seconds, notes = decode(tmp_path / "bad.mp3")
-    assert seconds == pytest.approx(10, abs=0.3)
-    assert len(notes) == 1
-    assert "bytes of garbage at 5.0" in notes[0]
-
-
-def test_tags_before_and_after_the_audio_are_no_garbage(tmp_path):
-    id3v2 = b"ID3\x04\x00\x00" + bytes([0, 0, 2, 16]) + bytes(2 * 128 + 16)
-    ape = b"APETAGEX" + (2000).to_bytes(4, "little") + (40).to_bytes(4, "little") + bytes(16 + 40)
-    data = mp3_bytes(tmp_path / "x.mp3")
-    (tmp_path / "tagged.mp3").write_bytes(id3v2 + data + ape + b"TAG" + bytes(125))
-    scan = containers.scan_mp3(tmp_path / "tagged.mp3")
-    assert scan.gaps == []
-    assert not scan.is_cut
-    assert scan.frames == scan.promised_frames == 384  # 10 s of 1152 samples, and the encoder's delay
-    assert decode(tmp_path / "tagged.mp3") == (10.0, [])
-
-
-def test_a_cut_wav_and_flac_say_what_is_missing(tmp_path):
-    for name in ("x.wav", "x.flac"):
-        data = synth.write(tmp_path / name, synth.noise(0, 10, RATE), RATE).read_bytes()
-        (tmp_path / name).write_bytes(data[: len(data) // 2])
-        seconds, notes = decode(tmp_path / name)
-        assert seconds == pytest.approx(5, abs=0.7)  # less than two flac frames of 0.34 s are lost
-        assert len(notes) == 1
-        assert "cut" in notes[0] or "damaged" in notes[0]
-
-
 # --- what is refused ---
 
 
@@ -220,8 +131,8 @@ def test_text_playlists_and_noise_reach_no_decoder(tmp_path, monkeypatch):
         "concat": b"ffconcat version 1.0\nfile other.wav\n",
         "noise": np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8).tobytes(),
     }
-    for decoder in ("_SoundfileSource", "_FfmpegSource"):
-        monkeypatch.setattr(audio, decoder, lambda *_, **__: pytest.fail("a decoder saw it"))
+    for decoder in ("SoundfileSource", "FfmpegSource"):
+        monkeypatch.setattr(decoders, decoder, lambda *_, **__: pytest.fail("a decoder saw it"))
     for name, content in contents.items():
         for suffix in (".mp3", ".m4a"):
             path = tmp_path / (name + suffix)
@@ -235,7 +146,7 @@ def test_ffmpeg_would_not_follow_a_playlist_either(tmp_path, needs_ffmpeg):
     playlist = tmp_path / "x.m4a"
     playlist.write_text("ffconcat version 1.0\nfile other.wav\n")
     with pytest.raises(audio.AudioError, match="cannot be decoded: ffmpeg"):
-        audio._FfmpegSource(playlist, [])
+        decoders.FfmpegSource(playlist, [])
 
 
 def test_an_empty_file_a_missing_one_and_a_pipe_are_refused_with_their_reason(tmp_path):
@@ -253,7 +164,7 @@ def test_an_empty_file_a_missing_one_and_a_pipe_are_refused_with_their_reason(tm
 
 
 def test_without_ffmpeg_a_file_that_needs_it_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(audio, "find_ffmpeg", lambda: None)
+    monkeypatch.setattr(decoders, "find_ffmpeg", lambda: None)
     (tmp_path / "x.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
     with pytest.raises(audio.FfmpegMissing, match="needs ffmpeg"):
         audio.load_audio(tmp_path / "x.m4a", RATE, 1)
@@ -288,68 +199,6 @@ def test_rms_of_a_full_scale_sine_is_minus_three_db():
     assert audio.rms_db(np.zeros((1, 10), np.float32)) == -200
 
 
-# --- writing ---
-
-
-def test_array_writer_writes_what_numpy_reads(tmp_path):
-    rows = np.random.default_rng(0).integers(-99, 99, (5, 2, 7)).astype(np.int16)
-    with files.ArrayWriter(tmp_path / "x.npy", np.int16, (2, 7)) as writer:
-        writer.append(rows[:2])
-        assert not (tmp_path / "x.npy").exists()
-        writer.append(rows[2:])
-    there = np.load(tmp_path / "x.npy", mmap_mode="r", allow_pickle=False)
-    np.testing.assert_array_equal(there, rows)
-    assert (tmp_path / "x.npy").stat().st_size == files.NPY_HEADER_BYTES + rows.nbytes
-
-
-def test_array_writer_refuses_rows_of_another_type_or_shape(tmp_path):
-    with files.ArrayWriter(tmp_path / "x.npy", np.int16, (2, 7)) as writer:
-        for rows in (np.zeros((1, 2, 7), np.float32), np.zeros((1, 2, 8), np.int16)):
-            with pytest.raises(ValueError, match="rows are"):
-                writer.append(rows)
-
-
-class FullDisk:
-    """Lets one file operation fail with ENOSPC."""
-
-    def __init__(self, monkeypatch, operation: str):
-        if operation == "fsync":
-            monkeypatch.setattr(os, "fsync", self.fail)
-        else:
-            self.operation, self.open = operation, builtins.open
-            monkeypatch.setattr(builtins, "open", self.failing_open)
-            monkeypatch.setattr("io.open", self.failing_open)
-
-    def fail(self, *_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def failing_open(self, path, mode="r", *args, **kwargs):
-        if not set(mode) & set("wax"):
-            return self.open(path, mode, *args, **kwargs)
-        if self.operation == "open":
-            self.fail()
-        self.open(path, mode, *args, **kwargs).close()
-        return self.open("/dev/full", "wb")
-
-
-@pytest.mark.parametrize("operation", ["open", "write", "fsync"])
-def test_a_full_disk_leaves_the_old_file_and_no_half_one(tmp_path, monkeypatch, operation):
-    if operation == "write" and not os.path.exists("/dev/full"):
-        pytest.skip("this system has no /dev/full")
-    (tmp_path / "x.npy").write_text("old")
-    (tmp_path / "x.json").write_text("old")
-    with monkeypatch.context() as patch:
-        FullDisk(patch, operation)
-        with (
-            pytest.raises(OSError, match="No space left"),
-            files.ArrayWriter(tmp_path / "x.npy", np.int16, (9,)) as writer,
-        ):
-            writer.append(np.zeros((9999, 9), np.int16))
-        with pytest.raises(OSError, match="No space left"):
-            files.write_atomic(tmp_path / "x.json", "new")
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"x.npy": "old", "x.json": "old"}
-
-
 # --- encoding ---
 
 
@@ -369,7 +218,7 @@ def test_encoding_keeps_every_sample_and_the_tone(tmp_path, suffix, rate):
 def test_mp3_has_a_high_constant_bit_rate(tmp_path):
     for rate, bitrate in [(44100, 320_000), (24000, 160_000), (12000, 64_000)]:
         audio.encode_audio(tmp_path / "x.mp3", synth.song(0, 3, rate), rate)
-        assert containers.scan_mp3(tmp_path / "x.mp3").kinds == {(rate, bitrate)}
+        assert mp3_scan.scan_file(tmp_path / "x.mp3").kinds == {(rate, bitrate)}
 
 
 def test_minutes_of_ogg_do_not_crash_the_encoder(tmp_path):
@@ -394,7 +243,7 @@ def test_what_cannot_be_encoded_is_refused_in_a_sentence_and_leaves_nothing(tmp_
         audio.encode_audio(tmp_path / "x.wav", x * np.nan, 24000)
     with pytest.raises(audio.AudioError, match="cannot be written"):
         audio.encode_audio(tmp_path / "missing" / "x.wav", x, 24000)
-    monkeypatch.setattr(audio, "find_ffmpeg", lambda: None)
+    monkeypatch.setattr(decoders, "find_ffmpeg", lambda: None)
     with pytest.raises(audio.AudioError, match=r"\.m4a needs ffmpeg"):
         audio.encode_audio(tmp_path / "x.m4a", x, 24000)
     assert list(tmp_path.iterdir()) == []

@@ -71,7 +71,7 @@ def test_tempo_locked_loop_goes_on_in_time(bpm):
     x = beats(bpm, 6)
     loop = baselines.tempo_locked_loop(x, 12000)
     assert loop.shape == x.shape
-    onsets = metrics.onset_times(np.concatenate([x, loop], axis=1), 12000)
+    onsets = metrics.onset_times(metrics.Sound(np.concatenate([x, loop], axis=1), 12000))
     assert np.allclose(np.diff(onsets), 60 / bpm, atol=0.04)
 
 

@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 
-from continuation.cli import UsageError, environment_int, make_folder, one_line
+import create_dataset
+import generate
+import preprocess
+from continuation.cli import HelpFormatter, UsageError, environment_int, make_folder, one_line
+
+
+def test_help_shows_the_default_of_flags_that_have_one():
+    parser = argparse.ArgumentParser(formatter_class=HelpFormatter)
+    parser.add_argument("--folder", required=True, help="a folder")
+    parser.add_argument("--rate", type=int, default=0, help="a rate")
+    parser.add_argument("--size", type=int, help="a size (default: the preset's)")
+    parser.add_argument("--plot", action="store_true", help="draw it")
+    lines = [line.strip() for line in parser.format_help().splitlines()]
+    assert "--folder FOLDER  a folder" in lines
+    assert "--rate RATE      a rate (default: 0)" in lines
+    assert "--size SIZE      a size (default: the preset's)" in lines
+    assert "--plot           draw it" in lines
+
+
+@pytest.mark.parametrize("script", [preprocess, create_dataset, generate])
+def test_help_of_the_scripts_names_no_default_that_is_none(script, capsys):
+    with pytest.raises(SystemExit):
+        script.parse_args(["--help"])
+    said = capsys.readouterr().out
+    assert "default: " in said and "None" not in said and "False" not in said
 
 
 @pytest.mark.parametrize(

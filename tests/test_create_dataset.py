@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import errno
-import json
 import multiprocessing
 import os
 import pickle
@@ -12,113 +10,37 @@ import shutil
 import signal
 import subprocess
 import sys
-import zlib
 from collections import Counter, namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
+from chunks import CHANNELS, RATE, SAMPLES, Chunks, made, refusal, run, split_by_id
 
 import create_dataset
-from continuation import audio, data, files
+from continuation import files
+from continuation.cli import UsageError
+from continuation.dataset import open_dataset, read_meta
 
-RATE, CHANNELS, SAMPLES = 1000, 2, 500
 SCRIPT = Path(create_dataset.__file__)
-
-
-def fingerprint(seed: int, error_share: float = 0.0, frames: int = 160) -> str:
-    """Random signs, some of them turned over: what a copy's fingerprint looks like."""
-    bits = np.random.default_rng(seed).choice([-1, 1], (frames, audio.FINGERPRINT_BANDS))
-    wrong = np.random.default_rng(1000 + seed).random(bits.shape) < error_share
-    bits = np.where(wrong, -bits, bits).astype(np.int8)
-    return base64.b64encode(zlib.compress(bits.tobytes())).decode()
-
-
-class Chunks:
-    """A folder as preprocess.py leaves it behind."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.folder.mkdir(parents=True)
-        self.lines: list[dict] = []
-        meta = {"format": 1, "kind": "chunks", "sample_rate": RATE, "channels": CHANNELS}
-        meta |= {"chunk_samples": SAMPLES, "dtype": "int16", "settings": {"chunk_seconds": 0.5}}
-        (folder / "meta.json").write_text(json.dumps(meta))
-
-    def add(self, name: str, rows: int = 4, quiet_rows: tuple[int, ...] = (), **line) -> None:
-        rng = np.random.default_rng(list(name.encode()))
-        chunks = rng.integers(-9000, 9000, (rows, CHANNELS, SAMPLES), dtype=np.int16)
-        chunks[list(quiet_rows)] //= 9000
-        np.save(self.folder / f"{name}.npy", chunks)
-        fixed = {"id": name, "source": f"{name}.mp3", "sha256": name, "status": "ok", "reason": ""}
-        fixed |= {"seconds": rows / 2, "chunks": rows, "peak": 0.3, "rms": 0.1, "silent_share": 0.0}
-        self.lines.append(fixed | {"fingerprint": ""} | line)
-
-    def add_many(self, first: int, last: int) -> None:
-        for number in range(first, last):
-            self.add(f"song{number:03}", rows=2 + number % 4)
-
-    def write(self, shards: int = 0) -> None:
-        self.lines.append({"id": "bad", "source": "bad.mp3", "status": "rejected", "reason": "no audio"})
-        for index in range(shards or 1):
-            name = f"manifest.{index}-of-{shards}.jsonl" if shards else "manifest.jsonl"
-            lines = self.lines[index :: shards or 1]
-            (self.folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
-        self.lines.pop()
-
-    def array(self, name: str) -> np.ndarray:
-        return np.load(self.folder / f"{name}.npy")
-
-
-@pytest.fixture
-def chunks(tmp_path: Path) -> Chunks:
-    chunks = Chunks(tmp_path / "out")
-    chunks.add_many(0, 12)
-    chunks.write()
-    return chunks
-
-
-def run(chunks: Chunks, name: str = "ds", *flags: str) -> tuple[int, Path]:
-    folder = chunks.folder.parent / name
-    arguments = ["--output_folder", str(chunks.folder), "--dataset_folder", str(folder), *flags]
-    return create_dataset.main(create_dataset.parse_args(arguments)), folder
-
-
-def made(chunks: Chunks, name: str = "ds", *flags: str) -> tuple[dict, dict[str, data.Side]]:
-    code, folder = run(chunks, name, *flags)
-    assert code == 0
-    return data.open_dataset(folder)
-
-
-def refusal(chunks: Chunks, capsys, *flags: str, code: int = 2) -> str:
-    """The sentence that says why there is no dataset."""
-    capsys.readouterr()
-    assert run(chunks, "ds", *flags)[0] == code
-    assert not (chunks.folder.parent / "ds" / "meta.json").exists()
-    return capsys.readouterr().err.splitlines()[-1]
-
-
-def splits(meta: dict) -> dict[str, str]:
-    return {song["id"]: song["split"] for song in meta["songs"]}
-
 
 # ---- what is written
 
 
 def test_every_sample_of_every_chunk_is_kept(chunks):
-    _, sides = made(chunks)
-    songs = [(side, song) for side in sides.values() for song in side.songs]
+    _, splits = made(chunks)
+    songs = [(split, song) for split in splits.values() for song in split.songs]
     assert sorted(song["id"] for _, song in songs) == [f"song{i:03}" for i in range(12)]
-    for side, song in songs:
-        rows = side.rows[song["first_row"] : song["first_row"] + song["rows"]]
+    for split, song in songs:
+        rows = split.rows[song["first_row"] : song["first_row"] + song["rows"]]
         np.testing.assert_array_equal(rows, chunks.array(song["id"]))
 
 
 def test_pairs_are_all_neighbours_within_a_song_and_no_others(chunks):
-    for side in made(chunks)[1].values():
-        ends = [(song["first_row"], song["first_row"] + song["rows"]) for song in side.songs]
+    for split in made(chunks)[1].values():
+        ends = [(song["first_row"], song["first_row"] + song["rows"]) for song in split.songs]
         expected = [(row, row + 1) for first, end in ends for row in range(first, end - 1)]
-        np.testing.assert_array_equal(side.pairs, expected)
+        np.testing.assert_array_equal(split.pairs, expected)
 
 
 def test_meta_carries_the_chunks_format_and_all_settings(chunks):
@@ -138,9 +60,9 @@ def test_pair_with_a_quiet_half_is_dropped_and_its_rows_are_kept(tmp_path):
     for name in "abc":
         chunks.add(name, rows=5, quiet_rows=(2,))
     chunks.write()
-    for side in made(chunks)[1].values():
-        assert len(side.rows) == 5
-        np.testing.assert_array_equal(side.pairs, [(0, 1), (3, 4)])
+    for split in made(chunks)[1].values():
+        assert len(split.rows) == 5
+        np.testing.assert_array_equal(split.pairs, [(0, 1), (3, 4)])
 
 
 def test_min_rms_db_decides_what_is_quiet(tmp_path):
@@ -154,10 +76,10 @@ def test_min_rms_db_decides_what_is_quiet(tmp_path):
 def test_song_of_one_chunk_has_a_row_and_no_pair(chunks):
     chunks.add("short", rows=1)
     chunks.write()
-    meta, sides = made(chunks)
+    meta, splits = made(chunks)
     (song,) = [song for song in meta["songs"] if song["id"] == "short"]
     assert song["rows"] == 1
-    assert song["first_row"] not in sides[song["split"]].pairs
+    assert song["first_row"] not in splits[song["split"]].pairs
 
 
 def test_same_command_gives_the_same_bytes(chunks):
@@ -170,9 +92,9 @@ def test_same_command_gives_the_same_bytes(chunks):
 def test_summary_names_pairs_hours_and_dropped_pairs(chunks, capsys):
     chunks.add("pause", rows=4, quiet_rows=(1,))
     chunks.write()
-    _, sides = made(chunks)
+    _, splits = made(chunks)
     out = capsys.readouterr().out
-    assert f"train {len(sides['train'].songs):6} songs{len(sides['train'].pairs):8} pairs" in out
+    assert f"train {len(splits['train'].songs):6} songs{len(splits['train'].pairs):8} pairs" in out
     assert "2 pairs dropped: input or target below -60 dBFS" in out
 
 
@@ -193,231 +115,6 @@ def test_picture_is_drawn_on_request(chunks, monkeypatch):
         "silent_share": 0.0,
         "tempo_bpm": 120.0,
     }
-
-
-# ---- the split
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_no_song_is_on_two_sides_and_every_side_has_pairs(chunks, seed):
-    meta, sides = made(chunks, "ds", "--seed", str(seed))
-    assert len({song["id"] for song in meta["songs"]}) == len(meta["songs"]) == 12
-    seen = {name: {chunk.tobytes() for chunk in side.rows} for name, side in sides.items()}
-    assert not seen["train"] & seen["val"]
-    assert not seen["train"] & seen["test"]
-    assert not seen["val"] & seen["test"]
-    assert all(len(side.pairs) for side in sides.values())
-
-
-def shares(meta: dict) -> dict[str, float]:
-    """Of all rows, by side."""
-    rows = {side: sum(song["rows"] for song in meta["songs"] if song["split"] == side) for side in data.SPLITS}
-    return {side: count / sum(rows.values()) for side, count in rows.items()}
-
-
-def largest_share(meta: dict) -> float:
-    """Of all rows, in one group."""
-    groups = Counter()
-    for song in meta["songs"]:
-        groups[song["group"]] += song["rows"]
-    return max(groups.values()) / groups.total()
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_sides_have_the_hours_that_were_asked_for_but_for_one_group(tmp_path, seed):
-    chunks = Chunks(tmp_path / "out")
-    for number in range(80):  # of 1 to 12 chunks; every ninth is the same music as the one before
-        same = number - (number % 9 == 8)
-        chunks.add(f"s{number:02}", rows=1 + number * number % 12, sha256=str(same))
-    chunks.write()
-    flags = ("--val_fraction", "0.1", "--test_fraction", "0.3", "--seed", str(seed))
-    meta = made(chunks, "ds", *flags)[0]
-    assert shares(meta) == pytest.approx({"train": 0.6, "val": 0.1, "test": 0.3}, abs=largest_share(meta))
-
-
-def test_a_group_larger_than_its_side_is_for_training(tmp_path):
-    chunks = Chunks(tmp_path / "out")
-    chunks.add_many(0, 20)
-    chunks.add("long", rows=100)
-    chunks.write()
-    for seed in range(10):
-        assert splits(made(chunks, f"ds{seed}", "--seed", str(seed))[0])["long"] == "train"
-
-
-def test_sides_come_back_to_their_shares_when_songs_are_added(tmp_path):
-    chunks = Chunks(tmp_path / "out")
-    chunks.add_many(0, 3)
-    chunks.write()
-    known = splits(made(chunks)[0])
-    for last in (10, 40, 80):
-        chunks.add_many(len(chunks.lines), last)
-        chunks.write()
-        meta = made(chunks)[0]
-        assert known.items() <= splits(meta).items()
-        known = splits(meta)
-    assert shares(meta) == pytest.approx({"train": 0.8, "val": 0.1, "test": 0.1}, abs=largest_share(meta))
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_known_songs_keep_their_side_when_songs_are_added(chunks, seed):
-    before = splits(made(chunks, "ds", "--seed", str(seed))[0])
-    chunks.add_many(12, 40)
-    chunks.write()
-    after = splits(made(chunks, "ds", "--seed", str(seed))[0])
-    assert len(after) == 40
-    assert before.items() <= after.items()
-
-
-def rename(chunks: Chunks, line: dict, **changes) -> None:
-    """As if the song's file were at another place now."""
-    new = f"moved-{line['id']}"
-    (chunks.folder / f"{line['id']}.npy").rename(chunks.folder / f"{new}.npy")
-    line |= {"id": new, "source": f"elsewhere/{line['source']}"} | changes
-
-
-@pytest.mark.parametrize("changed", [False, True], ids=["the same file", "encoded anew"])
-def test_a_known_song_keeps_its_side_under_another_name(tmp_path, changed):
-    chunks = Chunks(tmp_path / "out")
-    for number in range(40):
-        chunks.add(f"s{number}", fingerprint=fingerprint(number))
-    chunks.write()
-    before = splits(made(chunks, "ds", "--test_fraction", "0.4")[0])
-    for number, line in enumerate(chunks.lines):
-        changes = {"sha256": f"other {number}", "fingerprint": fingerprint(number, 0.15)} if changed else {}
-        rename(chunks, line, **changes)
-    chunks.add_many(0, 40)
-    chunks.write()
-    after = splits(made(chunks, "ds", "--test_fraction", "0.4")[0])
-    assert {f"moved-{name}": side for name, side in before.items()}.items() <= after.items()
-
-
-def test_songs_that_leave_the_dataset_are_counted_and_named(chunks, capsys):
-    made(chunks)
-    del chunks.lines[3:5]
-    chunks.write()
-    capsys.readouterr()
-    made(chunks)
-    assert "2 songs of the dataset that was here before are gone: 'song003.mp3', 'song004.mp3'\n" in (
-        capsys.readouterr().out
-    )
-
-
-def test_other_music_under_a_known_name_is_a_new_song(tmp_path):
-    chunks = Chunks(tmp_path / "out")
-    for number in range(40):
-        chunks.add(f"s{number}", fingerprint=fingerprint(number))
-    chunks.write()
-    flags = ("--test_fraction", "0.4")
-    before = splits(made(chunks, "ds", *flags)[0])
-    tested = [line for line in chunks.lines if before[line["id"]] == "test"]
-    for number, line in enumerate(tested):  # the test songs leave, others come under their names
-        line |= {"sha256": f"new {number}", "fingerprint": fingerprint(100 + number)}
-        line["chunks"] = 400 if not number else line["chunks"]
-        np.save(chunks.folder / f"{line['id']}.npy", np.ones((line["chunks"], CHANNELS, SAMPLES), np.int16) * 999)
-    chunks.write()
-    after = splits(made(chunks, "ds", *flags)[0])
-    assert after[tested[0]["id"]] == "train"  # too long for the test side: it was not simply kept
-
-
-def test_sides_of_a_dataset_without_contents_are_kept_by_name(chunks):
-    before, folder = made(chunks)[0], chunks.folder.parent / "ds"
-    for song in before["songs"]:
-        del song["sha256"], song["fingerprint"]  # as an earlier version wrote it
-    (folder / "meta.json").write_text(json.dumps(before))
-    assert data.open_dataset(folder)[0] == before
-    chunks.add_many(12, 40)
-    chunks.write()
-    assert splits(before).items() <= splits(made(chunks)[0]).items()
-
-
-def test_a_side_that_becomes_empty_is_lent_new_songs_first(tmp_path):
-    for seed in range(6):
-        chunks = Chunks(tmp_path / f"{seed}" / "out")
-        chunks.add_many(0, 10)
-        chunks.write()
-        flags = ("ds", "--test_fraction", "0", "--seed", str(seed))
-        known = splits(made(chunks, *flags)[0])
-        chunks.lines = [line for line in chunks.lines if known[line["id"]] != "test"]
-        chunks.add("new")
-        chunks.write()
-        after = splits(made(chunks, *flags)[0])
-        assert [name for name, side in after.items() if side == "test"] == ["new"]
-
-
-def test_another_val_fraction_leaves_the_test_songs_alone(tmp_path):
-    chunks = Chunks(tmp_path / "out")
-    chunks.add_many(0, 40)
-    chunks.write()
-    few, many = (made(chunks, "ds", "--val_fraction", share)[1]["test"].songs for share in ("0.1", "0.4"))
-    assert [song["id"] for song in few] == [song["id"] for song in many]
-
-
-def test_another_seed_draws_another_split(chunks):
-    assert splits(made(chunks)[0]) != splits(made(chunks, "ds", "--seed", "1")[0])
-
-
-def test_near_duplicates_stay_on_one_side(tmp_path, capsys):
-    chunks = Chunks(tmp_path / "out")
-    for number in range(20):
-        chunks.add(f"a{number}", fingerprint=fingerprint(number))
-        chunks.add(f"b{number}", fingerprint=fingerprint(number, error_share=0.15))
-    chunks.write()
-    meta, _ = made(chunks, "ds", "--val_fraction", "0.3", "--test_fraction", "0.3")
-    sides = splits(meta)
-    assert all(sides[f"a{number}"] == sides[f"b{number}"] for number in range(20))
-    groups = {song["id"]: song["group"] for song in meta["songs"]}
-    assert all(groups[f"a{number}"] == groups[f"b{number}"] == f"a{number}" for number in range(20))
-    out = capsys.readouterr().out
-    assert "20 groups of the same music" in out
-    assert "'a7.mp3', 'b7.mp3'" in out
-
-
-def test_chain_of_matches_is_one_group(tmp_path):
-    chunks = Chunks(tmp_path / "out")
-    chunks.add("c", sha256="x", fingerprint=fingerprint(1))
-    chunks.add("b", sha256="x", fingerprint=fingerprint(2))
-    chunks.add("a", fingerprint=fingerprint(2))
-    chunks.add_many(0, 3)
-    chunks.write()
-    groups = {song["id"]: song["group"] for song in made(chunks)[0]["songs"]}
-    assert [groups[name] for name in "abc"] == ["a", "a", "a"]
-    assert len(set(groups.values())) == 4
-
-
-def test_group_that_was_trained_on_stays_in_train(tmp_path, capsys):
-    chunks = Chunks(tmp_path / "out")
-    chunks.add_many(0, 30)
-    chunks.write()
-    before = splits(made(chunks)[0])
-    tested, trained = (next(k for k, side in before.items() if side == name) for name in ("test", "train"))
-    for line in chunks.lines:
-        if line["id"] in (tested, trained):
-            line["sha256"] = "the same"
-    chunks.write()
-    after = splits(made(chunks)[0])
-    assert after[tested] == after[trained] == "train"
-    assert f"1 songs came to another side than before: '{tested}.mp3'" in capsys.readouterr().out
-
-
-def test_fewer_than_three_different_songs_are_refused(tmp_path, capsys):
-    chunks = Chunks(tmp_path / "out")
-    chunks.add("a", sha256="x")
-    chunks.add("b", sha256="x")
-    chunks.add("c")
-    chunks.add("one-chunk", rows=1)
-    chunks.add("silent", quiet_rows=(0, 1, 2, 3))
-    chunks.write()
-    assert "2 different songs have a usable pair, 3 are needed" in refusal(chunks, capsys)
-
-
-def test_three_songs_give_one_to_each_side(tmp_path):
-    chunks = Chunks(tmp_path / "out")
-    for name in "abc":
-        chunks.add(name)
-    chunks.write()
-    for seed in range(8):
-        sides = splits(made(chunks, f"ds{seed}", "--seed", str(seed), "--test_fraction", "0.8")[0])
-        assert sorted(sides.values()) == ["test", "train", "val"]
 
 
 # ---- damaged and incomplete input
@@ -547,7 +244,7 @@ def test_impossible_fractions_are_wrong_usage(chunks, flags):
 
 def test_dataset_in_the_chunk_folder_itself_is_refused(chunks):
     assert run(chunks, "out")[0] == 2
-    assert data.read_meta(chunks.folder, "chunks")
+    assert read_meta(chunks.folder, "chunks")
 
 
 @pytest.mark.parametrize("shards", [0, 3])
@@ -563,7 +260,7 @@ def test_an_unfinished_run_of_preprocess_is_refused(chunks, capsys, shards):
 
 def test_an_array_whose_samples_have_changed_is_refused(chunks, capsys):
     for line in chunks.lines:
-        line["array_sha256"] = data.array_sha256(chunks.array(line["id"]))
+        line["array_sha256"] = files.array_sha256(chunks.array(line["id"]))
     chunks.write()
     made(chunks, "whole")
     array = chunks.array("song004")
@@ -605,7 +302,7 @@ def test_full_disk_leaves_the_old_dataset_and_nothing_else(chunks, capsys, monke
     code, folder = run(chunks)
     assert code == 1
     assert "No space left on device" in capsys.readouterr().err
-    assert data.open_dataset(folder)[0] == before
+    assert open_dataset(folder)[0] == before
     assert leftovers(folder) == there
 
 
@@ -639,8 +336,8 @@ def test_crash_while_files_change_place_leaves_no_dataset_that_could_be_mistaken
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", crash)
         assert run(chunks)[0] == 1
-    with pytest.raises(data.DataError, match="has not finished"):
-        data.open_dataset(chunks.folder.parent / "ds")
+    with pytest.raises(UsageError, match="has not finished"):
+        open_dataset(chunks.folder.parent / "ds")
     assert len(made(chunks)[0]["songs"]) == 20
 
 
@@ -665,7 +362,7 @@ def test_interrupted_run_exits_with_75_and_leaves_the_old_dataset(chunks, number
             assert process.poll() is None
         process.send_signal(number)
         assert process.wait(timeout=120) == 75
-    assert data.open_dataset(folder)[0] == before
+    assert open_dataset(folder)[0] == before
     assert leftovers(folder) == there
 
 
@@ -683,7 +380,7 @@ def test_command_line_works_as_documented(chunks):
     done = subprocess.run([*command, "--dataset_folder", str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"next: python train.py --dataset_folder {folder}" in done.stdout
-    assert len(data.open_dataset(folder)[0]["songs"]) == 12
+    assert len(open_dataset(folder)[0]["songs"]) == 12
 
 
 # ---- kills, and what they leave
@@ -715,7 +412,7 @@ def run_and_die(chunks: Chunks, calls: int) -> None:
     os._exit(run(chunks)[0])
 
 
-def test_killed_anywhere_it_leaves_a_whole_dataset_or_none_and_no_side_is_lost(tmp_path):
+def test_killed_anywhere_it_leaves_a_whole_dataset_or_none_and_no_split_is_lost(tmp_path):
     chunks = Chunks(tmp_path / "out")
     chunks.add_many(0, 8)
     chunks.write()
@@ -730,14 +427,14 @@ def test_killed_anywhere_it_leaves_a_whole_dataset_or_none_and_no_side_is_lost(t
         shutil.copytree(template, folder)
         code = forked(run_and_die, chunks, calls)
         try:
-            meta = data.open_dataset(folder)[0]
+            meta = open_dataset(folder)[0]
             ends["old" if meta == before else "new"] += 1
             assert meta == before or len(meta["songs"]) == 12
-        except data.DataError as error:
+        except UsageError as error:
             assert "has not finished there" in str(error)
             ends["none"] += 1
         after = made(chunks)[0]
-        assert splits(before).items() <= splits(after).items()
+        assert split_by_id(before).items() <= split_by_id(after).items()
         assert leftovers(folder) == leftovers(template)
         if code == 0:
             break
@@ -775,7 +472,7 @@ def test_a_second_run_in_the_same_folder_is_refused(chunks, capsys):
 @pytest.mark.parametrize(
     ("meta", "sentence"), [(None, "which songs were for training is lost"), ("{", "is damaged"), ("", "is damaged")]
 )
-def test_sides_that_cannot_be_read_are_not_drawn_anew(chunks, capsys, meta, sentence):
+def test_splits_that_cannot_be_read_are_not_drawn_anew(chunks, capsys, meta, sentence):
     made(chunks)
     path = chunks.folder.parent / "ds" / "meta.json"
     path.unlink() if meta is None else path.write_text(meta)

@@ -1,4 +1,4 @@
-"""The gates: every one can be met and can be missed, and none is guessed where the scorecard cannot tell."""
+"""The criteria: every one can be met and can be missed, and none is guessed where the scorecard cannot tell."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ SONGS = "abcde"
 LEAST_REPEATED = ["a", "b"]
 ENERGIES = [f"energy_{band}_{part}_db" for band in ("0_150", "150_400") for part in ("0_1s", "3_10s")]
 BLOCKS = 6
+FLOW, MSE = {"objective": "flow"}, {"objective": "mse"}
 
 
 def figure(value: float, *songs: float) -> dict:
@@ -26,7 +27,7 @@ def figures(**values: float) -> dict:
 
 
 def good_card() -> dict:
-    """All gates are met."""
+    """All criteria are met."""
     combs = dict(comb_latent_db=0.5, comb_hop_db=0.5)
     continued = dict(
         onset_correlation=0.3, chroma_cosine=0.9, mr_stft=1.0, loudness_db=-0.5, join_click_percentile=60.0,
@@ -35,7 +36,7 @@ def good_card() -> dict:
     )  # fmt: skip
     looped = dict(onset_correlation=0.2, chroma_cosine=0.8, mr_stft=1.2, copy_index=0.7)
     return {
-        "checkpoints": {NAME: {}, "tiny-mse": {}, "legacy-mse": {}},
+        "checkpoints": {NAME: FLOW, "tiny-mse": MSE, "legacy-mse": MSE},
         "settings": {"seed": 0},
         "figures": {
             "reconstruction": {NAME: figures(**combs)},
@@ -57,14 +58,14 @@ def good_card() -> dict:
 
 
 def verdicts(card: dict) -> dict[str, bool | None]:
-    return {gate.demand: gate.met for gate in criteria.check(card)}
+    return {each.demand: each.met for each in criteria.check(card)}
 
 
-def missed_gates(card: dict) -> list[str]:
+def missed_criteria(card: dict) -> list[str]:
     return [demand for demand, met in verdicts(card).items() if met is not True]
 
 
-def test_good_network_meets_every_gate():
+def test_good_network_meets_every_criterion():
     found = verdicts(good_card())
     assert len(found) == 24
     assert set(found.values()) == {True}
@@ -118,20 +119,20 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("spoil", "words"), FAULTS)
-def test_one_fault_misses_its_gate_and_no_other(spoil, words):
+def test_one_fault_misses_its_criterion_and_no_other(spoil, words):
     card = good_card()
     spoil(card)
-    (missed,) = missed_gates(card)
+    (missed,) = missed_criteria(card)
     assert words in missed
     assert verdicts(card)[missed] is False
 
 
-def test_every_gate_is_missed_by_one_of_these_faults():
+def test_every_criterion_is_missed_by_one_of_these_faults():
     missed = set()
     for spoil, _ in FAULTS:
         card = good_card()
         spoil(card)
-        missed.update(missed_gates(card))
+        missed.update(missed_criteria(card))
     assert missed == verdicts(good_card()).keys()
 
 
@@ -140,14 +141,14 @@ def test_network_that_plays_the_loop_is_not_better_than_it(measure):
     card = good_card()
     systems = card["figures"]["continuation"]
     systems[NAME][measure] = systems["loop"][measure]
-    (missed,) = missed_gates(card)
+    (missed,) = missed_criteria(card)
     assert missed.startswith(f"{measure} minus the loop's: interval")
 
 
 def test_middle_of_a_long_continuation_is_not_its_end():
     card = good_card()
     card["long"][NAME][2] = {"loudness_db": 20.0, "kernel_audio_distance_musicnn": 90.0}
-    assert missed_gates(card) == []
+    assert missed_criteria(card) == []
 
 
 @pytest.mark.parametrize(
@@ -178,10 +179,10 @@ def test_measure_that_is_undefined_is_neither_met_nor_missed():
     }
 
 
-def test_every_flow_has_gates_of_its_own_and_other_networks_have_none():
+def test_every_flow_has_criteria_of_its_own_and_other_networks_have_none():
     card = good_card()
-    card["checkpoints"]["large-flow (other)"] = {}
-    assert {gate.network for gate in criteria.check(card)} == {NAME, "large-flow (other)"}
+    card["checkpoints"]["large-flow (other)"] = FLOW
+    assert {each.network for each in criteria.check(card)} == {NAME, "large-flow (other)"}
     assert len(criteria.check(card)) == 48
-    card["checkpoints"] = {"tiny-mse": {}, "legacy-mse": {}}
+    card["checkpoints"] = {"tiny-mse": MSE, "legacy-mse": MSE}
     assert criteria.check(card) == []

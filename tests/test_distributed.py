@@ -21,8 +21,9 @@ import torch.distributed as dist
 from tiny import NETWORK, write_dataset
 
 import train
-from continuation import checkpoint, data, distributed
+from continuation import checkpoint, distributed
 from continuation.cli import UsageError
+from continuation.windows import items_of_rank
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "tests" / "run_quietly.py"
@@ -40,8 +41,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 UNEQUAL_GPUS = """
 import sys
 import torch
-from continuation import data
 from continuation import memory
+from continuation.dataset import open_dataset
 from continuation import distributed
 import train
 def measure(plan, part):
@@ -52,7 +53,7 @@ def measure(plan, part):
 memory.measure = measure
 args, cpu = train.parse_args(), torch.device("cpu")
 with distributed.joined(cpu):
-    plan = train.make_plan(args, data.open_dataset(args.dataset_folder)[0], cpu)
+    plan = train.make_plan(args, open_dataset(args.dataset_folder)[0], cpu)
     for most in (2, 0):
         try:
             found, _ = memory.measured_gigabytes(plan)
@@ -191,8 +192,8 @@ def test_only_the_first_process_deletes_what_an_earlier_run_left(dataset, tmp_pa
 
 
 def test_every_item_is_read_by_one_process_and_in_the_order_of_the_batches():
-    one = data.own_items(5, 4, 0, 1)
-    first, second = (data.own_items(5, 2, rank, 2) for rank in range(2))
+    one = items_of_rank(5, 4, 0, 1)
+    first, second = (items_of_rank(5, 2, rank, 2) for rank in range(2))
     assert [next(one) for _ in range(8)] == [5, 6, 7, 8, 9, 10, 11, 12]
     assert [next(first) for _ in range(4)] == [5, 6, 9, 10]
     assert [next(second) for _ in range(4)] == [7, 8, 11, 12]

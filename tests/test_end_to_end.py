@@ -13,7 +13,9 @@ import soundfile
 import synth
 
 import generate
-from continuation import audio, data
+from continuation import audio
+from continuation.dataset import open_dataset
+from continuation.windows import Windows, rms_gain
 
 PROJECT = Path(__file__).resolve().parent.parent
 RATE = 8000
@@ -61,7 +63,7 @@ def test_every_stage_keeps_the_stored_format(folders):
         assert (meta["sample_rate"], meta["channels"], meta["chunk_samples"]) == (RATE, 2, CHUNK_SECONDS * RATE)
 
 
-def test_every_song_reaches_one_side_of_the_dataset_with_all_its_chunks(folders):
+def test_every_song_reaches_one_split_of_the_dataset_with_all_its_chunks(folders):
     songs = json.loads((folders["dataset"] / "meta.json").read_text())["songs"]
     assert sorted(song["source"] for song in songs) == sorted(
         f"album/song {number}.{('mp3', 'wav')[number % 2]}" for number in range(SONGS)
@@ -71,14 +73,14 @@ def test_every_song_reaches_one_side_of_the_dataset_with_all_its_chunks(folders)
 
 
 def test_training_reads_sample_for_sample_what_preprocessing_stored(folders):
-    meta, sides = data.open_dataset(folders["dataset"])
-    for side in sides.values():
-        windows = data.Windows(side, meta)
+    meta, splits = open_dataset(folders["dataset"])
+    for split in splits.values():
+        windows = Windows(split, meta)
         for pair in range(len(windows)):
-            row = side.pairs[pair, 0] - windows.song(pair)["first_row"]
+            row = split.pairs[pair, 0] - windows.song(pair)["first_row"]
             stored = np.load(folders["chunks"] / f"{windows.song(pair)['id']}.npy")[row : row + 2]
             expected = audio.from_int16(np.concatenate(list(stored), axis=1))
-            level = data.level_gain(expected[:, : meta["chunk_samples"]])
+            level = rms_gain(expected[:, : meta["chunk_samples"]])
             assert np.array_equal(windows.pair(pair), expected * np.float32(level))
 
 

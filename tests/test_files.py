@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import multiprocessing
 import os
@@ -122,6 +123,65 @@ def test_a_temporary_file_that_is_removed_before_it_is_locked_is_made_again(tmp_
     monkeypatch.setattr(files, "_lock", too_late)
     files.write_atomic(tmp_path / "x", "text")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["text"]
+
+
+def test_array_writer_writes_what_numpy_reads(tmp_path):
+    rows = np.random.default_rng(0).integers(-99, 99, (5, 2, 7)).astype(np.int16)
+    with files.ArrayWriter(tmp_path / "x.npy", np.int16, (2, 7)) as writer:
+        writer.append(rows[:2])
+        assert not (tmp_path / "x.npy").exists()
+        writer.append(rows[2:])
+    there = np.load(tmp_path / "x.npy", mmap_mode="r", allow_pickle=False)
+    np.testing.assert_array_equal(there, rows)
+    assert (tmp_path / "x.npy").stat().st_size == files.NPY_HEADER_BYTES + rows.nbytes
+
+
+def test_array_writer_refuses_rows_of_another_type_or_shape(tmp_path):
+    with files.ArrayWriter(tmp_path / "x.npy", np.int16, (2, 7)) as writer:
+        for rows in (np.zeros((1, 2, 7), np.float32), np.zeros((1, 2, 8), np.int16)):
+            with pytest.raises(ValueError, match="rows are"):
+                writer.append(rows)
+
+
+class FullDisk:
+    """Lets one file operation fail with ENOSPC."""
+
+    def __init__(self, monkeypatch, operation: str):
+        if operation == "fsync":
+            monkeypatch.setattr(os, "fsync", self.fail)
+        else:
+            self.operation, self.open = operation, builtins.open
+            monkeypatch.setattr(builtins, "open", self.failing_open)
+            monkeypatch.setattr("io.open", self.failing_open)
+
+    def fail(self, *_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def failing_open(self, path, mode="r", *args, **kwargs):
+        if not set(mode) & set("wax"):
+            return self.open(path, mode, *args, **kwargs)
+        if self.operation == "open":
+            self.fail()
+        self.open(path, mode, *args, **kwargs).close()
+        return self.open("/dev/full", "wb")
+
+
+@pytest.mark.parametrize("operation", ["open", "write", "fsync"])
+def test_a_full_disk_leaves_the_old_file_and_no_half_one(tmp_path, monkeypatch, operation):
+    if operation == "write" and not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    (tmp_path / "x.npy").write_text("old")
+    (tmp_path / "x.json").write_text("old")
+    with monkeypatch.context() as patch:
+        FullDisk(patch, operation)
+        with (
+            pytest.raises(OSError, match="No space left"),
+            files.ArrayWriter(tmp_path / "x.npy", np.int16, (9,)) as writer,
+        ):
+            writer.append(np.zeros((9999, 9), np.int16))
+        with pytest.raises(OSError, match="No space left"):
+            files.write_atomic(tmp_path / "x.json", "new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"x.npy": "old", "x.json": "old"}
 
 
 # ---- one run per folder ----

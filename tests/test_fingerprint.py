@@ -9,21 +9,30 @@ import pytest
 import synth
 
 from continuation import audio
+from continuation.cli import UsageError
+from continuation.fingerprint import (
+    FINGERPRINT_SECONDS,
+    FINGERPRINTS_PER_SECOND,
+    SAME_MUSIC_SIMILARITY,
+    Fingerprinter,
+    find_same_music,
+    read_fingerprint,
+)
 
 RATE = 12000
 SECONDS = 45
 
 
 def fingerprint(x: np.ndarray, sample_rate: int = RATE, block: int = 50_000) -> str:
-    printer = audio.Fingerprinter(sample_rate)
+    printer = Fingerprinter(sample_rate)
     for start in range(0, x.shape[1], block):
         printer.add(x[:, start : start + block])
     return printer.result()
 
 
-def matches(*fingerprints: str, threshold: float = audio.SAME_MUSIC_SIMILARITY) -> dict:
-    bits = [audio.read_fingerprint(text) for text in fingerprints]
-    return {frozenset((i, j)): similarity for i, j, similarity in audio.find_same_music(bits, threshold)}
+def matches(*fingerprints: str, threshold: float = SAME_MUSIC_SIMILARITY) -> dict:
+    bits = [read_fingerprint(text) for text in fingerprints]
+    return {frozenset((i, j)): similarity for i, j, similarity in find_same_music(bits, threshold)}
 
 
 @functools.cache
@@ -137,17 +146,17 @@ def test_blocks_do_not_change_the_fingerprint():
 
 
 def test_fingerprint_of_any_length_stays_small():
-    printer = audio.Fingerprinter(1000)
+    printer = Fingerprinter(1000)
     noise = synth.noise(0, 400, 1000)
     for start in range(0, noise.shape[1], 1000):
         printer.add(noise[:, start : start + 1000])
     text = printer.result()
     assert len(text) < 10_000
-    assert len(audio.read_fingerprint(text)) <= audio.FINGERPRINT_SECONDS * audio.FINGERPRINTS_PER_SECOND
+    assert len(read_fingerprint(text)) <= FINGERPRINT_SECONDS * FINGERPRINTS_PER_SECOND
     assert printer._rest.size < 3000
 
 
 @pytest.mark.parametrize("text", ["no base64!", "AAAA", "ü"])
 def test_damaged_fingerprint_is_refused(text):
-    with pytest.raises(audio.AudioError, match="damaged fingerprint"):
-        audio.read_fingerprint(text)
+    with pytest.raises(UsageError, match="damaged fingerprint"):
+        read_fingerprint(text)

@@ -18,7 +18,7 @@ import synth
 import torch
 
 import generate
-from continuation import audio, checkpoint
+from continuation import audio, checkpoint, decoders
 from continuation.cli import one_line
 from model import PRESETS, ContinuationModel
 
@@ -401,7 +401,7 @@ def test_mp3_of_a_rate_that_mp3_does_not_know_is_refused_before_generation(tmp_p
 
 
 def test_m4a_without_ffmpeg_is_refused(refuses, monkeypatch):
-    monkeypatch.setattr(audio, "find_ffmpeg", lambda: None)
+    monkeypatch.setattr(decoders, "find_ffmpeg", lambda: None)
     assert ".m4a needs ffmpeg" in refuses(output="next.m4a")
 
 

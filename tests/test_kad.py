@@ -1,101 +1,20 @@
-"""The reader of checkpoints and the network on tiny ones of our own; distances whose value is known; real tags."""
+"""The network on tiny weights of our own; distances whose value is known; real tags; the cache of the weights."""
 
 import math
-import struct
 
 import numpy as np
 import pytest
 import torch
 
 from continuation import kad
+from continuation.tf_checkpoint import read_checkpoint
 
 RATE = 16000
 MUSICNN = kad.find_weights()
 needs_musicnn = pytest.mark.skipif(MUSICNN is None, reason="musicnn is not installed")
 
 
-# A writer of checkpoints, the inverse of the reader
-
-
-def varint(value: int) -> bytes:
-    low = bytes([value & 0x7F | (0x80 if value > 0x7F else 0)])
-    return low + varint(value >> 7) if value > 0x7F else low
-
-
-def field(number: int, value: int | bytes) -> bytes:
-    if isinstance(value, int):
-        return varint(number << 3) + varint(value)
-    return varint(number << 3 | 2) + varint(len(value)) + value
-
-
-def entry(x: np.ndarray, dtype: int, offset: int) -> bytes:
-    """A BundleEntryProto, with a checksum as a fixed32 field."""
-    shape = b"".join(field(2, field(1, size)) for size in x.shape)
-    checksum = varint(6 << 3 | 5) + b"\1\2\3\4"
-    return field(1, dtype) + field(2, shape) + field(4, offset) + field(5, x.nbytes) + checksum
-
-
-def block(entries: list[tuple[bytes, bytes]], compression: int = 0) -> bytes:
-    """A block with keys that share what they can with the one before, and its trailer of 5 bytes."""
-    data, last = b"", b""
-    for key, value in entries:
-        shared = next(
-            (i for i, (a, b) in enumerate(zip(key, last, strict=False)) if a != b), min(len(key), len(last))
-        )
-        data += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
-        last = key
-    return data + struct.pack("<II", 0, 1) + bytes([compression]) + b"sum!"
-
-
-def table(blocks: list[list[tuple[bytes, bytes]]], compression: int = 0) -> bytes:
-    data, handles = b"", []
-    for entries in blocks:
-        content = block(entries, compression)
-        handles.append((entries[-1][0], varint(len(data)) + varint(len(content) - 5)))
-        data += content
-    meta, index = block([]), block(handles)
-    footer = varint(len(data)) + varint(len(meta) - 5) + varint(len(data + meta)) + varint(len(index) - 5)
-    return data + meta + index + footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
-
-
-TENSORS = {
-    "conv/bias": (np.arange(3, dtype=np.float32), 1),
-    "conv/bias/Adam": (np.arange(300, dtype=np.float64).reshape(3, 4, 25) / 7, 2),
-    "conv/kernel": (np.array([[-1], [2]], dtype=np.int32), 3),
-    "step": (np.array(12345678901, dtype=np.int64), 9),
-}
-
-
-def write_checkpoint(prefix: str, compression: int = 0, missing_bytes: int = 0) -> None:
-    data, entries = b"", [(b"", field(1, 1))]
-    for name, (x, dtype) in TENSORS.items():
-        entries.append((name.encode(), entry(x, dtype, len(data))))
-        data += x.tobytes()
-    with open(f"{prefix}.data-00000-of-00001", "wb") as file:
-        file.write(data[: len(data) - missing_bytes])
-    with open(f"{prefix}.index", "wb") as file:
-        file.write(table([entries[:3], entries[3:]], compression))
-
-
-def test_every_tensor_of_a_checkpoint_is_read_back(tmp_path):
-    write_checkpoint(f"{tmp_path}/")
-    tensors = kad.read_checkpoint(f"{tmp_path}/")
-    assert list(tensors) == list(TENSORS)
-    for name, (x, _) in TENSORS.items():
-        assert tensors[name].dtype == x.dtype and tensors[name].shape == x.shape
-        np.testing.assert_array_equal(tensors[name], x)
-
-
-def test_a_checkpoint_that_is_compressed_or_cut_short_is_refused(tmp_path):
-    write_checkpoint(f"{tmp_path}/", compression=1)
-    with pytest.raises(ValueError, match="compressed"):
-        kad.read_checkpoint(f"{tmp_path}/")
-    write_checkpoint(f"{tmp_path}/", missing_bytes=1)
-    with pytest.raises(ValueError, match="doesn't fit"):
-        kad.read_checkpoint(f"{tmp_path}/")
-    (tmp_path / ".index").write_bytes(b"no table" * 10)
-    with pytest.raises(ValueError, match="not a table"):
-        kad.read_checkpoint(f"{tmp_path}/")
+# The weights
 
 
 def test_without_the_package_there_are_no_weights_and_the_embedder_says_what_to_install(monkeypatch):
@@ -160,6 +79,77 @@ def test_the_network_equals_its_definition_in_numpy():
     outputs = kad.network(torch.from_numpy(patches), {k: torch.from_numpy(v) for k, v in weights.items()})
     for output, patch in zip(outputs, patches, strict=True):
         np.testing.assert_allclose(output.numpy(), network_in_numpy(patch, weights), rtol=1e-9, atol=1e-9)
+
+
+# The cache of the weights
+
+
+@pytest.fixture
+def checkpoint_reads(tmp_path, monkeypatch) -> list[str]:
+    """What was read of a checkpoint of small weights, in a home of its own."""
+    reads = []
+
+    def read(prefix: str) -> dict[str, np.ndarray]:
+        reads.append(prefix)
+        return small_weights() | {"beta1_power": np.zeros(())}
+
+    (tmp_path / ".index").write_bytes(b"an index")
+    monkeypatch.setattr(kad, "read_checkpoint", read)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return reads
+
+
+def assert_small_weights(found: dict[str, np.ndarray]) -> None:
+    assert found.keys() == kad.variable_names()
+    for name, x in small_weights().items():
+        np.testing.assert_array_equal(found[name], x)
+
+
+def test_weights_are_read_once_and_then_from_the_cache(tmp_path, checkpoint_reads):
+    for _ in range(2):
+        assert_small_weights(kad.load_weights(tmp_path))
+    assert len(checkpoint_reads) == 1
+    (tmp_path / ".index").write_bytes(b"another index")
+    kad.load_weights(tmp_path)
+    assert len(checkpoint_reads) == 2
+
+
+def pickled(path) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, **{name: np.array([x, None], dtype=object) for name, x in small_weights().items()})
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "other bytes": lambda path: path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes())),
+    "one bit": lambda path: path.write_bytes(path.read_bytes().replace(b"\x3f", b"\x3e", 1)),
+    "incomplete": lambda path: np.savez(path, x=np.zeros(1)),
+    "pickled": pickled,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_cache_is_made_again(tmp_path, checkpoint_reads, damage):
+    kad.load_weights(tmp_path)
+    (path,) = kad.cache_folder().iterdir()
+    whole = path.read_bytes()
+    damage(path)
+    assert_small_weights(kad.load_weights(tmp_path))
+    assert len(checkpoint_reads) == 2
+    assert path.read_bytes() == whole
+
+
+def test_weights_are_read_where_nothing_can_be_cached(tmp_path, checkpoint_reads):
+    (tmp_path / "cache").touch()
+    assert_small_weights(kad.load_weights(tmp_path))
+
+
+def test_cache_is_in_the_home_where_its_variable_names_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for value in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert kad.cache_folder().parent == tmp_path / ".cache"
 
 
 # The input
@@ -324,7 +314,7 @@ def piano(seconds: float = 9.0) -> np.ndarray:
 
 @needs_musicnn
 def test_what_the_network_leaves_in_the_checkpoint_is_the_layer_of_the_tags_and_the_optimiser():
-    tensors = kad.read_checkpoint(f"{MUSICNN}/")
+    tensors = read_checkpoint(f"{MUSICNN}/")
     unused = set(tensors) - kad.variable_names()
     assert kad.variable_names() <= set(tensors)
     rest = {"dense_1/kernel", "dense_1/bias", "beta1_power", "beta2_power"}
@@ -336,7 +326,7 @@ def test_what_the_network_leaves_in_the_checkpoint_is_the_layer_of_the_tags_and_
 def test_an_arpeggio_is_tagged_as_piano():
     from musicnn.configuration import MTT_LABELS
 
-    tensors = kad.read_checkpoint(f"{MUSICNN}/")
+    tensors = read_checkpoint(f"{MUSICNN}/")
     logits = kad.Embedder()(piano(), RATE) @ tensors["dense_1/kernel"] + tensors["dense_1/bias"]
     tags = (1 / (1 + np.exp(-logits))).mean(axis=0)
     assert MTT_LABELS[tags.argmax()] == "piano"

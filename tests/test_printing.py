@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import synth
-from test_create_dataset import Chunks
+from chunks import Chunks
 from tiny import NETWORK, write_dataset
 
 import create_dataset
 import preprocess
-from continuation import checkpoint, cli, data
+from continuation import checkpoint, cli
+from continuation.dataset import open_dataset
 from continuation.signals import StopSignals, sigterm_as_ctrl_c
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +56,7 @@ def test_scripts_do_their_work_whatever_becomes_of_what_they_print(tmp_path, red
     done = shell(redirection, *words)
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
-    assert len(data.open_dataset(tmp_path / "dataset")[0]["songs"]) == 6
+    assert len(open_dataset(tmp_path / "dataset")[0]["songs"]) == 6
 
 
 @unix_only

@@ -13,10 +13,10 @@ CARDS = [path for path in RUNS if "gates" in json.loads(path.read_text())]
 
 
 @pytest.mark.parametrize("card", CARDS, ids=[path.stem for path in CARDS])
-def test_tables_of_a_scorecard_name_all_its_systems_and_gates(card, capsys, monkeypatch):
+def test_tables_of_a_scorecard_name_all_its_systems_and_criteria(card, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["results_tables.py", str(card)])
     results_tables.main()
     printed = capsys.readouterr().out
     found = json.loads(card.read_text())
     assert all(f"| {system} |" in printed for system in found["figures"]["continuation"])
-    assert all(gate["demand"] in printed for gate in found["gates"])
+    assert all(criterion["demand"] in printed for criterion in found["gates"])

@@ -23,8 +23,10 @@ import torch
 from tiny import CHANNELS, CHUNK, NETWORK, RATE, assert_same_network, assert_same_tensors, write_dataset
 
 import train
-from continuation import audio, checkpoint, data, distributed, losses, memory, muon, plots, validation
+from continuation import audio, checkpoint, distributed, losses, memory, muon, plots, validation
+from continuation.dataset import read_meta
 from continuation.repetition import COPIES
+from continuation.windows import Windows
 from model import ContinuationModel
 
 torch.set_num_threads(1)
@@ -140,7 +142,7 @@ def test_best_checkpoint_is_of_stage_2_and_its_network_generates(undisturbed):
 
 def test_checkpoint_says_where_it_comes_from(undisturbed, dataset):
     state = checkpoint.load(undisturbed / "last.pt")
-    assert state["data_meta"] == data.read_meta(dataset, "dataset")
+    assert state["data_meta"] == read_meta(dataset, "dataset")
     assert (state["stage"], state["step"]) == (2, 6)
     assert state["settings"]["core_width"] == 16
     assert state["config"]["core_width"] == 16
@@ -754,7 +756,7 @@ def test_context_latents_do_not_change_when_the_target_audio_is_replaced_by_nois
 def test_cached_context_does_not_change_when_the_target_audio_is_replaced_by_noise(new_run, monkeypatch):
     """Through the windows, the encoder and the cache, up to the batches that stage 2 trains on."""
     contexts, targets = [], []
-    window = data.Windows.window
+    window = Windows.window
     for level in (0.0, 0.1):
 
         def noisy_future(self, pair, chunks, change, level=level):
@@ -762,7 +764,7 @@ def test_cached_context_does_not_change_when_the_target_audio_is_replaced_by_noi
             x[:, CHUNK:] += synth.noise(pair, CHUNK / RATE, RATE, CHANNELS, level)
             return x
 
-        monkeypatch.setattr(data.Windows, "window", noisy_future)
+        monkeypatch.setattr(Windows, "window", noisy_future)
         run = new_run()
         run.open_cache().clear()
         run.begin_stage(2)
@@ -788,7 +790,7 @@ def test_cached_latents_are_those_of_the_audio_that_the_joint_part_would_hear(ne
 
 def test_validation_context_is_what_generation_would_hear(new_run, monkeypatch):
     run = new_run()
-    row = run.windows["val"].side.rows[run.windows["val"].side.pairs[0, 0]]
+    row = run.windows["val"].split.rows[run.windows["val"].split.pairs[0, 0]]
     context, _, _ = run.validation.latents()[0]
     heard = []
     hear = run.ema.hear

@@ -9,7 +9,9 @@ import pytest
 import torch
 from tiny import CHANNELS, CHUNK, RATE, write_dataset
 
-from continuation import data, losses, validation
+from continuation import losses, validation
+from continuation.dataset import open_dataset
+from continuation.windows import Windows
 from model import ContinuationModel, with_overrides
 
 torch.set_num_threads(1)
@@ -25,8 +27,8 @@ def checks(tmp_path) -> validation.Validation:
     torch.manual_seed(0)
     shape = {"sample_rate": RATE, "channels": CHANNELS, "chunk_samples": CHUNK}
     model = ContinuationModel(with_overrides("tiny", **SMALL | shape)).eval().requires_grad_(False)
-    meta, sides = data.open_dataset(write_dataset(tmp_path / "dataset"))
-    return validation.Validation(model, data.Windows(sides["val"], meta), seed=0, autocast=nullcontext)
+    meta, splits = open_dataset(write_dataset(tmp_path / "dataset"))
+    return validation.Validation(model, Windows(splits["val"], meta), seed=0, autocast=nullcontext)
 
 
 def test_means_are_over_what_is_defined_but_the_loss_hides_nothing():

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from continuation import audio, data
+from continuation import dataset, files, fingerprint
+from continuation.cli import UsageError
 
 CHANNELS, SAMPLES = 2, 50
 SONG_ROWS = {"train": (3, 4), "val": (2,), "test": (1, 2)}
@@ -21,7 +22,7 @@ SONG_ROWS = {"train": (3, 4), "val": (2,), "test": (1, 2)}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A dataset whose sample values count up from 0 within each side."""
+    """A dataset whose sample values count up from 0 within each split."""
     songs = []
     for split, song_rows in SONG_ROWS.items():
         rows = sum(song_rows)
@@ -55,19 +56,19 @@ def edit_song(folder: Path, **changes) -> None:
     edit_meta(folder, songs=songs)
 
 
-def test_open_dataset_returns_the_three_sides_as_written(folder):
-    meta, sides = data.open_dataset(folder)
+def test_open_dataset_returns_the_three_splits_as_written(folder):
+    meta, splits = dataset.open_dataset(folder)
     assert meta["sample_rate"] == 100
-    assert list(sides) == ["train", "val", "test"]
-    for name, side in sides.items():
-        assert side.name == name
-        assert [song["rows"] for song in side.songs] == list(SONG_ROWS[name])
-        np.testing.assert_array_equal(side.rows, counting(sum(SONG_ROWS[name])))
-    np.testing.assert_array_equal(sides["train"].pairs, [(0, 1), (1, 2), (3, 4), (4, 5), (5, 6)])
+    assert list(splits) == ["train", "val", "test"]
+    for name, split in splits.items():
+        assert split.name == name
+        assert [song["rows"] for song in split.songs] == list(SONG_ROWS[name])
+        np.testing.assert_array_equal(split.rows, counting(sum(SONG_ROWS[name])))
+    np.testing.assert_array_equal(splits["train"].pairs, [(0, 1), (1, 2), (3, 4), (4, 5), (5, 6)])
 
 
 def test_rows_are_a_memory_map_that_cannot_be_written(folder):
-    rows = data.open_dataset(folder)[1]["train"].rows
+    rows = dataset.open_dataset(folder)[1]["train"].rows
     assert isinstance(rows, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         rows[0] = 0
@@ -76,25 +77,25 @@ def test_rows_are_a_memory_map_that_cannot_be_written(folder):
 @pytest.mark.parametrize("start", [0, 1, 49, 50, 75, 100])
 @pytest.mark.parametrize("length", [0, 1, 50, 51, 100])
 def test_window_crosses_row_borders_and_equals_the_joined_song(folder, start, length):
-    side = data.open_dataset(folder)[1]["train"]
+    split = dataset.open_dataset(folder)[1]["train"]
     whole = np.concatenate(counting(7)[3:], axis=1)  # (channels, samples) of the second song
-    window = data.read_window(side, side.songs[1], start, length)
+    window = dataset.read_window(split, split.songs[1], start, length)
     assert window.dtype == np.int16
     np.testing.assert_array_equal(window, whole[:, start : start + length])
 
 
 def test_window_is_a_copy(folder):
-    side = data.open_dataset(folder)[1]["train"]
-    window = data.read_window(side, side.songs[0], 0, SAMPLES)
+    split = dataset.open_dataset(folder)[1]["train"]
+    window = dataset.read_window(split, split.songs[0], 0, SAMPLES)
     window[:] = -1
-    assert side.rows[0, 0, 0] == 0
+    assert split.rows[0, 0, 0] == 0
 
 
 @pytest.mark.parametrize(("start", "length"), [(-1, 10), (0, 151), (150, 1), (149, 2)])
 def test_window_outside_the_song_is_refused(folder, start, length):
-    side = data.open_dataset(folder)[1]["train"]
-    with pytest.raises(data.DataError, match="no samples"):
-        data.read_window(side, side.songs[0], start, length)
+    split = dataset.open_dataset(folder)[1]["train"]
+    with pytest.raises(UsageError, match="no samples"):
+        dataset.read_window(split, split.songs[0], start, length)
 
 
 class Bomb:
@@ -119,23 +120,23 @@ def write_pickle(path: Path, bomb: Bomb) -> None:
 def test_pickled_array_is_refused_and_never_executed(folder, write):
     mark = folder / "executed"
     write(folder / "train.npy", Bomb(mark))
-    with pytest.raises(data.DataError, match=r"train\.npy is damaged, or no plain array"):
-        data.open_dataset(folder)
+    with pytest.raises(UsageError, match=r"train\.npy is damaged, or no plain array"):
+        dataset.open_dataset(folder)
     assert not mark.exists()
 
 
 def test_array_cut_short_is_refused(folder):
     path = folder / "val.npy"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(data.DataError, match=r"val\.npy"):
-        data.open_dataset(folder)
+    with pytest.raises(UsageError, match=r"val\.npy"):
+        dataset.open_dataset(folder)
 
 
 def test_array_with_something_appended_is_refused(folder):
     path = folder / "val.npy"
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(data.DataError, match="size does not fit"):
-        data.open_dataset(folder)
+    with pytest.raises(UsageError, match="size does not fit"):
+        dataset.open_dataset(folder)
 
 
 @pytest.mark.parametrize(
@@ -157,23 +158,23 @@ def test_array_with_something_appended_is_refused(folder):
 )
 def test_array_that_does_not_fit_is_refused_by_name(folder, name, array):
     np.save(folder / name, array)
-    with pytest.raises(data.DataError, match=name.split(".")[0]):
-        data.open_dataset(folder)
+    with pytest.raises(UsageError, match=name.split(".")[0]):
+        dataset.open_dataset(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff{", b"\0" * 500])
 def test_garbage_instead_of_an_array_is_refused(tmp_path, content):
     path = tmp_path / "x.npy"
     path.write_bytes(content)
-    with pytest.raises(data.DataError, match=r"x\.npy is damaged"):
-        data.open_array(path, np.int16)
+    with pytest.raises(UsageError, match=r"x\.npy is damaged"):
+        files.open_array(path, np.int16)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '"x"', "[" * 100_000, "\udcff"])
 def test_damaged_meta_is_refused(folder, text):
     (folder / "meta.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(data.DataError, match=r"meta\.json"):
-        data.open_dataset(folder)
+    with pytest.raises(UsageError, match=r"meta\.json"):
+        dataset.open_dataset(folder)
 
 
 @pytest.mark.parametrize(
@@ -194,8 +195,8 @@ def test_damaged_meta_is_refused(folder, text):
 )
 def test_meta_with_a_wrong_value_is_refused(folder, changes):
     edit_meta(folder, **changes)
-    with pytest.raises(data.DataError):
-        data.open_dataset(folder)
+    with pytest.raises(UsageError):
+        dataset.open_dataset(folder)
 
 
 @pytest.mark.parametrize(
@@ -203,8 +204,8 @@ def test_meta_with_a_wrong_value_is_refused(folder, changes):
 )
 def test_song_with_a_wrong_value_is_refused(folder, changes):
     edit_song(folder, **changes)
-    with pytest.raises(data.DataError):
-        data.open_dataset(folder)
+    with pytest.raises(UsageError):
+        dataset.open_dataset(folder)
 
 
 @pytest.mark.parametrize(
@@ -212,15 +213,15 @@ def test_song_with_a_wrong_value_is_refused(folder, changes):
 )
 def test_id_after_which_no_file_may_be_called_is_refused(folder, id):
     edit_song(folder, id=id)
-    with pytest.raises(data.DataError, match=r"meta\.json is damaged: id '") as caught:
-        data.open_dataset(folder)
+    with pytest.raises(UsageError, match=r"meta\.json is damaged: id '") as caught:
+        dataset.open_dataset(folder)
     assert str(caught.value).isprintable()
 
 
 def test_id_that_two_songs_have_is_refused(folder):
     edit_song(folder, id="train0")
-    with pytest.raises(data.DataError, match="two songs have the same id"):
-        data.open_dataset(folder)
+    with pytest.raises(UsageError, match="two songs have the same id"):
+        dataset.open_dataset(folder)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
@@ -228,32 +229,32 @@ def test_id_that_two_songs_have_is_refused(folder):
 def test_named_pipe_is_refused_at_once(folder, name):
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    with pytest.raises(data.DataError, match="named pipe"):
-        data.open_dataset(folder)
+    with pytest.raises(UsageError, match="named pipe"):
+        dataset.open_dataset(folder)
 
 
 def test_folder_without_meta_is_refused_by_saying_who_writes_it(tmp_path):
-    with pytest.raises(data.DataError, match=r"create_dataset\.py has not finished"):
-        data.open_dataset(tmp_path)
+    with pytest.raises(UsageError, match=r"create_dataset\.py has not finished"):
+        dataset.open_dataset(tmp_path)
 
 
 # ---- the same song in another dataset
 
 
-def fingerprint(seed: int, error_share: float = 0.0) -> str:
+def random_fingerprint(seed: int, error_share: float = 0.0) -> str:
     rng = np.random.default_rng(seed)
-    bits = rng.choice([-1, 1], (160, audio.FINGERPRINT_BANDS))
+    bits = rng.choice([-1, 1], (160, fingerprint.FINGERPRINT_BANDS))
     wrong = np.random.default_rng(1000 + seed).random(bits.shape) < error_share
     return base64.b64encode(zlib.compress(np.where(wrong, -bits, bits).astype(np.int8).tobytes())).decode()
 
 
 def entry(name: str, content: int, **changes) -> dict:
     """A song whose file and music are `content`."""
-    return {"id": name, "group": name, "sha256": f"{content}", "fingerprint": fingerprint(content)} | changes
+    return {"id": name, "group": name, "sha256": f"{content}", "fingerprint": random_fingerprint(content)} | changes
 
 
 def known(songs: list[dict], others: list[dict]) -> dict[str, list[str]]:
-    return {group: [song["id"] for song in found] for group, found in data.known_by_group(songs, others).items()}
+    return {group: [song["id"] for song in found] for group, found in dataset.known_by_group(songs, others).items()}
 
 
 def test_a_song_is_known_by_its_file_whatever_it_is_called():
@@ -261,7 +262,7 @@ def test_a_song_is_known_by_its_file_whatever_it_is_called():
 
 
 def test_a_song_is_known_by_its_music_when_it_was_encoded_anew():
-    anew = entry("a", 1, sha256="another", fingerprint=fingerprint(1, 0.15))
+    anew = entry("a", 1, sha256="another", fingerprint=random_fingerprint(1, 0.15))
     others = [entry(f"x{number}", number) for number in range(40)]
     assert known([anew, entry("b", 99)], others) == {"a": ["x1"], "b": []}
 
@@ -284,19 +285,19 @@ def test_songs_of_one_group_are_known_together():
 
 
 def test_a_damaged_fingerprint_is_refused():
-    with pytest.raises(data.DataError, match="damaged fingerprint"):
-        data.known_by_group([entry("a", 1)], [entry("b", 2, fingerprint="AAAA")])
+    with pytest.raises(UsageError, match="damaged fingerprint"):
+        dataset.known_by_group([entry("a", 1)], [entry("b", 2, fingerprint="AAAA")])
 
 
 def test_content_of_a_wrong_type_is_refused(folder):
     edit_song(folder, sha256=3)
-    with pytest.raises(data.DataError, match="'sha256' is '3'"):
-        data.open_dataset(folder)
+    with pytest.raises(UsageError, match="'sha256' is '3'"):
+        dataset.open_dataset(folder)
 
 
 def test_the_checksum_of_an_array_is_that_of_its_bytes():
     rows = counting(3)
-    assert data.array_sha256(rows) == hashlib.sha256(rows.tobytes()).hexdigest()
+    assert files.array_sha256(rows) == hashlib.sha256(rows.tobytes()).hexdigest()
 
 
 def test_a_dataset_is_the_same_where_an_earlier_version_did_not_tell_its_contents():
@@ -304,6 +305,6 @@ def test_a_dataset_is_the_same_where_an_earlier_version_did_not_tell_its_content
     new = {"songs": [song | {"sha256": song["id"], "fingerprint": ""} for song in old["songs"]], "sample_rate": 100}
     changed = new | {"songs": [song | {"sha256": "x"} for song in new["songs"]]}
     for one, other, is_same in ((old, new, True), (new, new, True), (new, changed, False)):
-        assert data.is_same_dataset(one, other) == data.is_same_dataset(other, one) == is_same
-    assert not data.is_same_dataset(old, new | {"sample_rate": 200})
-    assert not data.is_same_dataset(old, new | {"songs": new["songs"][:1]})
+        assert dataset.is_same_dataset(one, other) == dataset.is_same_dataset(other, one) == is_same
+    assert not dataset.is_same_dataset(old, new | {"sample_rate": 200})
+    assert not dataset.is_same_dataset(old, new | {"songs": new["songs"][:1]})

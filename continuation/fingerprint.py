@@ -1,0 +1,153 @@
+"""Fingerprints of songs: the same music is found in two files, whatever their encoder, level and trim.
+
+printer = fingerprint.Fingerprinter(sample_rate=24000)
+for block in blocks: printer.add(block)          # float32 (channels, samples)
+bits = fingerprint.read_fingerprint(printer.result())
+fingerprint.find_same_music([bits, ...])         # (i, j, similarity) of every match
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from continuation.cli import UsageError
+
+FINGERPRINTS_PER_SECOND = 4
+FINGERPRINT_SECONDS = 300  # of a song's beginning
+FINGERPRINT_BANDS = 32
+SAME_MUSIC_SIMILARITY = 0.38  # see docs/experiments.md
+_BAND_EDGES_HZ = np.rint(np.geomspace(250, 3000, FINGERPRINT_BANDS + 2)).astype(int)
+_TIME_LAG = 2  # fingerprint frames
+_SILENCE = 1e-6  # of a song's loudest frame: -60 dB
+_SEGMENT_FRAMES = 30 * FINGERPRINTS_PER_SECOND
+_LEAST_FRAMES = 32  # of a song of 9 s; fewer frames agree with anything
+_QUERY_SONGS, _LONGER_SONGS = 8, 16  # a block: their products take some 50 MB
+
+
+class Fingerprinter:
+    """Compute the fingerprint of audio that comes in blocks: it survives an mp3 encoder, a fader and a trim.
+
+    Every 250 ms the energy of one second in 33 bands from 250 to 3000 Hz, summed over the channels (the energy of
+    the sum of the channels would vanish where they are of opposite phase). Of these the sign of the difference
+    between neighbouring bands, and between now and half a second ago, so that neither level nor equaliser matters
+    (after Haitsma and Kalker, "A Highly Robust Audio Fingerprinting System", 2002, with longer frames). -1, 0 or 1,
+    where 0 is silence. Memory: the energies of the first five minutes.
+    """
+
+    def __init__(self, sample_rate: int):
+        self._window = np.hanning(sample_rate).astype(np.float32)  # 1 s, so that bin k lies at k Hz
+        self._hop = sample_rate // FINGERPRINTS_PER_SECOND
+        self._rest: np.ndarray | None = None  # (channels, n), what the next frames need
+        self._energies: list[np.ndarray] = []
+
+    def add(self, block: np.ndarray) -> None:
+        """Count a block, float32 (channels, n)."""
+        if self._is_full():
+            return
+        joined = block if self._rest is None else np.concatenate([self._rest, block], axis=1)
+        start, second = 0, len(self._window)
+        while start + second <= joined.shape[1] and not self._is_full():
+            self._energies.append(self._band_energies(joined[:, start : start + second]))
+            start += self._hop
+        self._rest = joined[:, start:].copy()
+
+    def result(self) -> str:
+        """Return the compressed matrix int8 (frames, bands) as text, at most 8 kB; see `read_fingerprint`."""
+        bits = np.zeros((0, FINGERPRINT_BANDS), np.int8)
+        if len(self._energies) > _TIME_LAG:
+            bits = _sign_bits(np.stack(self._energies).astype(np.float64))
+        return base64.b64encode(zlib.compress(bits.tobytes(), 9)).decode("ascii")
+
+    def _is_full(self) -> bool:
+        return len(self._energies) == FINGERPRINT_SECONDS * FINGERPRINTS_PER_SECOND
+
+    def _band_energies(self, second: np.ndarray) -> np.ndarray:
+        spectrum = np.fft.rfft(second * self._window)[:, : _BAND_EDGES_HZ[-1]]
+        power = np.zeros(_BAND_EDGES_HZ[-1])  # a low sample rate has nothing in the upper bands
+        power[: spectrum.shape[1]] = (np.abs(spectrum) ** 2).sum(axis=0)
+        return np.add.reduceat(power, _BAND_EDGES_HZ[:-1])
+
+
+def _sign_bits(energies: np.ndarray) -> np.ndarray:
+    """Band energies (frames, bands + 1) -> int8 (frames - lag, bands)."""
+    level = np.log(energies + _SILENCE * energies.mean() + 1e-20)
+    across_bands = np.diff(level, axis=1)
+    bits = np.sign(across_bands[_TIME_LAG:] - across_bands[:-_TIME_LAG]).astype(np.int8)
+    loudness = energies.max(axis=1)
+    audible = loudness > _SILENCE * loudness.max()
+    bits[~(audible[_TIME_LAG:] | audible[:-_TIME_LAG])] = 0
+    return bits
+
+
+def read_fingerprint(text: str) -> np.ndarray:
+    """Read what `Fingerprinter.result` wrote: int8 (frames, bands); '' is a song without one (no frames).
+
+    Raises UsageError when the text is damaged.
+    """
+    if not text:
+        return np.zeros((0, FINGERPRINT_BANDS), np.int8)
+    most_bytes = FINGERPRINT_SECONDS * FINGERPRINTS_PER_SECOND * FINGERPRINT_BANDS
+    try:
+        data = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), most_bytes)
+        return np.frombuffer(data, np.int8).reshape(-1, FINGERPRINT_BANDS)
+    except (ValueError, zlib.error) as error:
+        raise UsageError(f"damaged fingerprint: {error}") from error
+
+
+def find_same_music(
+    fingerprints: list[np.ndarray], threshold: float = SAME_MUSIC_SIMILARITY
+) -> Iterator[tuple[int, int, float]]:
+    """Yield (i, j, similarity) for every two fingerprints that share a stretch of music.
+
+    30 s of every minute of the shorter song are laid over the longer song at every lag; similarity is the mean
+    product of their signs where they agree best: 1 for equal, about 0 for unrelated. A segment that is mostly
+    silence, or a song shorter than 9 s, matches nothing. All lags at once by FFT, and the sum over bands is a matrix
+    product at each frequency, in blocks of bounded memory. Time grows with the square of the number of songs.
+    """
+    order = sorted(range(len(fingerprints)), key=lambda i: len(fingerprints[i]))
+    order = [i for i in order if len(fingerprints[i]) >= _LEAST_FRAMES]
+    longest = max((len(fingerprints[i]) for i in order), default=0)
+    length = -(-(longest + _SEGMENT_FRAMES) // 90) * 90  # 2 * 3**2 * 5 times a small number: a fast FFT
+    for first in range(0, len(order), _QUERY_SONGS):
+        queries = order[first : first + _QUERY_SONGS]
+        owners, segments = _segments([fingerprints[i] for i in queries])
+        if not len(segments):
+            continue
+        sizes = np.abs(segments).sum(axis=(1, 2))
+        spectra = np.fft.rfft(segments, length, axis=1).conj().astype(np.complex64).transpose(1, 2, 0)
+        for second in range(first, len(order), _LONGER_SONGS):
+            others = order[second : second + _LONGER_SONGS]
+            best = _best_agreement([fingerprints[i] for i in others], spectra, length) / sizes
+            for k, i in enumerate(queries):
+                for m, j in enumerate(others):
+                    similarity = best[m, owners == k].max(initial=0.0)
+                    if first + k < second + m and similarity >= threshold:
+                        yield i, j, float(similarity)
+
+
+def _segments(fingerprints: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (owners (n,), segments (n, frames, bands)): 30 s of every minute, and each song's last 30 s."""
+    owners, segments = [], []
+    for owner, bits in enumerate(fingerprints):
+        last = max(0, len(bits) - _SEGMENT_FRAMES)
+        for start in sorted({*range(0, last, 2 * _SEGMENT_FRAMES), last}):
+            part = bits[start : start + _SEGMENT_FRAMES].astype(np.float32)
+            if np.abs(part).mean() > 0.5:
+                owners.append(owner)
+                segments.append(np.pad(part, ((0, _SEGMENT_FRAMES - len(part)), (0, 0))))
+    shape = (-1, _SEGMENT_FRAMES, FINGERPRINT_BANDS)
+    return np.array(owners, int), np.array(segments, np.float32).reshape(shape)
+
+
+def _best_agreement(fingerprints: list[np.ndarray], segments: np.ndarray, length: int) -> np.ndarray:
+    """Return the largest sum of products over all lags, (songs, n), for segment spectra (frequency, bands, n)."""
+    padded = np.zeros((len(fingerprints), length, FINGERPRINT_BANDS), np.float32)
+    for row, bits in zip(padded, fingerprints, strict=True):
+        row[: len(bits)] = bits
+    spectra = np.fft.rfft(padded, axis=1).astype(np.complex64).transpose(1, 0, 2)
+    products = spectra @ segments  # (frequency, songs, n)
+    return np.fft.irfft(products, length, axis=0).max(axis=0)

@@ -1,0 +1,323 @@
+"""The systems that a scorecard compares: baselines, networks, somebody's files, and the true continuation."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from continuation import audio, baselines, checkpoint, losses, metrics
+from continuation.cli import UsageError
+from continuation.dataset import known_by_group
+from continuation.pairs import Pair
+from continuation.windows import make_rng
+from model import fade_over
+
+GAINS = {"gain_another_song": "val_context_gain", "gain_same_song": "val_context_gain_same_song"}  # as train.py logs
+NOISE, LOSS_NOISE, SECOND_NOISE = 1, 2, 4  # purposes of what is drawn for a pair
+LONGEST_FILE_NAME = 100  # bytes of a system's; a suffix and a temporary name's additions come to it
+
+# Kinds of systems
+BASELINE = "baseline"  # needs no network
+PREDICTIONS = "predictions"  # somebody's files
+NETWORK = "network"  # predicted latents, decoded beside copies of the context
+OWN_SOUND = "own sound"  # predicted latents, decoded without copies
+CEILING = "ceiling"  # the true latents, decoded without copies
+CODEC = "codec"  # a baseline of real audio through a network's encoder and decoder
+REAL = "real"  # the true continuation
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a network is sampled: steps from noise to music, and guidance (1: as trained)."""
+
+    steps: int
+    guidance: float
+
+
+@dataclass(frozen=True)
+class System:
+    """One of those that continue songs: a row of the scorecard."""
+
+    name: str
+    kind: str
+    network: Network | None = None
+    sampling: Sampling | None = None  # how its latents are predicted
+    baseline: System | None = None  # what a codec gets to code
+    folder: Path | None = None  # of somebody's files
+
+    @property
+    def file_name(self) -> str:
+        return file_name(self.name)
+
+
+SILENCE = System("silence", BASELINE)
+INPUT_REPEATED = System("input repeated", BASELINE)
+TEMPO_LOCKED_LOOP = System("tempo-locked loop", BASELINE)
+LOOP = System("loop", BASELINE)
+OTHER_SONG = System("another song", BASELINE)
+OTHER_PASSAGE = System("same song elsewhere", BASELINE)
+COPY_ORACLE = System("oracle of copies", BASELINE)
+TRUTH = System("truth", REAL)
+
+BASELINES = (SILENCE, INPUT_REPEATED, TEMPO_LOCKED_LOOP, LOOP, OTHER_SONG, OTHER_PASSAGE, COPY_ORACLE)
+REAL_AUDIO = (LOOP, OTHER_SONG, OTHER_PASSAGE)  # goes through each codec too
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a listener hears of a system: the context, which a network crossfades before the join, and what follows.
+
+    Both are float32 (channels, samples).
+    """
+
+    context: np.ndarray
+    sound: np.ndarray
+    seams: Sequence[int] = ()  # samples at which copies of the context begin anew
+    latents: tuple[np.ndarray, np.ndarray] | None = None  # of the truth and of this, (latent_channels, latents)
+
+
+def file_name(name: str) -> str:
+    """Return what the files of a system are called; '' where its name has no letter or digit."""
+    plain = re.sub(r"[^\w.]+", "-", name).strip("-._")
+    if len(plain.encode()) <= LONGEST_FILE_NAME:
+        return plain
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{plain[:20]}-{digest[:10]}"
+
+
+def play_baselines(pair: Pair, loop: baselines.Loop, sample_rate: int) -> dict[System, Continuation]:
+    """Continue a pair by all baselines that it has; `loop` is that of its context."""
+    sounds = {
+        SILENCE: np.zeros_like(pair.target),
+        INPUT_REPEATED: pair.context,
+        TEMPO_LOCKED_LOOP: baselines.tempo_locked_loop(pair.context, sample_rate),
+        LOOP: loop.sound,
+        OTHER_SONG: pair.other_song,
+        OTHER_PASSAGE: pair.other_passage,
+        COPY_ORACLE: baselines.copy_oracle(pair.context, pair.target, sample_rate),
+    }
+    return {
+        system: Continuation(pair.context, sound, loop.seams if system is LOOP else ())
+        for system, sound in sounds.items()
+        if sound is not None
+    }
+
+
+def play_predictions(system: System, pair: Pair, sample_rate: int) -> Continuation:
+    """Read somebody's continuation of the pair, given at the song's own level, and bring it to the pair's."""
+    sound = load_prediction(system.folder / f"{pair.id}.wav", sample_rate, *pair.target.shape)
+    return Continuation(pair.context, pair.gain * sound)
+
+
+def load_prediction(path: Path, sample_rate: int, channels: int, samples: int) -> np.ndarray:
+    """Read the first samples of somebody's continuation, float32 (channels, samples), and nothing of the rest.
+
+    UsageError for a shorter one, and for one that the decoder mends: what it would measure is not what was played.
+    """
+    decoder = audio.Decoder(path, sample_rate, channels, samples / sample_rate)
+    try:
+        x = np.concatenate([np.zeros((channels, 0), np.float32), *decoder], axis=1)
+    except audio.AudioError as error:
+        raise UsageError(f"{path}: {error}") from error
+    if x.shape[1] < samples:
+        raise UsageError(f"{path} is too short: {x.shape[1] / sample_rate:g} s of {samples / sample_rate:g} s")
+    if decoder.notes:
+        raise UsageError(f"{path} cannot be judged as it is: {'; '.join(decoder.notes)}")
+    return x
+
+
+# Networks
+
+
+class Network:
+    """A checkpoint under evaluation.
+
+    state: the checkpoint's stage, step and data_meta. sampling: how it is sampled, if it continues songs at all
+    (stage 2); every pair has a noise of its own, the same in every sampling.
+    """
+
+    def __init__(self, name: str, folder: Path, state: dict, model, sampling: Sampling, seed: int):
+        self.name, self.folder, self.model, self.seed = name, folder, model, seed
+        self.stage, self.step = state["stage"], state["step"]
+        self.config = model.config
+        self.continues = self.stage == 2
+        self.is_flow = self.config.objective == "flow"
+        self.sampling = sampling
+        self.systems = self.make_systems() if self.continues else []
+        songs = (state["data_meta"] or {}).get("songs", [])
+        self.trained_on = [song for song in songs if song["split"] == "train"]
+
+    def make_systems(self) -> list[System]:
+        """Make the systems whose continuations `continue_pair` plays, in the order of their rows."""
+        own = [System(f"{self.name}, own sound", OWN_SOUND, self, self.sampling)] if not self.config.is_legacy else []
+        return [
+            System(self.name, NETWORK, self, self.sampling),
+            *own,
+            *(System(f"{self.name}, {way}", NETWORK, self, s) for way, s in self.other_samplings().items()),
+            System(f"{self.name}, ceiling", CEILING, self),
+            *(System(f"{real.name} through {self.name}", CODEC, self, baseline=real) for real in REAL_AUDIO),
+        ]
+
+    def other_samplings(self) -> dict[str, Sampling]:
+        """Return further ways in which a flow is sampled, by what is added to its name."""
+        if not self.is_flow:
+            return {}
+        as_trained = {} if self.sampling.guidance == 1 else {"guidance 1": Sampling(self.sampling.steps, 1.0)}
+        return as_trained | {"one step": Sampling(1, 1.0)}
+
+    # What the scorecard says about the checkpoint itself
+
+    def facts(self, songs: list[dict]) -> dict:
+        """Describe the checkpoint; `songs` are those that it is evaluated on.
+
+        Under the names of the context gains: what train.py measured on its validation songs at the first evaluation
+        of stage 2 and at this checkpoint's.
+        """
+        seen = known_by_group(songs, self.trained_on)
+        log = self.folder / "metrics.jsonl"
+        return {
+            "folder": str(self.folder),
+            "stage": self.stage,
+            "step": self.step,
+            "objective": self.config.objective,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "floats_per_second": self.floats_per_second(),
+            "songs_trained_on": sorted(song["id"] for song in songs if seen[song["group"]]),
+            **(gains_in_training(log, self.step) if self.continues and log.exists() else {}),
+        }
+
+    def floats_per_second(self) -> float:
+        return self.config.latent_channels * self.config.latent_rate
+
+    def comb_rates(self) -> tuple[float, float]:
+        """Return latents and frames a second: the rates in Hz whose multiples the decoder may leave in its sound."""
+        return self.config.latent_rate, self.config.sample_rate / self.config.hop
+
+    # Audio and latents
+
+    def batch(self, *parts: np.ndarray) -> Tensor:
+        """Join parts (channels, samples) of one sound to a batch of one on the network's device."""
+        return torch.from_numpy(np.concatenate(parts, axis=1))[None].to(self.model.latent_mean.device)
+
+    def sound(self, x: Tensor) -> np.ndarray:
+        """Turn a decoded batch of one into (channels, samples); FloatingPointError where it is not finite."""
+        x = x[0].float().cpu().numpy()
+        if not np.isfinite(x).all():
+            raise FloatingPointError(f"{self.name}: the network's output is not finite")
+        return x
+
+    def encode(self, x: np.ndarray) -> Tensor:
+        """Encode audio (channels, samples) as latents (1, latent_channels, latents)."""
+        return self.model.encode(self.batch(x))
+
+    def encode_context(self, x: np.ndarray) -> Tensor:
+        """Encode audio (channels, samples) as what the core is given of a context."""
+        return self.model.hear(self.batch(x))
+
+    def latents(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """Encode a pair's context and target, as training does."""
+        return self.model.encode_pair(self.batch(pair.context, pair.target))
+
+    def reconstruct(self, x: np.ndarray) -> np.ndarray:
+        """Decode what the encoder makes of audio (channels, samples)."""
+        return self.sound(self.model.decode(self.encode(x), x.shape[-1]))
+
+    # Continuations
+
+    def continue_pair(
+        self, pair: Pair, context: Tensor, target: Tensor, baselines: dict[System, Continuation]
+    ) -> dict[System, Continuation]:
+        """Continue a pair by all of the network's systems.
+
+        context, target: the pair's `latents`; baselines: those that the pair has.
+        """
+        samplings = dict.fromkeys(system.sampling for system in self.systems if system.sampling)
+        predicted = {sampling: self.predict(pair, context, sampling) for sampling in samplings}
+        played = {}
+        for system in self.systems:
+            if system.kind == NETWORK:
+                played[system] = self.play(pair, context, predicted[system.sampling])
+                latents = as_arrays(target, predicted[system.sampling])
+                played[system] = replace(played[system], latents=latents)
+            elif system.kind == OWN_SOUND:
+                played[system] = self.play(pair, context, predicted[system.sampling], with_copies=False)
+            elif system.kind == CEILING:
+                played[system] = self.play(pair, context, target, with_copies=False)
+            elif system.baseline in baselines:
+                played[system] = self.code(pair, target, baselines[system.baseline].sound)
+        return played
+
+    def predict(self, pair: Pair, context: Tensor, sampling: Sampling, purpose: int = NOISE) -> Tensor:
+        """Predict the latents of the pair's target; the noise is the pair's own, the same in every sampling."""
+        seed = int(self.draw(pair, purpose).integers(2**31))
+        return self.model.predict(context, seed=seed, **asdict(sampling)).float()
+
+    def draw(self, pair: Pair, purpose: int) -> np.random.Generator:
+        return make_rng(self.seed, "validation", pair.number, purpose)
+
+    def play(self, pair: Pair, context: Tensor, latents: Tensor, with_copies: bool = True) -> Continuation:
+        """Decode `latents` after the pair's context, whose end is crossfaded, beside copies of it or without any."""
+        copies = self.model.copies(self.batch(pair.context)) if with_copies else None
+        before, after = map(self.sound, self.model.decode_behind(context, latents, copies))
+        faded = fade_over(torch.from_numpy(pair.context), torch.from_numpy(before)).numpy()
+        seams = copies.seams(self.config.chunk_samples) if copies else ()
+        return Continuation(faded, after[:, : self.config.chunk_samples], seams)
+
+    def code(self, pair: Pair, target: Tensor, x: np.ndarray) -> Continuation:
+        """Encode and decode real audio that stands in for the target, whose latents are given."""
+        latents = self.encode(x)
+        sound = self.sound(self.model.decode(latents, x.shape[-1]))
+        return Continuation(pair.context, sound, latents=as_arrays(target, latents))
+
+    def generate(self, pair: Pair, seconds: float) -> np.ndarray:
+        """Make a continuation of any length, as generate.py does: (channels, samples)."""
+        seed = int(self.draw(pair, NOISE).integers(2**31))
+        return self.model.generate(pair.context, seconds, seed, **asdict(self.sampling)).numpy()
+
+    # Measures that need the network
+
+    def loss(self, pair: Pair, context: Tensor, target: Tensor) -> float:
+        """Validation loss of the prediction from this context."""
+        if self.config.is_legacy:
+            decoded = self.sound(self.model.decode(self.model.predict(context), pair.target.shape[-1]))
+            return metrics.waveform_mse(pair.target, decoded)
+        noise = self.draw(pair, LOSS_NOISE).standard_normal(target.shape, dtype="float32")
+        return losses.fixed_time_losses(self.model, context, target, torch.from_numpy(noise).to(target)).mean().item()
+
+    def context_gain(self, pair: Pair, context: Tensor, target: Tensor) -> dict[str, float]:
+        """Loss with the true context, and how much other contexts make it worse; nan where the pair has none."""
+        own = self.loss(pair, context, target)
+        measures = {"loss": own}
+        for name, x in (("gain_another_song", pair.other_song), ("gain_same_song", pair.other_passage)):
+            measures[name] = math.nan if x is None else self.loss(pair, self.encode_context(x), target) - own
+        return measures
+
+    def diversity(self, pair: Pair, context: Tensor, predicted: np.ndarray) -> float:
+        """`metrics.latent_diversity` of the predicted latents and of those from another noise."""
+        again = self.predict(pair, context, self.sampling, SECOND_NOISE)
+        return metrics.latent_diversity(predicted, again[0].cpu().numpy())
+
+
+def as_arrays(*latents: Tensor) -> tuple[np.ndarray, ...]:
+    """Turn batches of one into (latent_channels, latents) each."""
+    return tuple(z[0].cpu().numpy() for z in latents)
+
+
+def gains_in_training(log: Path, step: int) -> dict[str, tuple[float, float]]:
+    """Read the context gains of metrics.jsonl at the first evaluation of stage 2 and at the one of `step`, where it
+    has both."""
+    found = {}
+    records = {record["step"]: record for record in checkpoint.read_records(log) if record["stage"] == 2}
+    for name, logged in GAINS.items():
+        gains = [records.get(at, {}).get(logged) for at in (0, step)]
+        if None not in gains:
+            found[name] = tuple(gains)
+    return found
