@@ -13,9 +13,10 @@ import torch
 from evaluation_helpers import CHUNK, CHUNK_SECONDS, RATE, arguments
 
 import evaluate
-from continuation import audio, checkpoint, losses, systems
+from continuation import checkpoint, losses, systems
 from continuation.cli import UsageError
 from continuation.dataset import open_dataset
+from continuation.fingerprint import Fingerprinter
 from continuation.systems import PREDICTIONS, Sampling, System, file_name, load_prediction, play_predictions
 from model import GUIDANCE
 
@@ -32,7 +33,7 @@ def test_trained_songs_are_told_by_their_content_and_not_by_their_names(tmp_path
     shutil.copytree(dataset, told)
     meta = json.loads((told / "meta.json").read_text())
     for song in meta["songs"]:
-        song |= {"sha256": f"file of {song['id']}", "fingerprint": audio.Fingerprinter(RATE).result()}
+        song |= {"sha256": f"file of {song['id']}", "fingerprint": Fingerprinter(RATE).result()}
     (told / "meta.json").write_text(json.dumps(meta))
     first, second = (song for song in meta["songs"] if song["split"] == "test")
     state = checkpoint.load(checkpoints[0] / "best.pt")
