@@ -128,9 +128,11 @@ class ModelConfig:
         return self.channels * (len(band_edges(WINDOW_HOPS * self.hop // 2 + 1)) - 1)
 
     @property
-    def chunk_steps(self) -> int:
-        """Steps of the levels of a chunk."""
-        return self.chunk_latents // STEP_FRAMES
+    def pair_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what stage 2 learns from, see ContinuationModel.encode_pair."""
+        latents = (self.latent_channels, self.chunk_latents)
+        levels = (self.level_rows, self.chunk_latents // STEP_FRAMES)
+        return {"context": latents, "copies": (1 + COPIES, *levels), "target": latents, "levels": levels}
 
 
 PRESETS = {
@@ -462,12 +464,14 @@ class ContinuationModel(nn.Module):
         with without_autocast(x):
             return self.decoder.mixer.bands(self.decoder.head.spectrum(x))
 
-    def encode_pair(self, x: Tensor) -> tuple[Context, Prediction]:
-        """Context of the first chunk of x (batch, channels, 2 * chunk), and what the core should predict from it: the
-        latents of the second, encoded behind the first, and its levels."""
+    def encode_pair(self, x: Tensor) -> dict[str, Tensor]:
+        """Parts of x (batch, channels, 2 * chunk), of ModelConfig.pair_shapes: what the core is told of the first
+        chunk, `context` and `copies`, and what it should predict: the latents of the second, encoded behind the
+        first, and its levels."""
         cut, latents = self.config.chunk_samples, self.config.chunk_latents
-        target = self.encode(x)[..., latents : 2 * latents].float()
-        return self.encode_context(x[..., :cut]), Prediction(target, self.levels(x[..., cut:]))
+        context, target = self.encode_context(x[..., :cut]), self.encode(x)[..., latents : 2 * latents].float()
+        copies, levels = context.copies, self.levels(x[..., cut:])
+        return {"context": context.latents, "copies": copies, "target": target, "levels": levels}
 
     def copies(self, x: Tensor) -> Copies | None:
         """What the decoder may play behind the context x (batch, channels, samples); legacy has no copies."""
@@ -651,10 +655,9 @@ def chunk_on_meta(config: ModelConfig) -> Tensor:
 
 
 def context_on_meta(config: ModelConfig) -> Context:
-    latents = torch.zeros(1, config.latent_channels, config.chunk_latents, device="meta")
-    if config.is_legacy:
-        return Context(latents, None)
-    return Context(latents, torch.zeros(1, 1 + COPIES, config.level_rows, config.chunk_steps, device="meta"))
+    shapes = config.pair_shapes
+    latents, copies = (torch.zeros(1, *shapes[part], device="meta") for part in ("context", "copies"))
+    return Context(latents, None if config.is_legacy else copies)
 
 
 def gigaflops(config: ModelConfig) -> dict[str, float]:

@@ -16,7 +16,7 @@ import os
 import shlex
 import sys
 import time
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from continuation.cli import (
 )
 from continuation.dataset import is_same_dataset, open_dataset
 from continuation.latent_cache import LatentCache
-from continuation.windows import CropItems, FixedPairItems, PairItems, WindowItems, Windows, items_of_rank, make_rng
+from continuation.windows import CropItems, FixedPairItems, JointItems, PairItems, WindowItems, Windows, items_of_rank, make_rng
 
 CROP_SECONDS = 1  # of audio in one item of stage 1
 COOLDOWN_SHARE = 0.4  # of a stage, its end, while the learning rate falls to zero
@@ -42,7 +42,6 @@ WEIGHT_DECAY = 0.01
 HEALTHY_STD_RATIO = (0.7, 1.4)  # of sampled latents over true ones
 COLLAPSE_GRACE = 0.1  # of stage 2, before its samples are judged
 SKIPPED_STEPS_LIMIT = 50  # steps in a row that fp16 may skip for overflow
-JOINT_BATCH_DIVISOR = 4  # of a step's items: the joint part decodes and compares sound
 JOINT_CODEC_RATE = 0.1  # of the learning rate, for encoder and decoder in the joint part
 CACHE_BATCH = 4
 FREE_ON_RESTART = {
@@ -233,7 +232,7 @@ class Reconstruct(Phase):
     name, stage, reads_cache = "reconstruct", 1, False
 
     def trained(self, model) -> list:
-        return [model.encoder, *model.decoder.own()]
+        return [model.encoder, model.decoder]
 
     def items(self):
         run = self.run
@@ -255,43 +254,27 @@ class Predict(Phase):
 
     def items(self):
         run = self.run
-        return PairItems(
-            run.windows["train"], run.latent_shape, run.args.latent_variants, run.args.seed, cache=run.open_cache()
-        )
+        pairs = len(run.windows["train"])
+        return PairItems(pairs, run.latent_shape, run.args.latent_variants, run.args.seed, run.open_cache())
 
     def loss(self, model, batch: dict, step: int) -> tuple:
         return self.run.losses.predict_step(model, batch)
 
 
 class Joint(Predict):
-    """Stage 2b: the full network learns, nothing frozen. Context and target are still those of the cache, which the
-    encoder hardly leaves behind: encoding them anew would take half of the time."""
+    """Stage 2b: the full network learns, nothing frozen. Pairs are still those of the cache, which the encoder hardly
+    leaves behind: encoding them anew would take half of the time."""
 
     name = "joint"
-
-    def __init__(self, run: "Run", end: float):
-        super().__init__(run, end)
-        self.batch_size, self.accumulate = joint_batches(run.args)
 
     def trained(self, model) -> list:
         return [model.core, model.encoder, model.decoder]
 
     def items(self):
-        run = self.run
-        return PairItems(
-            run.windows["train"], run.latent_shape, run.args.latent_variants, run.args.seed, run.open_cache(),
-            crop=run.crop_shape, copies=run.repetition.COPIES,
-        )  # fmt: skip
+        return JointItems(Reconstruct.items(self), super().items())
 
     def loss(self, model, batch: dict, step: int) -> tuple:
         return self.run.losses.joint_step(model, batch, self.run.spectral_draw(step))
-
-
-def joint_batches(args) -> tuple[int, int]:
-    """Items a micro-step and micro-steps an optimiser step of the joint part."""
-    from continuation import memory
-
-    return memory.joint_batches(args.batch_size, args.accumulate, JOINT_BATCH_DIVISOR)
 
 
 class Legacy(Phase):
@@ -746,9 +729,7 @@ class Run:
         return digest.hexdigest()
 
     def open_cache(self):
-        pairs = len(self.windows["train"])
-        channels = self.config.latent_channels
-        shapes = {"context": (channels, self.config.context_latents), "target": self.latent_shape}
+        pairs, shapes = len(self.windows["train"]), self.config.pair_shapes
         return LatentCache(self.folder / "latents", self.args.latent_variants, shapes, pairs)
 
     def fill_cache(self, stop) -> None:
@@ -790,17 +771,18 @@ class Run:
                 pass
             return
 
-        def part(name: str):
-            return writer(cache.path(name, variant), np.float16, cache.shapes[name])
-
-        with part("context") as contexts, part("target") as targets:
-            for context, target in blocks:
-                contexts.append(context.cpu().numpy())
-                targets.append(target.cpu().numpy())
+        with ExitStack() as stack:
+            writers = {
+                name: stack.enter_context(writer(cache.path(name, variant), np.float16, cache.shapes[name]))
+                for name in cache.PARTS
+            }
+            for block in blocks:
+                for name, part in block.items():
+                    writers[name].append(part.cpu().numpy())
 
     def encoded_blocks(self, variant: int, stop):
-        """Context and target of all training windows, in order; every process encodes its share of a
-        block, and the last pair again where the last block is not full."""
+        """All training windows, encoded, in order; every process encodes its share of a block, and the last pair
+        again where the last block is not full."""
         windows, size = self.windows["train"], CACHE_BATCH * self.distributed.count()
         starts = range(0, len(windows), size)
         mine = [first + CACHE_BATCH * self.distributed.rank() + i for first in starts for i in range(CACHE_BATCH)]
@@ -808,8 +790,9 @@ class Run:
         batches = self.batches(items, CACHE_BATCH, [min(pair, len(windows) - 1) for pair in mine])
         for first, batch in zip(starts, batches, strict=True):
             with self.torch.no_grad(), self.autocast():
-                parts = (z.half() for z in self.ema.encode_pair(batch["x"].to(self.device)))
-            yield tuple(self.distributed.gather(part)[: len(windows) - first] for part in parts)
+                parts = self.ema.encode_pair(batch["x"].to(self.device))
+            left = len(windows) - first
+            yield {name: self.distributed.gather(part.half())[:left] for name, part in parts.items()}
             if self.agree(0.0, 0.0, stop)[2]:
                 self.save_and_stop()
 

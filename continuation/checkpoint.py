@@ -34,7 +34,7 @@ from model import PRESETS, RANGES, ContinuationModel, ModelConfig, on_meta
 # 7: no copies of what was heard, phases found above the tones
 # 6: only noise above the tones; 5: the repetition did not keep the beat; 4: the core knew no repetition of the sound;
 # 3: no convolutional head in the core; 2: tones up to 1500 Hz; 1: no long stem, no long-term prediction
-FORMAT_VERSION = 8
+FORMAT_VERSION = 9
 LAST_NAME = "last.pt"
 BEST_NAME = "best.pt"
 NETWORK_KEYS = {"config": dict, "ema": dict, "stage": int, "step": int}  # what a checkpoint of a network has at least

@@ -2,12 +2,11 @@
 batch, so that the mean over a batch does not depend on how it is cut over accumulation steps or processes."""
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from continuation.context import Context, Prediction
+from continuation.context import Context
 from continuation.spectral import TONES_HZ, mid_side, stft
 
 SPECTRAL_SECONDS = 2048 / 12000  # the longest window, which sees the partials of a hum; each next is half as long
@@ -194,23 +193,22 @@ def flow_loss(velocity_of, target: Tensor, noise: Tensor, time: Tensor) -> Tenso
     return (error * error).mean((1, 2))
 
 
-def prediction_losses(model, context: Context, target: Prediction, batch: dict) -> dict[str, Tensor]:
-    """Losses of predicting the target (see ContinuationModel.encode_pair) from a context, (batch,) each: of the flow,
-    and of the levels, which nobody can tell of an item without context.
+def prediction_losses(model, batch: dict) -> dict[str, Tensor]:
+    """Losses of predicting from a context, (batch,) each: of the flow, and of the levels, which count only where
+    there is a context.
 
-    batch: flow_noise, context_noise (latents), time, heard (numbers, see Core).
+    batch: what ContinuationModel.encode_pair gives, and what windows.sample_flow samples.
     """
     time, noise = batch["time"], batch["flow_noise"]
     if model.config.objective == "mse":
         time, noise = torch.zeros_like(time), torch.zeros_like(noise)
-    context = replace(context, latents=model.standardise(context.latents) + batch["context_noise"])
+    context = Context(model.standardise(batch["context"]) + batch["context_noise"], batch["copies"])
     tokens = model.core(context, batch["heard"])
     levels = model.core.levels(tokens, context)
+    target = model.standardise(batch["target"])
     return {
-        "prediction": flow_loss(
-            lambda noisy: model.core.head(noisy, tokens, time), model.standardise(target.latents), noise, time
-        ),
-        "predicted_levels": (levels - target.levels).abs().mean((1, 2)) * (batch["heard"] > 0),
+        "prediction": flow_loss(lambda noisy: model.core.head(noisy, tokens, time), target, noise, time),
+        "predicted_levels": (levels - batch["levels"]).abs().mean((1, 2)) * (batch["heard"] > 0),
     }
 
 
@@ -219,27 +217,21 @@ def prediction_total(parts: dict[str, Tensor]) -> Tensor:
     return parts["prediction"] + LEVELS_WEIGHT * parts["predicted_levels"]
 
 
-def fixed_time_losses(model, context: Context, target: Prediction, noise: Tensor) -> dict[str, Tensor]:
+def fixed_time_losses(model, pair: dict, noise: Tensor) -> dict[str, Tensor]:
     """Prediction losses at each of FIXED_TIMES, (times,) each, for validation; mse: the one at time 0 without noise.
 
-    context, target (see ContinuationModel.encode_pair) and noise (1, latent_channels, latents): of one pair.
+    pair: of one window, see ContinuationModel.encode_pair; noise (1, latent_channels, latents).
     """
     times = FIXED_TIMES if model.config.objective == "flow" else FIXED_TIMES[:1]
-    batch = {
-        "time": torch.tensor(times, device=noise.device),
-        "heard": torch.ones(len(times), device=noise.device),
-        "flow_noise": noise.expand(len(times), -1, -1),
-        "context_noise": torch.zeros_like(noise),
-    }
-    expand = lambda part: part.expand(len(times), *part.shape[1:])
-    context = Context(expand(context.latents), expand(context.copies))
-    return prediction_losses(model, context, Prediction(*map(expand, target)), batch)
+    parts = pair | {"flow_noise": noise, "context_noise": torch.zeros_like(noise)}
+    batch = {name: part.expand(len(times), *part.shape[1:]) for name, part in parts.items()}
+    time = torch.tensor(times, device=noise.device)
+    return prediction_losses(model, batch | {"time": time, "heard": torch.ones_like(time)})
 
 
 def predict_step(model, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
     """Stage 2a: loss (batch,) of the core on cached latents and levels."""
-    context = Context(batch["context"], batch["copies"])
-    parts = prediction_losses(model, context, Prediction(batch["target"], batch["levels"]), batch)
+    parts = prediction_losses(model, batch)
     return prediction_total(parts), parts
 
 
