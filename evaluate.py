@@ -43,7 +43,7 @@ from continuation.systems import (
     load_prediction,
 )
 from continuation.windows import Windows
-from model import GUIDANCE, SAMPLING_STEPS
+from model import GUIDANCE, SAMPLING_STEPS, build_model, load_checkpoint
 
 SHOWN_SONGS = 3  # songs whose first pair is drawn and written as sound
 LONG_SONGS = 10  # songs whose first pair is continued for a minute
@@ -106,13 +106,13 @@ def load_networks(args: argparse.Namespace, meta: dict) -> list[Network]:
     """Load the networks of all checkpoint folders and name them; refused where one does not fit the data set."""
     states = []
     for folder in args.checkpoint_folder:
-        state = checkpoint.load_network(folder / checkpoint.BEST_NAME)
+        state = load_checkpoint(folder / checkpoint.BEST_NAME)
         check_fit(folder, state, meta)
         states.append({key: state.get(key) for key in KEPT_OF_A_CHECKPOINT})
     names = names_of(args.checkpoint_folder, [state["config"] for state in states])
     device, sampling = checkpoint.choose_device(args.device), Sampling(args.steps, args.guidance)
     return [
-        Network(name, folder, state, checkpoint.build_model(state, device), sampling, args.seed)
+        Network(name, folder, state, build_model(state, device), sampling, args.seed)
         for name, folder, state in zip(names, args.checkpoint_folder, states, strict=True)
     ]
 

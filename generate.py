@@ -28,7 +28,7 @@ from continuation.cli import (
     steady_output,
     up_to_a_day,
 )
-from model import GUIDANCE, SAMPLING_STEPS
+from model import GUIDANCE, SAMPLING_STEPS, build_model, load_checkpoint
 
 OUTPUT_SUFFIXES = (".mp3", ".wav", ".flac", ".ogg", ".m4a")
 SHORTEST_SECONDS = 0.1
@@ -121,10 +121,10 @@ def load_network(args: argparse.Namespace):
     path = args.checkpoint_folder / checkpoint.BEST_NAME
     try:
         device = checkpoint.choose_device(args.device)
-        state = checkpoint.load_network(path)
+        state = load_checkpoint(path)
         if state.get("stage") != 2:
             raise UsageError(f"{path} is still in stage 1, and only stage 2 learns to continue a song: train on")
-        model = checkpoint.build_model(state, device)
+        model = build_model(state, device)
     except (checkpoint.CheckpointError, checkpoint.DeviceError) as error:
         raise UsageError(str(error)) from error
     rate = model.config.sample_rate

@@ -16,22 +16,30 @@ Two outputs: the reconstruction decode(encode(x)) and the decoded prediction of 
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from continuation import checkpoint
 from continuation.context import Context, Prediction
-from continuation.layers import FRAME_RATE_HZ, WINDOW_HOPS, ChannelNorm, blocks, typical_magnitude, without_autocast
+from continuation.layers import (
+    CONTEXT_LEVEL,
+    FRAME_RATE_HZ,
+    QUIETEST_RMS,
+    WINDOW_HOPS,
+    ChannelNorm,
+    blocks,
+    typical_magnitude,
+    without_autocast,
+)
 from continuation.legacy import LEGACY_HOP, LegacyCore, LegacyDecoder, LegacyEncoder
 from continuation.mixer import Mixer, expected
-from continuation.repetition import COPIES, Copies, find_copies
+from continuation.repetition import COPIES, Copies, crossfade, find_copies
 from continuation.spectral import STEP_FRAMES, ISTFTHead, band_edges, stft
 
 LONG_WINDOW_HOPS = 16  # of the encoder's second look, that tells neighbouring partials apart
-CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context is brought to this level before it is encoded
-QUIETEST_RMS = 1e-3  # softer contexts are not lifted further
 JOIN_SHARE = 0.1  # of the context, its end, is decoded together with the prediction
 FADE_SECONDS = 0.02
 SEED_STRIDE = 0x9E3779B1  # between the noises of a long continuation; odd and far from small numbers
@@ -420,7 +428,7 @@ class Core(nn.Module):
 class ContinuationModel(nn.Module):
     """Encoder, core and decoder; the two outputs; and the whole way from samples to samples.
 
-    model = checkpoint.load_model("checkpoints/best.pt")
+    model = load_model("checkpoints/best.pt")
     continuation = model.generate(audio, seconds=10, seed=0)
     """
 
@@ -470,8 +478,10 @@ class ContinuationModel(nn.Module):
         first, and its levels."""
         cut, latents = self.config.chunk_samples, self.config.chunk_latents
         context, target = self.encode_context(x[..., :cut]), self.encode(x)[..., latents : 2 * latents].float()
-        copies, levels = context.copies, self.levels(x[..., cut:])
-        return {"context": context.latents, "copies": copies, "target": target, "levels": levels}
+        parts = {"context": context.latents, "target": target}
+        if not self.config.is_legacy:
+            parts |= {"copies": context.copies, "levels": self.levels(x[..., cut:])}
+        return parts
 
     def copies(self, x: Tensor) -> Copies | None:
         """What the decoder may play behind the context x (batch, channels, samples); legacy has no copies."""
@@ -603,16 +613,64 @@ def rms_gain(x: Tensor) -> Tensor:
     return CONTEXT_LEVEL / x.square().mean().sqrt().clamp(min=QUIETEST_RMS)
 
 
-def crossfade(x: Tensor, into: Tensor) -> Tensor:
-    """x (..., samples), crossfaded at its end into the shorter `into`."""
-    fade = into.shape[-1]
-    ramp = torch.linspace(0, 1, fade, device=x.device)
-    return torch.cat([x[..., :-fade], x[..., -fade:] * (1 - ramp) + into * ramp], dim=-1)
-
-
 def with_overrides(preset: str, **fields) -> ModelConfig:
     """A preset's config with the fields that are not None replaced."""
     return replace(PRESETS[preset], **{name: value for name, value in fields.items() if value is not None})
+
+
+# Checkpoints
+
+
+def load_model(path, device="cpu") -> ContinuationModel:
+    """Load a checkpoint file and build its network: see `load_checkpoint` and `build_model`."""
+    return build_model(load_checkpoint(path), device)
+
+
+def load_checkpoint(path) -> dict:
+    """Load the checkpoint of a network, see checkpoint.load; CheckpointError, which names the file, for others."""
+    state = checkpoint.load(path)
+    check_network(path, state)
+    return state
+
+
+def check_network(path, state: dict) -> None:
+    """Raise CheckpointError, naming the file, unless its network can be and it says how far that was trained."""
+    checkpoint.check_network(path, state)
+    try:
+        config_of(state)
+    except checkpoint.FOREIGN_ERRORS as error:
+        raise checkpoint.misfit(path, error) from error
+
+
+def build_model(state: dict, device="cpu") -> ContinuationModel:
+    """Build the network of a loaded checkpoint with its EMA weights, in eval mode on `device`."""
+    try:
+        config = config_of(state)
+        if exceeds_presets(config) and checkpoint.shapes(state["ema"]) != checkpoint.shapes(
+            on_meta(config).state_dict()
+        ):
+            raise ValueError("its weights are not those of its sizes")  # before memory is taken for them
+        model = ContinuationModel(config)
+        model.load_state_dict(state["ema"])
+    except checkpoint.FOREIGN_ERRORS as error:
+        raise checkpoint.misfit("the checkpoint", error) from error
+    return model.to(device).eval()
+
+
+def config_of(state: dict) -> ModelConfig:
+    """The config of a checkpoint; ValueError for one of no network."""
+    if unknown := state["config"].keys() - {field.name for field in fields(ModelConfig)}:
+        raise ValueError(f"it has a size called {min(unknown, key=str)!r}")
+    return ModelConfig(**state["config"])
+
+
+def exceeds_presets(config: ModelConfig) -> bool:
+    """Whether a network may take much memory: only then is it worth the seconds that torch's meta device takes."""
+
+    def largest(size) -> int:
+        return max(size) if isinstance(size, tuple) else size
+
+    return any(largest(getattr(config, name)) > largest(getattr(PRESETS["large"], name)) for name in RANGES)
 
 
 # python model.py

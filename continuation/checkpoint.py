@@ -1,7 +1,7 @@
 """Checkpoints: save, load, random states, devices.
 
+    checkpoint.save("checkpoints/best.pt", state)
     state = checkpoint.load("checkpoints/best.pt")
-    model = checkpoint.build_model(state)
 
 A checkpoint is one file of plain types and CPU tensors that `torch.load(path, weights_only=True)` reads. Its
 keys: format, config, weights, ema, optimiser, scheduler, scaler, stage (1 or 2), step, rng, sampler,
@@ -21,7 +21,6 @@ import sys
 import time
 import warnings
 import zipfile
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,6 @@ import torch
 
 from continuation import files
 from continuation.cli import one_line
-from model import PRESETS, RANGES, ContinuationModel, ModelConfig, on_meta
 
 # 7: no copies of what was heard, phases found above the tones
 # 6: only noise above the tones; 5: the repetition did not keep the beat; 4: the core knew no repetition of the sound;
@@ -105,15 +103,9 @@ def load(path) -> dict:
     return state
 
 
-def load_network(path) -> dict:
-    """`load` the checkpoint of a network, and check what every such file has: see `check_network`."""
-    state = load(path)
-    check_network(path, state)
-    return state
-
-
 def check_network(path, state: dict) -> None:
-    """Raise CheckpointError, naming the file, unless its network can be and it says how far that was trained."""
+    """Raise CheckpointError, naming the file, unless it is the checkpoint of a network and says how far that was
+    trained; its config is for model.py to check."""
     for key, kind in NETWORK_KEYS.items():
         if type(state.get(key)) is not kind:
             raise CheckpointError(f"{path} is no checkpoint of a network: {key!r} is missing or of another type")
@@ -123,10 +115,6 @@ def check_network(path, state: dict) -> None:
     songs = meta.get("songs", []) if isinstance(meta, dict) else None
     if not isinstance(songs, list) or not all(map(_is_song, songs)):
         raise CheckpointError(f"{path} is no checkpoint of a network: its list of songs is damaged")
-    try:
-        _config(state["config"])
-    except FOREIGN_ERRORS as error:
-        raise misfit(path, error) from error
 
 
 def save_last(folder, state: dict, keep: int = 2) -> None:
@@ -158,24 +146,6 @@ def load_last(folder) -> dict | None:
     return None
 
 
-def build_model(state: dict, device="cpu") -> ContinuationModel:
-    """The network of a loaded checkpoint with its EMA weights, in eval mode on `device`."""
-    try:
-        config = _config(state["config"])
-        if _exceeds_presets(config) and shapes(state["ema"]) != shapes(on_meta(config).state_dict()):
-            raise ValueError("its weights are not those of its sizes")  # before memory is taken for them
-        model = ContinuationModel(config)
-        model.load_state_dict(state["ema"])
-    except FOREIGN_ERRORS as error:
-        raise misfit("the checkpoint", error) from error
-    return model.to(device).eval()
-
-
-def _exceeds_presets(config: ModelConfig) -> bool:
-    """Whether a network may take much memory: only then is it worth the seconds that torch's meta device takes."""
-    return any(np.max(getattr(config, name)) > np.max(getattr(PRESETS["large"], name)) for name in RANGES)
-
-
 def misfit(what: str, error: Exception) -> CheckpointError:
     """What to raise when the contents of `what` met one of FOREIGN_ERRORS."""
     reason = one_line(str(error).splitlines()[0] if str(error) else type(error).__name__)
@@ -185,11 +155,6 @@ def misfit(what: str, error: Exception) -> CheckpointError:
 def shapes(weights: dict) -> dict[str, tuple[int, ...]]:
     """Shape by name of a state_dict."""
     return {name: tuple(tensor.shape) for name, tensor in weights.items()}
-
-
-def load_model(path, device="cpu") -> ContinuationModel:
-    """Load a checkpoint file and build its network: see `load_network` and `build_model`."""
-    return build_model(load_network(path), device)
 
 
 @functools.cache  # the commit that was loaded, whatever is checked out while a training runs
@@ -210,13 +175,6 @@ def versions() -> dict:
 
 def _is_song(song) -> bool:
     return isinstance(song, dict) and all(isinstance(song.get(key), str) for key in ("id", "split"))
-
-
-def _config(values: dict) -> ModelConfig:
-    """The config of a checkpoint; ValueError for one of no network."""
-    if unknown := values.keys() - {field.name for field in fields(ModelConfig)}:
-        raise ValueError(f"it has a size called {min(unknown, key=str)!r}")
-    return ModelConfig(**values)
 
 
 def _commit(state: dict) -> str:

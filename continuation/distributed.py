@@ -1,7 +1,7 @@
 """The processes of one training run: one a GPU, started by torchrun or srun, or a single one without either.
 
-Every function also works without other processes, so that the training loop reads the same in both cases. Process 0
-alone prints and writes; what it decides, the others are told.
+Every function also works without other processes, so that the training loop reads the same in both cases. Process 0,
+the main one, alone prints and writes; what it decides, the others are told.
 """
 
 import os
@@ -43,8 +43,8 @@ def environment() -> tuple[int, int, int]:
 
 
 @contextmanager
-def joined(device: torch.device):
-    """This process together with the others of its run, on its own GPU; all but process 0 print nothing but errors.
+def process_group(device: torch.device):
+    """Join the other processes of this run, on this one's own GPU; all but process 0 print nothing but errors.
 
     MASTER_ADDR and MASTER_PORT say where they meet: LaunchError without. Raises LostPeerError when one of them has
     gone.
@@ -93,21 +93,24 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def count() -> int:
+def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_first() -> bool:
+def is_main() -> bool:
     return rank() == 0
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
+    """Wait for all processes."""
     if dist.is_initialized():
         dist.barrier()
 
 
 class PhaseLoss(nn.Module):
     """A training phase's mean loss of a batch, as the module that DistributedDataParallel asks for."""
+
+    no_sync = nullcontext  # without other processes there is nothing to exchange
 
     def __init__(self, phase, model: nn.Module):
         super().__init__()
@@ -118,9 +121,10 @@ class PhaseLoss(nn.Module):
 
 
 def loss_module(phase, model: nn.Module) -> nn.Module:
-    """The phase's loss; its gradients become the mean over all processes."""
+    """Make the module of the phase's loss, whose gradients are the mean over all processes; inside its `no_sync()`
+    they are not exchanged yet."""
     loss = PhaseLoss(phase, model)
-    if count() == 1:
+    if world_size() == 1:
         return loss
     parallel = nn.parallel.DistributedDataParallel
     sync = "forward_sync_buffers" in signature(parallel).parameters  # as torch calls it from 2.13 on
@@ -129,46 +133,54 @@ def loss_module(phase, model: nn.Module) -> nn.Module:
     return parallel(loss, gradient_as_bucket_view=True, **keep_buffers)
 
 
-def first_alone(context):
+def main_only(context):
     """`context` for process 0, nothing for the others."""
-    return context if is_first() else nullcontext()
+    return context if is_main() else nullcontext()
 
 
 @contextmanager
-def first_goes_ahead():
-    """Process 0 goes through the block before the others do: what it repairs on the disk, they find repaired."""
-    if not is_first():
-        wait_for_all()
+def main_first():
+    """Let process 0 go through the block before the others: what it repairs on the disk, they find repaired."""
+    if not is_main():
+        barrier()
     yield
-    if is_first():
-        wait_for_all()
+    if is_main():
+        barrier()
 
 
-def mean(x: Tensor) -> Tensor:
+def all_reduce_mean(x: Tensor) -> Tensor:
     """Mean of x over the processes."""
-    if count() == 1:
+    if world_size() == 1:
         return x
     x = x.clone()
     dist.all_reduce(x)
-    return x / count()
+    return x / world_size()
 
 
-def least(number: int, device: torch.device) -> int:
+def all_reduce_min(number: int, device: torch.device) -> int:
     """The smallest of the processes' numbers; `device` is the run's."""
-    return min(gather(torch.tensor([number], device=device)).tolist())
+    return min(all_gather(torch.tensor([number], device=device)).tolist())
 
 
-def from_first(x: Tensor) -> Tensor:
+def broadcast(x: Tensor) -> Tensor:
     """Process 0's x; on the others x is a tensor of the same shape and type."""
-    if count() > 1:
+    if world_size() > 1:
         dist.broadcast(x, src=0)
     return x
 
 
-def gather(x: Tensor) -> Tensor:
+def all_gather(x: Tensor) -> Tensor:
     """The x of all processes, one after the other along the first dimension."""
-    if count() == 1:
+    if world_size() == 1:
         return x
-    parts = [torch.empty_like(x) for _ in range(count())]
+    parts = [torch.empty_like(x) for _ in range(world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
+
+
+def sync_step(loss: float, seconds: float, stop_requested: bool, device: torch.device) -> tuple[float, float, bool]:
+    """Exchange after a step the processes' mean loss, the time that process 0 took, and whether any of them was asked
+    to stop: what follows from these must be the same everywhere."""
+    own = [loss, seconds if is_main() else 0.0, float(stop_requested)]
+    mean_loss, mean_seconds, stopped = all_reduce_mean(torch.tensor(own, dtype=torch.float64, device=device)).tolist()
+    return mean_loss, mean_seconds * world_size(), stopped > 0

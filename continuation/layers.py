@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 FRAME_RATE_HZ = 100
+CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context is brought to this level before it is encoded
+QUIETEST_RMS = 1e-3  # softer contexts are not lifted further
 WINDOW_HOPS = 4  # of the encoder's filters and of the decoder's inverse STFT
 
 

@@ -5,35 +5,37 @@
     memory.largest_batch(plan, 15)    the plan with the largest micro-batch that the estimate lets into 15 GB
     memory.measured_gigabytes(plan)   the truth, on CUDA
 
-Every part of the training is rehearsed with its own batches, losses, average and optimiser: on fake tensors, which
-have shapes and no content, for the estimate, and on the GPU for the truth. GB are 1e9 bytes, peaks of what tensors
-hold; on CUDA 1 GB is added to both for the context and the libraries' workspaces. --compile is left out of account.
+Every part of the training is rehearsed: train.py's own step is run on fake tensors, which have shapes and no content,
+for the estimate, and on the GPU for the truth. GB are 1e9 bytes, peaks of what tensors hold; on CUDA 1 GB is added to
+both for the context and the libraries' workspaces. --compile is left out of account.
 
 The fake tensors are fake CPU tensors, since torch without CUDA cannot differentiate fake CUDA ones. So autocast's
-rules are the CPU's, and dropout keeps a number an element where CUDA keeps a byte. torch's own MemTracker found the
-same peaks in 2.5 times the time.
+rules are the CPU's, and dropout keeps a number an element where CUDA keeps a byte.
 """
 
+import argparse
 import functools
+import itertools
+import json
+import math
 import weakref
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from continuation import distributed, losses, muon
+from continuation import distributed, latents, losses, muon, stages
+from continuation.cli import UsageError
 from continuation.dataset import Split
-from continuation.repetition import COPIES
-from continuation.windows import CropItems, FixedPairItems, PairItems, Windows
-from model import ContinuationModel, ModelConfig, on_meta
+from continuation.training_state import TrainingError, TrainingState
+from continuation.windows import Windows
 
 PARTS = ("stage1", "latents", "stage2", "joint")  # of a training, in their order
 CONTEXT_GIGABYTES = 1.0  # of CUDA, with the workspaces of its libraries
@@ -43,27 +45,26 @@ CONTEXT_GIGABYTES = 1.0  # of CUDA, with the workspaces of its libraries
 class Plan:
     """All that the memory of a training depends on."""
 
-    config: ModelConfig
+    config: object  # of the network
     parts: tuple[str, ...]  # of PARTS, those that the training has
     batch_size: int  # items a micro-step
     accumulate: int  # micro-steps an optimiser step
-    joint_divisor: int  # of the items of a step, in the joint part
-    crop_samples: int  # of an item of stage 1
-    cache_batch: int  # pairs that are encoded together for the latent cache
     device: str  # cuda or cpu
     precision: torch.dtype | None  # of autocast; None: fp32
+    network: Callable[[object], nn.Module]  # makes the network of a config
+    train_step: Callable  # of train.py
 
     def cut(self, batch_size: int) -> "Plan":
         """The same items a step, in micro-batches of so many."""
         return replace(self, batch_size=batch_size, accumulate=self.batch_size * self.accumulate // batch_size)
 
 
-def joint_batches(batch_size: int, accumulate: int, divisor: int) -> tuple[int, int]:
-    """Micro-batch and micro-steps of the joint part: a `divisor`-th of the items of a step, however they are cut."""
-    items = max(1, batch_size * accumulate // divisor)
-    most = max(1, batch_size // divisor)
-    size = max(size for size in range(1, most + 1) if items % size == 0)
-    return size, items // size
+def parts_of(config, args: argparse.Namespace) -> tuple[str, ...]:
+    """The parts of the training that the flags ask for."""
+    parts = ["stage1"] * (args.stage1_from is None)
+    if config.is_legacy:
+        return (*parts, "stage2")
+    return (*parts, "latents", *["stage2"] * (args.joint_share < 1), *["joint"] * (args.joint_share > 0))
 
 
 # Estimated, and measured
@@ -98,7 +99,7 @@ def measured_gigabytes(plan: Plan) -> tuple[Plan, dict[str, float]]:
             continue
         peaks = fitting_peaks(cut)
         torch.cuda.empty_cache()  # NCCL takes memory of its own
-        if distributed.least(int(peaks is not None), torch.device(plan.device)):
+        if distributed.all_reduce_min(int(peaks is not None), torch.device(plan.device)):
             return cut, peaks
     raise torch.cuda.OutOfMemoryError
 
@@ -142,17 +143,19 @@ def table(plan: Plan, limit: float, measured: dict[str, float] | None = None) ->
 
 
 def cache_gigabytes(plan: Plan, windows: int) -> float:
-    """Size of the latent cache: contexts and targets of so many windows in fp16; 0 where the plan needs none."""
+    """Size of the latent cache of so many windows, in fp16; 0 where the plan needs none."""
     config = plan.config
-    numbers = windows * config.latent_channels * (config.context_latents + config.chunk_latents)
+    numbers = windows * sum(math.prod(shape) for shape in config.pair_shapes.values())
     return 2 * numbers / 1e9 if "latents" in plan.parts else 0.0
 
 
-def checkpoint_gigabytes(config: ModelConfig) -> float:
+def checkpoint_gigabytes(plan: Plan) -> float:
     """Size of the largest checkpoint: weights, their average and the optimiser's state over all of them."""
     numbers = 0
-    for parameter in on_meta(config).parameters():
-        state = 1 if muon.is_matrix(parameter) and not config.is_legacy else 2  # momentum, or the moments of Adam
+    with torch.device("meta"):
+        model = plan.network(plan.config)
+    for parameter in model.parameters():
+        state = 1 if muon.is_matrix(parameter) and not plan.config.is_legacy else 2  # momentum, or Adam's moments
         numbers += (2 + state) * parameter.numel()
     return 4 * numbers / 1e9
 
@@ -196,124 +199,152 @@ def rehearse(plan: Plan, part: str) -> None:
         return
     rehearsal.step()
     rehearsal.evaluate()
-    rehearsal.compute_gradients()  # again: now the optimiser's state lies beside the activations
+    rehearsal.step()  # again: now the optimiser's state lies beside the activations
+
+
+class SilentState(TrainingState):
+    """The state of a training on silence."""
+
+    def check_finite(self, loss: Tensor, gradient_norm: Tensor) -> None:
+        """Accept all: fake tensors have no values."""
 
 
 class Rehearsal:
-    """One part of a training on silence: what train.py holds and does in it, as far as it takes memory."""
+    """One part of a training on silence."""
 
     def __init__(self, plan: Plan, part: str):
         self.plan, self.part, self.config = plan, part, plan.config
-        self.batch_size, self.accumulate = plan.batch_size, plan.accumulate
-        if part == "joint":
-            self.batch_size, self.accumulate = joint_batches(plan.batch_size, plan.accumulate, plan.joint_divisor)
-        with torch.device(plan.device):
-            self.model, self.ema = ContinuationModel(plan.config), ContinuationModel(plan.config)
-        self.ema.eval().requires_grad_(False)
-        self.model.requires_grad_(False)
-        for module in self.trained():
-            module.requires_grad_(True)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        if self.config.is_legacy:
-            self.optimiser = torch.optim.Adam(parameters, lr=0.0)
-        else:
-            self.optimiser = muon.Muon(parameters, lr=0.0, weight_decay=0.0)
-
-    def trained(self) -> list[torch.nn.Module]:
-        model = self.model
-        if self.part == "stage1":
-            return [model.encoder, model.decoder] if self.config.is_legacy else [model.encoder, *model.decoder.own()]
-        return [model] if self.part == "joint" or self.config.is_legacy else [model.core]
+        args = SimpleNamespace(
+            batch_size=plan.batch_size, accumulate=plan.accumulate, latent_variants=1, seed=0, learning_rate=0.0,
+            stage1_steps=2, stage2_steps=2, max_minutes=None, compile=False,
+        )  # fmt: skip
+        device = torch.device(plan.device)
+        with device:
+            model, ema = plan.network(plan.config), plan.network(plan.config)
+        self.state = SilentState(model, ema, args, {}, device, plan.precision)
+        self.phase = rehearsed_phase(plan, part, args)
+        self.phase.accumulate = min(self.phase.accumulate, 2)  # a third one takes what the second does
+        self.state.begin_stage(self.phase.stage)
+        stages.freeze_all_but(model, self.phase.trained(model))
 
     def step(self) -> None:
         """One optimiser step."""
-        self.compute_gradients()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 0.5)
-
-    def compute_gradients(self) -> None:
-        """Of all micro-steps; from the third on they take what the second does, beside the gradients of the first."""
-        for _ in range(min(self.accumulate, 2)):
-            batch = self.batch()
-            with self.autocast():
-                loss = self.loss(batch).mean()
-            loss.backward()
+        loss_module = distributed.PhaseLoss(self.phase, self.state.model)
+        batches = (self.batch() for _ in itertools.count())
+        self.plan.train_step(self.state, self.phase, loss_module, batches)
 
     def batch(self) -> dict[str, Tensor]:
         """Zeros in the shapes and types that the part's items give."""
         batch = {}
-        for name, value in silent_item(self.plan, self.part).items():
-            zeros = self.zeros(self.batch_size, *np.shape(value))
+        for name, value in silent_item(self.phase).items():
+            zeros = self.zeros(self.phase.batch_size, *np.shape(value))
             batch[name] = zeros.bool() if np.asarray(value).dtype == bool else zeros
         return batch
-
-    def loss(self, batch: dict) -> Tensor:
-        """The part's loss (batch,), at the worst of the draws that a step makes."""
-        if self.config.is_legacy:
-            return losses.legacy_step(self.model, batch, predict=self.part == "stage2")[0]
-        if self.part == "stage1":
-            # without the other processes, which may have run out of memory before they came here
-            return losses.reconstruct_step(self.model, batch, worst_draw(self.config))[0]
-        if self.part == "stage2":
-            return losses.predict_step(self.model, batch)[0]
-        return losses.joint_step(self.model, batch, worst_draw(self.config))[0]
 
     @torch.no_grad()
     def fill_cache(self) -> None:
         """Contexts and targets, as the latent cache gets them."""
-        x = self.zeros(self.plan.cache_batch, self.config.channels, 2 * self.config.chunk_samples)
-        with self.autocast():
-            self.ema.encode_pair(x)
+        x = self.zeros(latents.CACHE_BATCH, self.config.channels, 2 * self.config.chunk_samples)
+        with self.state.autocast():
+            self.state.ema.encode_pair(x)
 
     @torch.no_grad()
     def evaluate(self) -> None:
         """What takes most in an evaluation; with small batches it can be the peak."""
-        config, chunk = self.config, self.config.chunk_samples
+        config, chunk, ema = self.config, self.config.chunk_samples, self.state.ema
         x = self.zeros(1, config.channels, 2 * chunk)
         if config.is_legacy:
-            losses.legacy_step(self.ema, {"x": x}, predict=True)
+            losses.legacy_step(ema, {"x": x}, predict=True)
             return
-        with self.autocast():
-            mean, log_variance = self.ema.posterior(x[..., :chunk])
-            context, target = self.ema.encode_pair(x)
-            losses.fixed_time_losses(self.ema, context, target, torch.zeros_like(target))
-            self.ema.generate(x[0, :, :chunk], steps=1)
+        with self.state.autocast():
+            mean, log_variance = ema.posterior(x[..., :chunk])
+            pair = ema.encode_pair(x)
+            losses.fixed_time_losses(ema, pair, torch.zeros_like(pair["target"]))
+            ema.generate(x[0, :, :chunk], steps=1)
         if self.part == "stage1":
-            with self.autocast():
-                decoded = self.ema.decode_with_levels(mean)
-            losses.reconstruction_parts(self.ema, x[..., :chunk], mean, log_variance, decoded, worst_draw(config))
+            with self.state.autocast():
+                decoded = ema.decode_with_magnitudes(mean)
+            losses.reconstruction_parts(ema, x[..., :chunk], mean, log_variance, decoded, worst_draw(config))
 
     def zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, device=self.plan.device)
 
-    def autocast(self):
-        if self.plan.precision is None:
-            return nullcontext()
-        return torch.autocast(self.plan.device, self.plan.precision)
+
+def rehearsed_phase(plan: Plan, part: str, args) -> stages.Phase:
+    """The phase of a part, with the worst of the draws that a step makes, and without the other processes, which may
+    have run out of memory before they came here."""
+    stage = 1 if part == "stage1" else 2
+    if plan.config.is_legacy:
+        phase = stages.Legacy(plan.config, args, 1.0, stage)
+    else:
+        kinds = {"stage1": stages.Reconstruct, "latents": stages.Predict, "stage2": stages.Predict}
+        phase = (kinds | {"joint": stages.Joint})[part](plan.config, args, 1.0)
+    phase.spectral_draw = lambda step: worst_draw(plan.config)
+    phase.mean_over_processes = lambda own: own
+    return phase
 
 
-def silent_item(plan: Plan, part: str) -> dict:
-    """What the part's data items give for one element of a batch, from a song of 20 silent seconds."""
-    config = plan.config
+def silent_item(phase: stages.Phase) -> dict:
+    """What the phase's data items give for one element of a batch, from a song of 20 silent seconds."""
+    config = phase.config
     rows = np.zeros((2, config.channels, config.chunk_samples), np.int16)
     split = Split("train", rows, np.array([[0, 1]]), [{"id": "silence", "first_row": 0, "rows": 2}])
     windows = Windows(split, {"chunk_samples": config.chunk_samples, "sample_rate": config.sample_rate})
-    crop = (config.latent_channels, plan.crop_samples // config.latent_samples)
-    chunk = (config.latent_channels, config.chunk_latents)
-    if config.is_legacy:
-        return FixedPairItems(windows, seed=0, stage=1)[0]
-    if part == "stage1":
-        return CropItems(windows, crop, plan.crop_samples, seed=0)[0]
-    silent, context = (np.zeros((chunk[0], length), np.float32) for length in (chunk[1], plan.config.context_latents))
-    cache = SimpleNamespace(read=lambda variant, pair: (context, silent))
-    return PairItems(windows, chunk, 1, 0, cache, crop if part == "joint" else None, COPIES)[0]
+    pair = {part: np.zeros(shape, np.float32) for part, shape in config.pair_shapes.items()}
+    return phase.items(windows, SimpleNamespace(read=lambda variant, number: pair))[0]
 
 
-def worst_draw(config: ModelConfig) -> dict:
+def worst_draw(config) -> dict:
     """The draw of the spectral losses that takes most: short windows have the most bins in all, since a window needs
     one bin more than half its samples, and mid and side are made beside left and right."""
     sizes = losses.spectral_sizes(config.sample_rate)
     return {"sample_rate": config.sample_rate, "size": min(sizes), "in_mid_side": True}
+
+
+# For train.py
+
+
+def fitting_plan(plan: Plan, args: argparse.Namespace) -> Plan:
+    """Settle what --batch_size auto is, by the estimate, and on CUDA what the worst step of every part really takes;
+    where memory runs out there, the batch is lowered. Raises UsageError or TrainingError where nothing fits."""
+    if args.batch_size == "auto":
+        plan = largest_batch(plan, args.memory_limit)
+        if plan is None:
+            raise UsageError(f"not even one item at a time fits into {args.memory_limit:g} GB: --dry_run says why")
+        print(f"batch size auto: --batch_size {plan.batch_size} --accumulate {plan.accumulate}")
+    if plan.device == "cuda":
+        asked = plan.batch_size
+        try:
+            plan, measured = measured_gigabytes(plan)
+        except torch.cuda.OutOfMemoryError as error:
+            raise TrainingError("not even one item at a time fits on this GPU: try a smaller --preset") from error
+        if plan.batch_size < asked:
+            print(f"out of memory at --batch_size {asked}: going on with --batch_size {plan.batch_size} "
+                  f"--accumulate {plan.accumulate}")  # fmt: skip
+        print(table(plan, args.memory_limit, measured))
+    return plan
+
+
+def print_plan(plan: Plan, args: argparse.Namespace, meta: dict, splits: dict[str, Split]) -> None:
+    """Print what a training takes, for people, then in a line of JSON; the batch of --batch_size auto is settled."""
+    largest = largest_batch(plan, args.memory_limit)
+    if args.batch_size == "auto":
+        plan = largest or plan
+    args.batch_size, args.accumulate = plan.batch_size, plan.accumulate
+    for name, split in splits.items():
+        hours = len(split.rows) * meta["chunk_samples"] / meta["sample_rate"] / 3600
+        print(f"{name}: {len(split.songs)} songs, {len(split.pairs)} pairs, {hours:.2f} hours")
+    windows = Windows(splits["train"], meta)
+    stages.print_stages(args, windows, first=2 if args.stage1_from else 1)
+    cache = cache_gigabytes(plan, args.latent_variants * len(windows))
+    one = checkpoint_gigabytes(plan)
+    print(f"latent cache: {cache:.3f} GB")
+    checkpoints = args.keep + 3  # best.pt, stage1.pt, and one that is being written
+    print(f"disk: {cache + checkpoints * one:.3f} GB, the cache and {checkpoints} checkpoints "
+          f"of up to {one:.3f} GB; a sample an evaluation comes on top")  # fmt: skip
+    print(table(plan, args.memory_limit))
+    peaks = peak_gigabytes(plan)
+    found = {f"{part}_gb": round(peaks.get(part, 0.0), 3) for part in PARTS}
+    found |= {"limit_gb": args.memory_limit}
+    found |= {name: getattr(largest, name, None) for name in ("batch_size", "accumulate")}
+    print(json.dumps(found))

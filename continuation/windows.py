@@ -20,7 +20,7 @@ from scipy import fft
 
 from continuation.audio import INT16_SCALE
 from continuation.dataset import Split, read_window
-from model import CONTEXT_LEVEL, QUIETEST_RMS
+from continuation.layers import CONTEXT_LEVEL, QUIETEST_RMS
 
 STREAMS = {
     "order": 0,

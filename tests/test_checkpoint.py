@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from continuation import checkpoint, files
-from model import PRESETS, ContinuationModel
+from model import PRESETS, ContinuationModel, build_model, load_checkpoint, load_model
 
 PROJECT = Path(__file__).resolve().parent.parent
 unix_only = pytest.mark.skipif(os.name == "nt", reason="needs fork, fcntl and kill")
@@ -136,7 +136,7 @@ def test_network_of_an_earlier_day_is_refused_with_the_version_that_wrote_it():
     """It had no mixer, and other phases."""
     file = Path(__file__).parent / "files" / "checkpoint-format-7.pt"
     with pytest.raises(checkpoint.CheckpointError, match=r"format 7, older than .*commit [0-9a-f]{40}") as caught:
-        checkpoint.load_model(file)
+        load_model(file)
     assert not isinstance(caught.value, checkpoint.DamagedError)
 
 
@@ -258,7 +258,7 @@ def test_config_of_no_network_is_refused_in_one_plain_sentence(tmp_path, field, 
     state["config"][field] = value
     checkpoint.save(tmp_path / "best.pt", state)
     with pytest.raises(checkpoint.CheckpointError) as caught:
-        checkpoint.load_network(tmp_path / "best.pt")
+        load_checkpoint(tmp_path / "best.pt")
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 600
 
@@ -270,7 +270,7 @@ def test_checkpoint_without_what_every_network_has_is_refused_by_name(tmp_path, 
     for state in (missing, network_state() | {key: [1]}):
         checkpoint.save(tmp_path / "best.pt", state)
         with pytest.raises(checkpoint.CheckpointError, match=rf"best\.pt is no checkpoint of a network: '{key}'"):
-            checkpoint.load_model(tmp_path / "best.pt")
+            load_model(tmp_path / "best.pt")
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_checkpoint_without_what_every_network_has_is_refused_by_name(tmp_path, 
 def test_stage_step_and_songs_that_cannot_be_are_refused(tmp_path, change):
     checkpoint.save(tmp_path / "best.pt", network_state() | change)
     with pytest.raises(checkpoint.CheckpointError, match="is no checkpoint of a network"):
-        checkpoint.load_network(tmp_path / "best.pt")
+        load_checkpoint(tmp_path / "best.pt")
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_network_that_is_larger_than_its_file_is_refused_before_it_is_made(tmp_p
     monkeypatch.setattr(checkpoint, "ContinuationModel", lambda config: pytest.fail("it was made"))
     checkpoint.save(tmp_path / "best.pt", network_state(core_layers=256, core_width=12288))
     with pytest.raises(checkpoint.CheckpointError, match="not those of its sizes"):
-        checkpoint.load_model(tmp_path / "best.pt")
+        load_model(tmp_path / "best.pt")
 
 
 # ---- full disks and kills ----
@@ -546,7 +546,7 @@ def test_loaded_model_has_the_ema_weights_and_gives_the_same_output(tmp_path):
     model, other = ContinuationModel(config).eval(), ContinuationModel(config)
     state = {"config": dataclasses.asdict(config), "weights": other.state_dict(), "ema": model.state_dict()}
     checkpoint.save(tmp_path / "best.pt", state | {"stage": 2, "step": 5})
-    loaded = checkpoint.load_model(tmp_path / "best.pt")
+    loaded = load_model(tmp_path / "best.pt")
     x = torch.randn(1, config.channels, config.sample_rate)
     assert not loaded.training
     with torch.no_grad():
@@ -558,7 +558,7 @@ def test_checkpoint_of_another_network_is_refused(change):
     config = dataclasses.replace(PRESETS["tiny"], core_layers=1)
     state = {"config": dataclasses.asdict(config), "ema": ContinuationModel(config).state_dict(), **change}
     with pytest.raises(checkpoint.CheckpointError, match="does not fit"):
-        checkpoint.build_model(state)
+        build_model(state)
 
 
 def test_versions_are_plain_and_name_the_libraries(tmp_path):

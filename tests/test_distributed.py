@@ -21,7 +21,7 @@ import torch.distributed as dist
 from tiny import NETWORK, write_dataset
 
 import train
-from continuation import checkpoint, distributed
+from continuation import distributed
 from continuation.cli import UsageError
 from continuation.windows import items_of_rank
 
@@ -52,7 +52,7 @@ def measure(plan, part):
     return 1.0
 memory.measure = measure
 args, cpu = train.parse_args(), torch.device("cpu")
-with distributed.joined(cpu):
+with distributed.process_group(cpu):
     plan = train.make_plan(args, open_dataset(args.dataset_folder)[0], cpu)
     for most in (2, 0):
         try:
@@ -119,7 +119,7 @@ def test_loss_of_several_processes_warns_of_nothing_and_keeps_each_ones_buffers(
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        monkeypatch.setattr(distributed, "count", lambda: 2)
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             loss = distributed.loss_module(SimpleNamespace(), torch.nn.Linear(2, 2))
@@ -181,12 +181,12 @@ def test_only_the_first_process_deletes_what_an_earlier_run_left(dataset, tmp_pa
     """What the others met late, the first would have written anew."""
     words = command(dataset, tmp_path, f"{NO_DROPOUT} --batch_size 2")[1:]
     cached = tmp_path / "latents" / "context-0.npy"
-    run = train.prepare(train.parse_args(words), checkpoint, distributed)
+    run = train.prepare(train.parse_args(words))
     run.fill_cache(SimpleNamespace(requested=False))
     (cached.parent / "key.json").write_text('{"key": "another"}')
     before = cached.stat().st_mtime_ns
-    monkeypatch.setattr(distributed, "is_first", lambda: False)
-    run = train.prepare(train.parse_args(words), checkpoint, distributed)
+    monkeypatch.setattr(distributed, "is_main", lambda: False)
+    run = train.prepare(train.parse_args(words))
     run.fill_cache(SimpleNamespace(requested=False))
     assert cached.stat().st_mtime_ns == before
 
@@ -242,6 +242,6 @@ def test_launcher_that_gives_no_numbers_is_refused_by_name(monkeypatch, rank, co
 
 def test_alone_every_exchange_returns_what_it_was_given():
     x = torch.arange(3.0)
-    assert distributed.is_first() and distributed.count() == 1
-    for exchange in (distributed.mean, distributed.from_first, distributed.gather):
+    assert distributed.is_main() and distributed.world_size() == 1
+    for exchange in (distributed.all_reduce_mean, distributed.broadcast, distributed.all_gather):
         assert exchange(x) is x

@@ -20,7 +20,7 @@ import torch
 import generate
 from continuation import audio, checkpoint, decoders
 from continuation.cli import one_line
-from model import PRESETS, ContinuationModel
+from model import PRESETS, ContinuationModel, load_model
 
 PROJECT = Path(generate.__file__).parent
 RATE = 12000
@@ -480,7 +480,7 @@ def test_command_line_reports_its_exit_codes_and_lines(tmp_path, checkpoints, so
 
 
 def test_three_lines_of_python_give_what_the_script_gives(tmp_path, checkpoints, song, run):
-    model = checkpoint.load_model(checkpoints / "best.pt")
+    model = load_model(checkpoints / "best.pt")
     continuation = model.generate(audio.load_audio(song, RATE, 2, seconds=10), seconds=10, seed=0, steps=2)
     audio.encode_audio(tmp_path / "python.wav", continuation.numpy(), RATE)
     assert run(tmp_path / "script.wav") == 0

@@ -37,7 +37,8 @@ def test_root_holds_the_scripts_and_nothing_else():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "continuation").rglob("*.py")), ids=lambda path: path.stem)
 def test_package_imports_no_script(path: Path):
-    assert not imports(path) & set(SCRIPTS) - {"model"}
+    allowed = {"model"} if path.stem == "systems" else set()
+    assert not imports(path) & set(SCRIPTS) - allowed
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)

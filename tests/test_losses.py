@@ -115,7 +115,7 @@ def test_stage_1_step_tracks_the_latents_and_gives_one_loss_an_item():
     before = model.latent_std.clone()
     loss, parts = losses.reconstruct_step(model, batch, DRAW)
     assert loss.shape == (2,)
-    assert torch.allclose(loss, losses.weighted_sum(parts))
+    assert torch.allclose(loss, losses.total_loss(parts))
     assert not torch.equal(before, model.latent_std)
 
 
@@ -270,7 +270,7 @@ def test_gradients_are_finite_on_silence_and_at_a_perfect_reconstruction(size, l
     for start in (torch.zeros_like(x), x):
         y = start.clone().requires_grad_()
         parts = losses.reconstruction_losses(x, y, RATE, size, in_mid_side=True)
-        losses.weighted_sum(parts | {"levels": torch.zeros(1), "kl": torch.zeros(1)}).sum().backward()
+        losses.total_loss(parts | {"levels": torch.zeros(1), "kl": torch.zeros(1)}).sum().backward()
         assert torch.isfinite(y.grad).all()
 
 
@@ -339,7 +339,7 @@ def test_full_level_is_that_of_every_context():
 def test_joint_loss_is_reconstruction_plus_prediction_plus_continuation():
     with torch.no_grad():
         loss, parts = losses.joint_step(small(), pair_batch(2), DRAW)
-    reconstruction, continuation = losses.weighted_sum(parts), losses.continuation_sum(parts)
+    reconstruction, continuation = losses.total_loss(parts), losses.continuation_sum(parts)
     assert torch.allclose(loss, reconstruction + parts["prediction"] + continuation, rtol=1e-5)
     beat, notes = losses.ONSET_WEIGHT * parts["continued_onsets"], losses.NOTE_WEIGHT * parts["continued_notes"]
     assert torch.allclose(continuation, parts["continued_spectral"] + beat + notes)

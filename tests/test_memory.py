@@ -12,8 +12,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import train
-from continuation import distributed, losses, memory, muon
-from model import PRESETS, with_overrides
+from continuation import distributed, latents, losses, memory, muon, stages
+from model import PRESETS, ContinuationModel, with_overrides
 
 ROOM = 0.2  # between the estimate and the truth, relative
 CODEC = {"encoder_widths": (16, 16), "encoder_blocks": (1, 1), "decoder_widths": (16, 16), "decoder_blocks": (1, 1)}
@@ -24,8 +24,8 @@ SMALL = with_overrides("tiny", sample_rate=8000, channels=2, chunk_samples=24000
 def plan(config=SMALL, **fields) -> memory.Plan:
     """Of a training on the CPU in fp32, unless `fields` say otherwise."""
     parts = ("stage1", "stage2") if config.is_legacy else memory.PARTS
-    given = {"parts": parts, "batch_size": 8, "accumulate": 1, "joint_divisor": 2, "crop_samples": config.sample_rate}
-    given |= {"cache_batch": 2, "device": "cpu", "precision": None}
+    given = {"parts": parts, "batch_size": 8, "accumulate": 1, "device": "cpu", "precision": None}
+    given |= {"network": ContinuationModel, "train_step": train.train_step}
     return memory.Plan(config=config, **given | fields)
 
 
@@ -65,20 +65,18 @@ def short_optimiser(monkeypatch):
 def test_base_fits_into_15_gb_in_every_stage_even_in_fp32(short_optimiser):
     schedule, config = train.SCHEDULES["base"], PRESETS["base"]
     peaks = memory.peak_gigabytes(
-        plan(
-            config, batch_size=schedule.batch_size, accumulate=schedule.accumulate,
-            joint_divisor=train.JOINT_BATCH_DIVISOR, cache_batch=train.CACHE_BATCH, device="cuda",
-            crop_samples=train.crop_samples(config),
-        )
-    )  # fmt: skip
+        plan(config, batch_size=schedule.batch_size, accumulate=schedule.accumulate, device="cuda")
+    )
     assert peaks.keys() == set(memory.PARTS)
     assert all(memory.CONTEXT_GIGABYTES < peak < 15 for peak in peaks.values())
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("part", memory.PARTS)
-def test_estimate_of_base_is_what_the_profiler_sees_in_a_real_step(part, batch_size, short_optimiser):
-    given = plan(PRESETS["base"], batch_size=batch_size, joint_divisor=1, cache_batch=batch_size)
+def test_estimate_of_base_is_what_the_profiler_sees_in_a_real_step(part, batch_size, short_optimiser, monkeypatch):
+    monkeypatch.setattr(stages, "JOINT_BATCH_DIVISOR", 1)
+    monkeypatch.setattr(latents, "CACHE_BATCH", batch_size)
+    given = plan(PRESETS["base"], batch_size=batch_size)
     estimated = allocated_gigabytes(lambda: do_once(given, part))
     assert estimated == pytest.approx(profiled_gigabytes(lambda: do_once(given, part)), rel=ROOM)
 
@@ -109,8 +107,8 @@ def new_run(arguments, tmp_path):
     def make(flags: str, stage: int) -> tuple[train.Run, memory.Plan]:
         (tmp_path / "ck" / "samples").mkdir(parents=True)
         run = train.Run(arguments(flags))
-        run.begin_stage(stage)
-        if stage == 2 and not run.config.is_legacy:
+        run.state.begin_stage(stage)
+        if stage == 2 and not run.state.config.is_legacy:
             run.fill_cache(test_train.NotStopped)
         return run, train.make_plan(run.args, run.meta, run.device)
 
@@ -135,24 +133,24 @@ def test_rehearsed_part_has_the_batches_and_the_trained_weights_of_the_phase(new
     batches = [next(iter(run.loader(phase))), rehearsal.batch()]
     real, rehearsed = ({name: (x.shape, x.dtype) for name, x in batch.items()} for batch in batches)
     assert real == rehearsed
-    train.freeze_all_but(run.model, phase.trained(run.model))
-    trained, rehearsed = ([p.requires_grad for p in m.parameters()] for m in (run.model, rehearsal.model))
+    stages.freeze_all_but(run.state.model, phase.trained(run.state.model))
+    trained, rehearsed = ([p.requires_grad for p in m.parameters()] for m in (run.state.model, rehearsal.state.model))
     assert trained == rehearsed
-    assert type(rehearsal.optimiser) is type(run.optimiser)
+    assert type(rehearsal.state.optimiser) is type(run.state.optimiser)
 
 
 @pytest.mark.parametrize(("flags", "stage", "phase", "part"), PHASES)
 def test_estimate_is_what_a_small_training_allocates(new_run, monkeypatch, flags, stage, phase, part):
     """Two real steps of train.py and its evaluation, counted tensor by tensor."""
-    monkeypatch.setattr(train.Run, "spectral_draw", lambda self, step: memory.worst_draw(self.config))
+    monkeypatch.setattr(stages.Phase, "spectral_draw", lambda self, step: memory.worst_draw(self.config))
     with memory.Allocations() as allocations:
         run, given = new_run(flags, stage)
         allocations.peak = allocations.bytes
         phase = run.phases()[phase]
-        train.freeze_all_but(run.model, phase.trained(run.model))
+        stages.freeze_all_but(run.state.model, phase.trained(run.state.model))
         batches = iter(run.loader(phase))
         for _ in range(2):
-            run.train_step(phase, distributed.loss_module(phase, run.model), batches)
+            train.train_step(run.state, phase, distributed.loss_module(phase, run.state.model), batches)
         run.validate()
         run.write_sample()
     assert memory.estimate(given, part) == pytest.approx(allocations.peak / 1e9, rel=ROOM)
@@ -171,7 +169,7 @@ def test_no_draw_of_the_spectral_losses_takes_more_than_the_one_that_is_rehearse
     assert memory.worst_draw(SMALL) in draws
     for draw in (memory.worst_draw(SMALL), *draws):
         monkeypatch.setattr(memory, "worst_draw", lambda config, draw=draw: draw)
-        peaks.append(allocated_gigabytes(lambda: memory.Rehearsal(given, "stage1").compute_gradients()))
+        peaks.append(allocated_gigabytes(lambda: memory.Rehearsal(given, "stage1").step()))
     assert peaks[0] == max(peaks)
 
 
@@ -180,26 +178,27 @@ def test_no_draw_of_the_spectral_losses_takes_more_than_the_one_that_is_rehearse
     [(16, 1, (2, 1)), (8, 2, (1, 2)), (1, 16, (1, 2)), (40, 1, (5, 1)), (20, 2, (1, 5)), (4, 1, (1, 1))],
 )
 def test_joint_part_has_the_same_items_a_step_however_the_batch_is_cut(batch_size, accumulate, found):
-    assert memory.joint_batches(batch_size, accumulate, divisor=8) == found
+    assert stages.joint_batches(batch_size, accumulate, divisor=8) == found
 
 
 def test_accumulated_gradients_lie_beside_the_activations():
     def peak(accumulate: int) -> float:
         rehearsal_of = plan(batch_size=64, accumulate=accumulate)
-        return allocated_gigabytes(lambda: memory.Rehearsal(rehearsal_of, "stage2").compute_gradients())
+        return allocated_gigabytes(lambda: memory.Rehearsal(rehearsal_of, "stage2").step())
 
     assert peak(1) < peak(2) == peak(9)
 
 
-def test_evaluation_counts_where_the_batch_is_smaller():
-    given = plan(batch_size=1, crop_samples=3200)
+def test_evaluation_counts_where_the_batch_is_smaller(monkeypatch):
+    monkeypatch.setattr(stages, "CROP_SECONDS", 0.4)
+    given = plan(batch_size=1)
     assert memory.estimate(given, "stage1") > 1.5 * allocated_gigabytes(lambda: do_once(given, "stage1"))
 
 
 def test_autocast_halves_most_of_the_activations():
     def peak(precision) -> float:
         given = plan(batch_size=64, precision=precision)
-        return allocated_gigabytes(lambda: memory.Rehearsal(given, "stage2").compute_gradients())
+        return allocated_gigabytes(lambda: memory.Rehearsal(given, "stage2").step())
 
     assert peak(torch.float16) == peak(torch.bfloat16)
     assert 0.5 < peak(torch.float16) / peak(None) < 0.85
@@ -367,7 +366,7 @@ def test_impossible_values_are_wrong_usage(arguments, flags):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", [None, torch.float16])
 def test_true_peak_of_base_on_cuda_is_near_the_estimate(precision):
-    given = plan(PRESETS["base"], batch_size=16, joint_divisor=8, cache_batch=4, device="cuda", precision=precision)
+    given = plan(PRESETS["base"], batch_size=16, device="cuda", precision=precision)
     found, measured = memory.measured_gigabytes(given)
     assert found == given
     for part, estimated in memory.peak_gigabytes(given).items():

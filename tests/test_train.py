@@ -23,11 +23,24 @@ import torch
 from tiny import CHANNELS, CHUNK, NETWORK, RATE, assert_same_network, assert_same_tensors, write_dataset
 
 import train
-from continuation import audio, checkpoint, distributed, losses, memory, muon, plots, validation
+from continuation import (
+    audio,
+    checkpoint,
+    distributed,
+    latents,
+    losses,
+    memory,
+    muon,
+    plots,
+    run_log,
+    stages,
+    training_state,
+    validation,
+)
 from continuation.dataset import read_meta
 from continuation.repetition import COPIES
 from continuation.windows import Windows
-from model import ContinuationModel
+from model import ContinuationModel, load_model
 
 torch.set_num_threads(1)
 SCHEDULE = "--batch_size 2 --stage1_steps 3 --stage2_steps 6 --joint_share 0.34 --latent_variants 2 --device cpu"
@@ -108,7 +121,7 @@ def test_run_leaves_all_its_files(undisturbed):
 
 
 def test_latent_cache_is_as_large_as_a_dry_run_says(undisturbed):
-    config = checkpoint.load_model(undisturbed / "best.pt").config
+    config = load_model(undisturbed / "best.pt").config
     foreseen = memory.cache_gigabytes(SimpleNamespace(config=config, parts=("latents",)), windows=2 * 7)
     stored = sum(np.load(path).nbytes for path in (undisturbed / "latents").glob("*.npy"))
     assert stored / 1e9 == pytest.approx(foreseen)
@@ -134,7 +147,7 @@ def test_untrained_network_is_asked_for_a_continuation_to_compare_with(undisturb
 
 def test_best_checkpoint_is_of_stage_2_and_its_network_generates(undisturbed):
     assert checkpoint.load(undisturbed / "best.pt")["stage"] == 2
-    model = checkpoint.load_model(undisturbed / "best.pt")
+    model = load_model(undisturbed / "best.pt")
     y = model.generate(synth.song(5, 3, RATE, CHANNELS), seconds=1)
     assert y.shape == (CHANNELS, RATE)
     assert torch.isfinite(y).all()
@@ -151,7 +164,7 @@ def test_checkpoint_says_where_it_comes_from(undisturbed, dataset):
 
 def test_same_command_after_the_end_changes_nothing_and_succeeds(undisturbed, command, monkeypatch):
     before = checkpoint.load(undisturbed / "last.pt"), (undisturbed / "metrics.jsonl").read_text()
-    monkeypatch.setattr(train.Run, "train_step", None)
+    monkeypatch.setattr(train, "train_step", None)
     monkeypatch.setattr(train.Run, "evaluate", None)
     assert command(undisturbed) == 0
     assert_same_tensors(checkpoint.load(undisturbed / "last.pt")["weights"], before[0]["weights"])
@@ -179,14 +192,14 @@ def stop_after(monkeypatch):
 
     def arrange(*steps: int) -> None:
         taken = iter(range(1, 1000))
-        train_step = train.Run.train_step
+        train_step = train.train_step
 
-        def step_and_signal(self, *given):
+        def step_and_signal(*given):
             if next(taken) in steps:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return train_step(self, *given)
+            return train_step(*given)
 
-        monkeypatch.setattr(train.Run, "train_step", step_and_signal)
+        monkeypatch.setattr(train, "train_step", step_and_signal)
 
     return arrange
 
@@ -235,15 +248,15 @@ def test_sigterm_to_all_processes_of_a_run_leaves_its_data_workers_alive_until_i
 def test_run_killed_before_the_first_step_of_stage_2_lists_no_evaluation_twice(
     undisturbed, command, tmp_path, monkeypatch
 ):
-    train_step = train.Run.train_step
+    train_step = train.train_step
 
-    def step_or_die(self, *given):
-        if self.stage == 2:
+    def step_or_die(state, *given):
+        if state.stage == 2:
             raise KeyboardInterrupt  # nothing is saved for it
-        return train_step(self, *given)
+        return train_step(state, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Run, "train_step", step_or_die)
+        patch.setattr(train, "train_step", step_or_die)
         assert command(tmp_path / "ck") == train.INTERRUPTED
     assert command(tmp_path / "ck") == 0
     places = [[(line["stage"], line["step"]) for line in records(f)] for f in (tmp_path / "ck", undisturbed)]
@@ -334,7 +347,7 @@ def test_run_killed_at_its_first_step_goes_on(undisturbed, command, tmp_path, mo
         raise KeyboardInterrupt  # nothing is saved for it
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Run, "train_step", die)
+        patch.setattr(train, "train_step", die)
         assert command(tmp_path / "ck") == train.INTERRUPTED
     assert (tmp_path / "ck" / "best.pt").exists()
     assert command(tmp_path / "ck") == 0
@@ -345,7 +358,7 @@ def test_run_killed_at_its_first_step_goes_on(undisturbed, command, tmp_path, mo
 def thrown_back(command, tmp_path, stop_after, monkeypatch) -> Path:
     """A folder of a finished run whose last.pt is damaged, beside one of its stage 1. Nothing ever got better than
     the first evaluation of a stage."""
-    monkeypatch.setattr(train.Run, "validate", lambda self: {"val_loss": 1.0 + self.step})
+    monkeypatch.setattr(train.Run, "validate", lambda self: {"val_loss": 1.0 + self.state.step})
     stop_after(2)
     folder = tmp_path / "ck"
     assert command(folder) == train.INTERRUPTED
@@ -444,17 +457,21 @@ def arrays(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def filled(new_run):
+def filled(new_run, monkeypatch):
     """Fill the cache of stage 2, once more or for the first time, with flags: the variants that were encoded."""
 
     def fill(more: str = "") -> list[int]:
         run, encoded = new_run(more=more), []
-        fill_variant = run.fill_variant
-        run.fill_variant = lambda cache, variant, *given: (
-            encoded.append(variant) or fill_variant(cache, variant, *given)
-        )
-        run.begin_stage(2)
-        run.fill_cache(NotStopped)
+        fill_variant = latents.fill_variant
+
+        def note(state, windows, cache, variant, *given):
+            encoded.append(variant)
+            fill_variant(state, windows, cache, variant, *given)
+
+        run.state.begin_stage(2)
+        with monkeypatch.context() as patch:
+            patch.setattr(latents, "fill_variant", note)
+            run.fill_cache(NotStopped)
         return encoded
 
     return fill
@@ -525,7 +542,7 @@ def test_latent_cache_behind_a_link_holds_the_latents_of_its_own_encoder(filled,
 def test_evaluations_that_are_done_again_are_not_listed_twice(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"stage": s, "step": k}) + "\n" for s, k in ((1, 0), (1, 9), (2, 0), (2, 5))))
-    train.drop_later_records(path, stage=2, step=3)
+    run_log.drop_later_records(path, stage=2, step=3)
     assert [(r["stage"], r["step"]) for r in records(tmp_path)] == [(1, 0), (1, 9), (2, 0)]
 
 
@@ -625,33 +642,33 @@ def parts_of(model: ContinuationModel) -> tuple:
 
 def test_frozen_parameters_do_not_move_in_2a_and_do_move_in_2b(new_run):
     run = new_run()
-    run.begin_stage(2)
+    run.state.begin_stage(2)
     run.fill_cache(NotStopped)
     predict, joint = run.phases()
-    parts = parts_of(run.model)
-    before, averaged = [snapshot(part) for part in parts], snapshot(run.ema.encoder)
+    parts = parts_of(run.state.model)
+    before, averaged = [snapshot(part) for part in parts], snapshot(run.state.ema.encoder)
     run.train_phase(predict, NotStopped)
     assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [False, True, False, False, False]
-    assert not moved(run.ema.encoder, averaged)
+    assert not moved(run.state.ema.encoder, averaged)
     before = [snapshot(part) for part in parts]
     run.train_phase(joint, NotStopped)
     assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [True] * 5
-    assert run.step == 6
+    assert run.state.step == 6
 
 
 @pytest.mark.parametrize("more", ["--batch_size 16", "--batch_size 2 --accumulate 8"])
 def test_step_of_the_joint_part_takes_a_quarter_of_the_items_however_they_are_cut(new_run, more):
     run = new_run(more=more)
-    run.begin_stage(2)
+    run.state.begin_stage(2)
     run.fill_cache(NotStopped)
     joint = run.phases()[1]
-    run.train_step(joint, distributed.loss_module(joint, run.model), iter(run.loader(joint)))
-    assert run.item == 4
+    train.train_step(run.state, joint, distributed.loss_module(joint, run.state.model), iter(run.loader(joint)))
+    assert run.state.item == 4
 
 
 def test_stage_1_trains_encoder_and_decoder_and_leaves_core_and_mixer(new_run):
     run = new_run()
-    parts = parts_of(run.model)
+    parts = parts_of(run.state.model)
     before = [snapshot(part) for part in parts]
     run.train_phase(run.phases()[0], NotStopped)
     assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [True, False, True, True, False]
@@ -660,7 +677,7 @@ def test_stage_1_trains_encoder_and_decoder_and_leaves_core_and_mixer(new_run):
 @pytest.mark.parametrize(("share", "names"), [(0, ["predict"]), (0.5, ["predict", "joint"]), (1, ["joint"])])
 def test_joint_share_says_which_phases_stage_2_has(new_run, share, names):
     run = new_run(more=f"--joint_share {share}")
-    run.begin_stage(2)
+    run.state.begin_stage(2)
     assert [phase.name for phase in run.phases()] == names
 
 
@@ -668,8 +685,8 @@ def test_stage_2_starts_from_the_averaged_weights_of_the_best_of_stage_1(undistu
     finished = checkpoint.load(undisturbed / "stage1.pt")
     assert finished["stage"] == 1
     run = new_run()
-    run.start_stage2(finished)
-    for model in (run.model, run.ema):
+    run.state.start_stage2(finished)
+    for model in (run.state.model, run.state.ema):
         assert_same_tensors(dict(model.state_dict()), finished["ema"])
 
 
@@ -689,27 +706,27 @@ def test_finished_stage_1_is_not_held_in_memory_during_stage_2(new_run, monkeypa
 
     monkeypatch.setattr(checkpoint, "load", load_and_remember)
     monkeypatch.setattr(train.Run, "fill_cache", look)
-    run.step = run.evaluated_at = run.stage_steps()
-    run.best = 0.0
+    run.state.step = run.state.evaluated_at = run.state.stage_steps()
+    run.state.best = 0.0
     run.save("best.pt")
     with pytest.raises(train.Stopped):
         run.train(NotStopped)
     assert loaded
-    assert run.stage == 2
+    assert run.state.stage == 2
 
 
 def test_joint_part_moves_what_is_new_at_the_full_rate_and_the_codec_more_slowly(new_run):
     run = new_run()
-    run.begin_stage(2)
-    fast, slow = ({id(p) for p in group["params"]} for group in run.optimiser.param_groups)
-    encoder, core, trunk, head, mixer = ({id(p) for p in part.parameters()} for part in parts_of(run.model))
+    run.state.begin_stage(2)
+    fast, slow = ({id(p) for p in group["params"]} for group in run.state.optimiser.param_groups)
+    encoder, core, trunk, head, mixer = ({id(p) for p in part.parameters()} for part in parts_of(run.state.model))
     assert (fast, slow) == (core | mixer, encoder | trunk | head)
-    assert [group["scale"] for group in run.optimiser.param_groups] == [1.0, train.JOINT_CODEC_RATE]
+    assert [group["scale"] for group in run.state.optimiser.param_groups] == [1.0, stages.JOINT_CODEC_RATE]
 
 
 def test_copies_that_may_be_played_differ_from_item_to_item(new_run):
     run = new_run(more="--batch_size 64")
-    run.begin_stage(2)
+    run.state.begin_stage(2)
     run.fill_cache(NotStopped)
     present = next(iter(run.loader(run.phases()[1])))["present"]
     assert present.shape == (16, COPIES)
@@ -720,10 +737,10 @@ def test_copies_that_may_be_played_differ_from_item_to_item(new_run):
 def test_learning_rate_warms_up_stays_and_cools_down_to_nearly_zero(new_run):
     run = new_run(more="--stage1_steps 1000 --learning_rate 0.5")
     rates = {}
-    for run.step in (0, 49, 100, 599, 800, 999):
-        rates[run.step] = run.learning_rate() / 0.5
-    assert rates[0] == pytest.approx(1 / train.WARMUP_STEPS)
-    assert rates[49] == pytest.approx(50 / train.WARMUP_STEPS)
+    for run.state.step in (0, 49, 100, 599, 800, 999):
+        rates[run.state.step] = run.state.learning_rate() / 0.5
+    assert rates[0] == pytest.approx(1 / training_state.WARMUP_STEPS)
+    assert rates[49] == pytest.approx(50 / training_state.WARMUP_STEPS)
     assert rates[100] == rates[599] == 1
     assert rates[800] == pytest.approx(0.5, abs=0.01)
     assert 0 < rates[999] < 0.01
@@ -731,11 +748,11 @@ def test_learning_rate_warms_up_stays_and_cools_down_to_nearly_zero(new_run):
 
 def test_averaged_weights_follow_the_documented_decay(new_run):
     run = new_run()
-    ours, theirs = next(run.ema.encoder.parameters()), next(run.model.encoder.parameters())
+    ours, theirs = next(run.state.ema.encoder.parameters()), next(run.state.model.encoder.parameters())
     start = ours.clone()
     theirs.data += 1.0
-    run.step = 5
-    run.update_ema()
+    run.state.step = 5
+    run.state.update_ema()
     assert torch.allclose(ours, start + 1 - (1 + 5) / (10 + 5), atol=1e-6)
 
 
@@ -746,10 +763,10 @@ def test_context_latents_do_not_change_when_the_target_audio_is_replaced_by_nois
     run = new_run()
     x = torch.from_numpy(run.windows["train"].pair(0))[None]
     other = torch.cat([x[..., :CHUNK], 0.1 * torch.randn(1, CHANNELS, CHUNK)], dim=-1)
-    (context, target), (same, different) = run.ema.encode_pair(x), run.ema.encode_pair(other)
+    (context, target), (same, different) = run.state.ema.encode_pair(x), run.state.ema.encode_pair(other)
     assert torch.equal(context, same)
     assert not torch.equal(target, different)
-    leaky = [run.ema.encode(audio)[..., : run.config.chunk_latents] for audio in (x, other)]
+    leaky = [run.state.ema.encode(audio)[..., : run.state.config.chunk_latents] for audio in (x, other)]
     assert not torch.equal(*leaky)  # cut out of the 20 s encoded together, they would have heard the future
 
 
@@ -767,7 +784,7 @@ def test_cached_context_does_not_change_when_the_target_audio_is_replaced_by_noi
         monkeypatch.setattr(Windows, "window", noisy_future)
         run = new_run()
         run.open_cache().clear()
-        run.begin_stage(2)
+        run.state.begin_stage(2)
         run.fill_cache(NotStopped)
         batch = next(iter(run.loader(run.phases()[0])))
         contexts.append(batch["context"])
@@ -778,12 +795,12 @@ def test_cached_context_does_not_change_when_the_target_audio_is_replaced_by_noi
 
 def test_cached_latents_are_those_of_the_audio_that_the_joint_part_would_hear(new_run):
     run = new_run()
-    run.begin_stage(2)
+    run.state.begin_stage(2)
     run.fill_cache(NotStopped)
     predict, joint = run.phases()
     for item in (0, 5):
-        cached, heard = predict.items()[item], joint.items()[item]
-        context, target = run.ema.encode_pair(torch.from_numpy(heard["x"])[None])
+        cached, heard = (phase.items(run.windows["train"], run.open_cache())[item] for phase in (predict, joint))
+        context, target = run.state.ema.encode_pair(torch.from_numpy(heard["x"])[None])
         assert torch.allclose(torch.from_numpy(cached["context"]), context[0].float(), atol=2e-3)
         assert torch.allclose(torch.from_numpy(cached["target"]), target[0].float(), atol=2e-3)
 
@@ -793,9 +810,9 @@ def test_validation_context_is_what_generation_would_hear(new_run, monkeypatch):
     row = run.windows["val"].split.rows[run.windows["val"].split.pairs[0, 0]]
     context, _, _ = run.validation.latents()[0]
     heard = []
-    hear = run.ema.hear
-    monkeypatch.setattr(run.ema, "hear", lambda x: heard.append(hear(x)) or heard[0])
-    run.ema.generate(audio.from_int16(row), seconds=0.1, steps=1)
+    hear = run.state.ema.hear
+    monkeypatch.setattr(run.state.ema, "hear", lambda x: heard.append(hear(x)) or heard[0])
+    run.state.ema.generate(audio.from_int16(row), seconds=0.1, steps=1)
     assert torch.allclose(context, heard[0], atol=2e-3)
 
 
@@ -804,11 +821,11 @@ def test_validation_context_is_what_generation_would_hear(new_run, monkeypatch):
 
 def overfit(run: train.Run, batch: dict, loss_of, parts: list, steps: int, rate: float) -> tuple[float, float]:
     """First and last loss on one fixed batch."""
-    train.freeze_all_but(run.model, parts)
+    stages.freeze_all_but(run.state.model, parts)
     optimiser = muon.Muon([p for part in parts for p in part.parameters()], lr=rate, weight_decay=0.0)
     history = []
     for _ in range(steps):
-        loss = loss_of(run.model, batch).mean()
+        loss = loss_of(run.state.model, batch).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -825,19 +842,24 @@ def test_one_batch_can_be_overfit_in_stage_1(new_run):
     def loss_of(model, batch):
         return losses.reconstruct_step(model, batch, draw)[0]
 
-    first, last = overfit(run, batch, loss_of, phase.trained(run.model), steps=320, rate=1e-2)
+    first, last = overfit(run, batch, loss_of, phase.trained(run.state.model), steps=320, rate=1e-2)
     assert last < first / 2
 
 
 def test_one_batch_can_be_overfit_in_stage_2(new_run):
     run = new_run(more="--core_width 64 --core_layers 2 --core_dropout 0")
-    run.begin_stage(2)
+    run.state.begin_stage(2)
     run.fill_cache(NotStopped)
     phase = run.phases()[0]
     batch = next(iter(run.loader(phase)))
     batch["time"][:] = 0.0
     first, last = overfit(
-        run, batch, lambda *given: losses.predict_step(*given)[0], phase.trained(run.model), steps=160, rate=5e-3
+        run,
+        batch,
+        lambda *given: losses.predict_step(*given)[0],
+        phase.trained(run.state.model),
+        steps=160,
+        rate=5e-3,
     )
     assert last < first / 10
 
@@ -846,13 +868,13 @@ def test_checkpoint_of_an_earlier_day_generates_and_trains_on(tmp_path, monkeypa
     """tests/files holds a small one of every format that is still read, made by the command below in 4 steps."""
     monkeypatch.setattr("tiny.RATE", 1600)
     monkeypatch.setattr("tiny.CHUNK", 4800)
-    monkeypatch.setattr("mixer.WIDTH", 8)
-    monkeypatch.setattr("mixer.BLOCKS", 1)
+    monkeypatch.setattr("continuation.mixer.WIDTH", 8)
+    monkeypatch.setattr("continuation.mixer.BLOCKS", 1)
     monkeypatch.chdir(tmp_path)
     write_dataset(Path("dataset"))
     Path("checkpoints").mkdir()
     shutil.copy(Path(__file__).parent / "files" / "checkpoint-format-8.pt", "checkpoints/last.pt")
-    model = checkpoint.load_model("checkpoints/last.pt")
+    model = load_model("checkpoints/last.pt")
     assert torch.isfinite(model.generate(synth.song(0, 3, 1600, CHANNELS), seconds=3)).all()
     flags = (
         "--encoder_widths 8 8 --encoder_blocks 1 2 --decoder_widths 8 8 --decoder_blocks 1 2 --latent_channels 4 "
@@ -878,9 +900,9 @@ def test_max_minutes_ends_both_stages_with_their_cooldown(command, tmp_path, mon
         rates[phase.name].append(self.optimiser.param_groups[0]["lr"] / self.args.learning_rate)
         return loss
 
-    monkeypatch.setattr(train.Run, "train_step", take_6_seconds)
+    monkeypatch.setattr(train, "train_step", take_6_seconds)
     monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    monkeypatch.setattr(train, "WARMUP_STEPS", 1)
+    monkeypatch.setattr(training_state, "WARMUP_STEPS", 1)
     assert command(tmp_path / "ck", more="--stage1_steps 100000 --stage2_steps 100000 --max_minutes 2") == 0
     cooled = [1.0] * 7 + [0.75, 0.5, 0.25]
     assert rates["reconstruct"] == pytest.approx(cooled, abs=2e-3)
@@ -910,7 +932,7 @@ def test_stage1_from_a_run_that_does_not_fit_is_refused(undisturbed, command, tm
 
 def test_mse_objective_learns_from_the_stage_1_of_a_flow_and_says_the_mean(undisturbed, command, tmp_path):
     assert command(tmp_path / "ck", more=f"--objective mse --stage1_from {undisturbed}") == 0
-    model = checkpoint.load_model(tmp_path / "ck" / "best.pt")
+    model = load_model(tmp_path / "ck" / "best.pt")
     song = synth.song(5, 3, RATE, CHANNELS)
     assert model.config.objective == "mse"
     assert torch.equal(model.generate(song, 1, seed=0), model.generate(song, 1, seed=1))
@@ -929,8 +951,8 @@ def test_legacy_trains_both_stages_without_a_cache(command, tmp_path):
 def test_legacy_freezes_nothing_in_stage_2_and_has_no_core_loss_in_stage_1(new_run):
     run = new_run(LEGACY)
     for stage, expected in ((1, [True, False, True]), (2, [True, True, True])):
-        run.begin_stage(stage)
-        parts = (run.model.encoder, run.model.core, run.model.decoder)
+        run.state.begin_stage(stage)
+        parts = (run.state.model.encoder, run.state.model.core, run.state.model.decoder)
         before = [snapshot(part) for part in parts]
         run.train_phase(run.phases()[0], NotStopped)
         assert [moved(*pair) for pair in zip(parts, before, strict=True)] == expected
@@ -942,9 +964,10 @@ def test_accumulated_micro_batches_are_one_large_batch(new_run):
     for more in ("--batch_size 4", "--batch_size 1 --accumulate 4"):
         run = new_run(LEGACY, more)
         phase = run.phases()[0]
-        train.freeze_all_but(run.model, phase.trained(run.model))
-        loss = run.train_step(phase, distributed.loss_module(phase, run.model), iter(run.loader(phase)))
-        found.append((loss, run.item, snapshot(run.model.decoder)))
+        stages.freeze_all_but(run.state.model, phase.trained(run.state.model))
+        module = distributed.loss_module(phase, run.state.model)
+        loss = train.train_step(run.state, phase, module, iter(run.loader(phase))).item()
+        found.append((loss, run.state.item, snapshot(run.state.model.decoder)))
     (loss, item, weights), (other_loss, other_item, other_weights) = found
     assert loss == pytest.approx(other_loss, rel=1e-5)
     assert item == other_item == 4
@@ -956,7 +979,7 @@ def test_accumulated_micro_batches_are_one_large_batch(new_run):
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_stage(command, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(losses, "weighted_sum", lambda parts: parts["waveform_mse"] * float("nan"))
+    monkeypatch.setattr(losses, "total_loss", lambda parts: parts["waveform_mse"] * float("nan"))
     assert command(tmp_path / "ck") == 1
     error = capsys.readouterr().err
     assert "step 0" in error
@@ -993,34 +1016,34 @@ def test_sudden_end_is_said_in_one_sentence(command, tmp_path, monkeypatch, caps
 def test_a_run_without_a_scaler_goes_on_with_one(new_run, monkeypatch):
     """As from bf16 on one card to fp16 on another."""
     run = new_run()
-    run.begin_stage(1)
+    run.state.begin_stage(1)
     run.save()
     enabled = torch.amp.GradScaler("cpu", init_scale=1024.0)
     monkeypatch.setattr(torch.amp, "GradScaler", lambda *_, **__: enabled)
     run.resume(checkpoint.load(run.folder / "last.pt"))
-    assert run.scaler.get_scale() == 1024
+    assert run.state.scaler.get_scale() == 1024
 
 
 def test_overflow_in_fp16_is_skipped_with_a_lower_scale_until_it_happens_too_often(new_run, monkeypatch):
     """On the CPU, whose gradients overflow only where they are made to."""
-    monkeypatch.setattr(train, "SKIPPED_STEPS_LIMIT", 2)
+    monkeypatch.setattr(training_state, "SKIPPED_STEPS_LIMIT", 2)
     run = new_run()
-    run.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    run.state.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     (phase,) = run.phases()
-    given = phase, run.distributed.loss_module(phase, run.model), iter(run.loader(phase))
-    before = snapshot(run.model.decoder)
-    overflow = next(run.model.decoder.parameters()).register_hook(lambda gradient: gradient * float("inf"))
-    run.train_step(*given)
-    assert run.scaler.get_scale() == 512
-    assert not moved(run.model.decoder, before)
+    given = run.state, phase, distributed.loss_module(phase, run.state.model), iter(run.loader(phase))
+    before = snapshot(run.state.model.decoder)
+    overflow = next(run.state.model.decoder.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    train.train_step(*given)
+    assert run.state.scaler.get_scale() == 512
+    assert not moved(run.state.model.decoder, before)
     overflow.remove()
-    run.train_step(*given)
-    assert moved(run.model.decoder, before)
-    next(run.model.decoder.parameters()).register_hook(lambda gradient: gradient * float("inf"))
-    run.train_step(*given)
-    run.train_step(*given)
+    train.train_step(*given)
+    assert moved(run.state.model.decoder, before)
+    next(run.state.model.decoder.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    train.train_step(*given)
+    train.train_step(*given)
     with pytest.raises(train.TrainingError, match="last good weights"):
-        run.train_step(*given)
+        train.train_step(*given)
 
 
 @pytest.mark.parametrize(
@@ -1029,9 +1052,9 @@ def test_overflow_in_fp16_is_skipped_with_a_lower_scale_until_it_happens_too_oft
 )
 def test_collapse_of_a_flow_is_said_once_with_what_to_change(new_run, capsys, objective, ratio, words):
     run = new_run(more=f"--objective {objective}")
-    run.begin_stage(2)
-    for run.step in (0, 3, 4):
-        run.warn_of_collapse({"val_latent_std_ratio": ratio})
+    run.state.begin_stage(2)
+    for run.state.step in (0, 3, 4):
+        run.log.warn_of_collapse(run.state, {"val_latent_std_ratio": ratio})
     said = capsys.readouterr().err.splitlines()
     assert len(said) == (words is not None)
     assert words is None or (words in said[0] and f"{ratio:.2f}" in said[0])
@@ -1047,7 +1070,7 @@ def test_keep_is_the_number_of_saves_on_the_disk(command, tmp_path, undisturbed)
 
 
 def test_early_stop_ends_a_stage_when_nothing_gets_better(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.Run, "validate", lambda self: {"val_loss": 1.0 + self.step})
+    monkeypatch.setattr(train.Run, "validate", lambda self: {"val_loss": 1.0 + self.state.step})
     monkeypatch.setattr(train.Run, "write_sample", lambda self: None)
     more = "--stage1_steps 9 --stage2_steps 9 --joint_share 0 --eval_steps 2 --patience 2"
     assert command(tmp_path / "ck", more=more) == 0
@@ -1063,7 +1086,7 @@ def test_cuda_without_a_device_is_refused(command, tmp_path, capsys):
 
 def test_base_on_a_cpu_is_said_in_one_line_that_names_tiny(capsys):
     argv = ["--dataset_folder", "a", "--checkpoint_folder", "b"]
-    train.warn_without_cuda(train.parse_args(argv), torch.device("cpu"))
+    run_log.warn_without_cuda(train.parse_args(argv), torch.device("cpu"))
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 1
     assert "--preset tiny" in printed[0]

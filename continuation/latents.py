@@ -1,0 +1,102 @@
+"""Filling the latent cache of stage 2: all training windows are encoded once, before the core learns on them."""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from continuation import checkpoint, distributed, files, stages
+from continuation.latent_cache import LatentCache
+from continuation.training_state import TrainingState
+from continuation.windows import WindowItems, Windows
+
+CACHE_BATCH = 4  # pairs that a process encodes together
+
+
+def cache_key(state: TrainingState) -> str:
+    """What the cached latents depend on: encoder, dataset, the windows drawn and what a context is."""
+    key = [state.meta, state.args.seed, checkpoint.FORMAT_VERSION]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
+    for tensor in state.model.encoder.state_dict().values():
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fill_cache(state: TrainingState, windows: Windows, cache: LatentCache, after_batch: Callable[[], None]) -> None:
+    """Encode all training windows, and standardise latents by what was found; variants that are there already for the
+    same key are kept. `after_batch` may raise what ends the run."""
+    missing = missing_variants(state, cache) if distributed.is_main() else []
+    is_missing = torch.tensor([float(v in missing) for v in range(cache.variants)], device=state.device)
+    started = time.monotonic()
+    for variant in distributed.broadcast(is_missing).nonzero().flatten().tolist():
+        print(f"stage 2  caching latents, variant {variant + 1} of {cache.variants}", flush=True)
+        fill_variant(state, windows, cache, variant, after_batch)
+        if distributed.is_main():
+            files.write_atomic(cache.folder / "key.json", cache.index(variant))
+        now = time.monotonic()
+        seconds = torch.tensor(now - started, dtype=torch.float64, device=state.device)
+        state.seconds[2] += distributed.broadcast(seconds).item()
+        started = now
+    distributed.barrier()
+    for name, value in zip(("latent_mean", "latent_std"), cache.statistics(), strict=True):
+        for model in (state.model, state.ema):
+            getattr(model, name).copy_(torch.from_numpy(value))
+
+
+def missing_variants(state: TrainingState, cache: LatentCache) -> list[int]:
+    """Make the cache ready for this run's encoder, and return the variants to encode."""
+    cache.begin(state.cached_by or cache_key(state))
+    missing = cache.missing()
+    if missing and state.cached_by:
+        print("warning: the latent cache is not as this run left it: latents are encoded anew, and the run "
+              "will not be bit-identical to an undisturbed one", file=sys.stderr)  # fmt: skip
+        cache.begin(cache_key(state))
+        missing = cache.missing()
+    state.cached_by = cache.key
+    return missing
+
+
+def fill_variant(
+    state: TrainingState,
+    windows: Windows,
+    cache: LatentCache,
+    variant: int,
+    after_batch: Callable[[], None],
+) -> None:
+    """All processes encode, process 0 writes."""
+    batches = encoded_batches(state, windows, variant)
+    if not distributed.is_main():
+        for _ in batches:
+            after_batch()
+        return
+
+    with ExitStack() as stack:
+        writers = {
+            part: stack.enter_context(files.ArrayWriter(cache.path(part, variant), np.float16, cache.shapes[part]))
+            for part in cache.PARTS
+        }
+        for batch in batches:
+            for part, encoded in batch.items():
+                writers[part].append(encoded.cpu().numpy())
+            after_batch()
+
+
+def encoded_batches(state: TrainingState, windows: Windows, variant: int) -> Iterator[dict[str, Tensor]]:
+    """Parts of all training windows, in order, fp16; every process encodes its share of a batch, and the
+    last pair again where the last batch is not full."""
+    size = CACHE_BATCH * distributed.world_size()
+    starts = range(0, len(windows), size)
+    own = [first + CACHE_BATCH * distributed.rank() + i for first in starts for i in range(CACHE_BATCH)]
+    numbers = [min(pair, len(windows) - 1) for pair in own]
+    items = WindowItems(windows, variant, state.args.seed)
+    loader = stages.make_loader(items, numbers, CACHE_BATCH, state.device, state.args.num_workers)
+    for first, batch in zip(starts, loader, strict=True):
+        with torch.no_grad(), state.autocast():
+            parts = state.ema.encode_pair(batch["x"].to(state.device))
+        yield {name: distributed.all_gather(z.half())[: len(windows) - first] for name, z in parts.items()}

@@ -1,0 +1,138 @@
+"""What a training run writes down beside its checkpoints, and what it prints; process 0 alone does.
+
+metrics.jsonl: a line an evaluation; tb/: the same for TensorBoard; curves.png; samples/: a validation song as it
+sounds at each evaluation.
+"""
+
+import json
+import math
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from continuation import audio, checkpoint, distributed, files, plots, stages
+from continuation.training_state import TrainingState
+
+HEALTHY_STD_RATIO = (0.7, 1.4)  # of sampled latents over true ones
+COLLAPSE_GRACE = 0.1  # of stage 2, before its samples are judged
+
+
+class RunLog:
+    """The records of one run in its checkpoint folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.metrics = folder / "metrics.jsonl"
+        self.board = None
+        self.has_warned = False  # of collapse
+
+    def open_board(self, state: TrainingState) -> None:
+        """Open TensorBoard's events of the stage, in a folder of their own: a resumed run takes back those that it
+        will write again, and what is taken back are the later steps of all that a folder holds."""
+        if distributed.is_main():
+            first = state.step + (state.evaluated_at == state.step)
+            self.board = SummaryWriter(self.folder / "tb" / f"stage{state.stage}", purge_step=first)
+
+    def write(self, record: dict) -> None:
+        """Add a record to metrics.jsonl, TensorBoard and curves.png."""
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            defined = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in record.items()}
+            file.write(json.dumps(defined) + "\n")
+        for name, value in record.items():
+            if isinstance(value, float):
+                self.board.add_scalar(f"stage{record['stage']}/{name}", value, record["step"])
+        self.board.flush()
+        plots.plot_curves(self.folder / "curves.png", checkpoint.read_records(self.metrics))
+
+    def drop_later(self, state: TrainingState) -> None:
+        """Forget the evaluations that a resumed run will do again."""
+        if distributed.is_main():
+            evaluated = state.step if state.evaluated_at == state.step else state.step - 1
+            drop_later_records(self.metrics, state.stage, evaluated)
+
+    def warn_of_collapse(self, state: TrainingState, record: dict) -> None:
+        """Print once that a flow's samples spread far less or far more than music. A mean always spreads less."""
+        ratio = record.get("val_latent_std_ratio", 1.0)
+        low, high = HEALTHY_STD_RATIO
+        is_due = state.stage == 2 and state.config.objective == "flow" and state.progress() > COLLAPSE_GRACE
+        if is_due and not self.has_warned and not low <= ratio <= high:
+            self.has_warned = True
+            change = "more steps or a larger core" if ratio < low else "a lower --learning_rate"
+            print(
+                f"warning: sampled latents spread {ratio:.2f} times as much as music's (healthy: {low} to {high}): "
+                f"{change} may help",
+                file=sys.stderr,
+            )
+
+
+def drop_later_records(path: Path, stage: int, step: int) -> None:
+    """Rewrite metrics.jsonl without evaluations after this step, and without damaged lines."""
+    if path.is_file():
+        records = checkpoint.read_records(path)
+        if damaged := len(path.read_bytes().splitlines()) - len(records):
+            print(f"note: {path} has {damaged} damaged lines, they are left out")
+        kept = [r for r in records if (r["stage"], r["step"]) <= (stage, step)]
+        files.write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+@torch.no_grad()
+def write_sample(folder: Path, state: TrainingState, x: np.ndarray) -> None:
+    """Write what a validation song x (channels, samples) sounds like now: reconstructed, or continued."""
+    rate = state.config.sample_rate
+    with state.autocast():
+        if state.stage == 1:
+            y = state.ema.reconstruct(torch.from_numpy(x)[None].to(state.device))[0]
+        else:
+            y = state.ema.generate(x, with_input=True)
+    suffix = "mp3" if rate in audio.MP3_SAMPLE_RATES else "wav"
+    path = folder / "samples" / f"stage{state.stage}-step{state.step:07d}.{suffix}"
+    audio.encode_audio(path, audio.limit_peaks(y.float().cpu().numpy(), rate), rate)
+
+
+def line_of(state: TrainingState, record: dict, is_best: bool) -> str:
+    """An evaluation as it is printed."""
+    shown = {"train": record["train_loss"], "val": record["val_loss"]}
+    shown |= {"mr_stft": record.get("val_mr_stft"), "context gain": record.get("val_context_gain")}
+    shown |= {"continuation": record.get("val_continuation"), "loop": record.get("val_loop")}
+    defined = {name: value for name, value in shown.items() if value is not None and math.isfinite(value)}
+    figures = "  ".join(f"{name} {value:.4f}" for name, value in defined.items())
+    done = state.progress()
+    left = state.seconds[state.stage] * (1 - done) / done / 60 if done else math.nan
+    return (
+        f"stage {state.stage}  step {state.step}/{state.stage_steps()} (epoch {record['epoch']:.1f})  {figures}"
+        f"{' *' if is_best else ''}  {record['seconds'] / 60:.1f} min" + (f", {left:.0f} left" if done else "")
+    )
+
+
+def announce(state: TrainingState, windows: dict) -> None:
+    """Print what is about to be done; windows by split."""
+    args, model = state.args, state.model
+    print(f"{state.config.preset}, {state.config.objective}: {parameter_counts(model)} parameters on "
+          f"{state.device.type}, {str(state.precision or 'fp32').removeprefix('torch.')}")  # fmt: skip
+    print("pairs: " + ", ".join(f"{name} {len(own)}" for name, own in windows.items()))
+    stages.print_stages(args, windows["train"], first=state.stage)
+    if args.max_minutes:
+        print(f"at most {args.max_minutes:g} minutes in all, {sum(state.seconds.values()) / 60:.1f} spent")
+
+
+def parameter_counts(model: nn.Module) -> str:
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    return ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in counts.items())
+
+
+def summarise(state: TrainingState, folder: Path) -> None:
+    """Print how the run ended, and what to do next."""
+    spent = sum(state.seconds.values()) / 60
+    print(f"done: {spent:.1f} minutes of training, best validation loss of stage 2 {state.best:.4f}")
+    print(f"next: python generate.py --checkpoint_folder {shlex.quote(str(folder))} "
+          f"--input song.mp3 --output next.mp3")  # fmt: skip
+
+
+def warn_without_cuda(args, device: torch.device) -> None:
+    if device.type == "cpu" and args.preset in ("base", "large"):
+        print(f"no CUDA device: --preset {args.preset} is slow on the CPU, --preset tiny is made for it")

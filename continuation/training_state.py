@@ -1,0 +1,264 @@
+"""The state of a training run: what a step changes, and what a checkpoint holds of it.
+
+    state = TrainingState(model, copy.deepcopy(model), args, meta, device, precision)
+    checkpoint.save("last.pt", state.state_dict())
+    state.resume(checkpoint.load("last.pt"), folder)
+
+train.py changes it step by step, and memory.py does so on tensors without content.
+"""
+
+import argparse
+import math
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from continuation import checkpoint, distributed, stages
+from continuation.cli import UsageError
+from continuation.dataset import is_same_dataset
+from continuation.train_args import CORE_FLAGS, changed_settings, settings_of
+from continuation.windows import make_rng
+
+COOLDOWN_SHARE = 0.4  # of a stage, its end, while the learning rate falls to zero
+WARMUP_STEPS = 100
+EMA_DECAY = 0.999
+SKIPPED_STEPS_LIMIT = 50  # steps in a row that fp16 may skip for overflow
+CORE_FIELDS = ("objective", *CORE_FLAGS)  # in which a stage 2 may differ from the stage 1 that it starts from
+
+
+class TrainingError(Exception):
+    """Training cannot go on; the message is one clear sentence."""
+
+
+class TrainingState:
+    """Network, averaged weights (EMA), optimiser, and how far the run has come.
+
+    stage, step, item: 1 or 2; optimiser steps and items of all processes that are done in it.
+    seconds: training time by stage, over all restarts.
+    best, evaluations_since_best: the lowest validation loss of the stage.
+    evaluated_at: step of the last evaluation, None before the first of the stage.
+    interval: what was trained since then: phase, sum of the losses, steps.
+    skipped: steps in a row that were skipped for gradients that are not finite.
+    cached_by: key of the encoder that the latent cache is of.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ema: nn.Module,
+        args: argparse.Namespace,
+        meta: dict,
+        device: torch.device,
+        precision: torch.dtype | None,
+    ):
+        """ema: a copy of the model, to be averaged; args: of the command line; meta: of the dataset; precision: of
+        autocast, None for fp32."""
+        self.model, self.ema = model, ema.eval().requires_grad_(False)
+        self.args, self.meta = args, meta
+        self.device, self.precision = device, precision
+        self.config = model.config
+        self.settings = settings_of(args)
+        self.seconds = {1: 0.0, 2: 0.0}
+        self.cached_by = None
+        self.begin_stage(1)
+
+    def begin_stage(self, stage: int) -> None:
+        """Start a stage with a new optimiser, from the weights as they are."""
+        self.stage, self.step, self.item, self.evaluated_at = stage, 0, 0, None
+        self.best, self.evaluations_since_best, self.skipped = math.inf, 0, 0
+        self.begin_interval("")
+        self.optimiser = stages.make_optimiser(self.model, stage, self.args.learning_rate)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.precision == torch.float16 and self.device.type == "cuda"
+        )
+        if self.args.compile:
+            for part in (self.model.encoder, self.model.core, self.model.decoder):
+                part.compile()
+
+    def begin_interval(self, phase: str) -> None:
+        self.interval = {"phase": phase, "loss": 0.0, "steps": 0}
+
+    def add_to_interval(self, loss: float, seconds: float) -> None:
+        """Count a step of all processes: their mean loss, and the time that it took."""
+        self.interval["loss"] += loss
+        self.interval["steps"] += 1
+        self.seconds[self.stage] += seconds
+
+    # Schedule
+
+    def stage_steps(self) -> int:
+        return self.args.stage1_steps if self.stage == 1 else self.args.stage2_steps
+
+    def stage_seconds(self) -> float:
+        """The stage's share of --max_minutes."""
+        if self.args.max_minutes is None:
+            return math.inf
+        total = self.args.stage2_steps + (0 if self.args.stage1_from else self.args.stage1_steps)
+        return 60 * self.args.max_minutes * self.stage_steps() / total
+
+    def progress(self) -> float:
+        """How much of the stage is done, 0..1, by steps or by time, whichever is further."""
+        return min(1.0, max(self.step / self.stage_steps(), self.seconds[self.stage] / self.stage_seconds()))
+
+    def learning_rate(self) -> float:
+        """Warm-up, constant, and a linear cooldown to zero at the end of the stage; legacy: constant."""
+        if self.config.is_legacy:
+            return self.args.learning_rate
+        warm = min(1.0, (self.step + 1) / WARMUP_STEPS)
+        return self.args.learning_rate * warm * min(1.0, (1 - self.progress()) / COOLDOWN_SHARE + 1e-3)
+
+    def should_stop_early(self) -> bool:
+        """Whether the validation loss has not improved for so long that the stage should end."""
+        return 0 < self.args.patience <= self.evaluations_since_best
+
+    def is_done(self, phase: stages.Phase) -> bool:
+        """Whether the phase is over, by its share of the stage or by an early stop."""
+        return self.progress() >= phase.end or self.should_stop_early()
+
+    def codec_learns(self) -> bool:
+        """Whether encoder and decoder are trained at this point of the stage."""
+        return self.stage == 1 or self.progress() >= 1 - self.args.joint_share
+
+    def joint_has_begun(self) -> bool:
+        """Whether stage 2 has moved encoder and decoder: cached latents would no longer be theirs."""
+        codec = self.model.encoder.parameters()
+        return self.stage == 2 and not self.config.is_legacy and any(p in self.optimiser.state for p in codec)
+
+    # What a step needs
+
+    def autocast(self):
+        """A context in which the network computes in the run's precision."""
+        return nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision)
+
+    def dropout_seed(self) -> int:
+        rng = make_rng(self.args.seed, "dropout", self.stage, self.step, distributed.rank())
+        return int(rng.integers(2**62))
+
+    def check_finite(self, loss: Tensor, gradient_norm: Tensor) -> None:
+        """Raise TrainingError where one of them is not finite; but fp16 may skip SKIPPED_STEPS_LIMIT steps in a row
+        for gradients that overflowed, with a lower scale each time."""
+        if not math.isfinite(loss.item()):
+            raise TrainingError(f"the loss is {loss.item()} at step {self.step} of stage {self.stage}")
+        self.skipped = 0 if math.isfinite(gradient_norm.item()) else self.skipped + 1
+        if self.skipped > (SKIPPED_STEPS_LIMIT if self.scaler.is_enabled() else 0):
+            raise TrainingError(
+                f"the gradients are not finite at step {self.step} of stage {self.stage}; "
+                f"last.pt and best.pt hold the last good weights: try a lower --learning_rate"
+            )
+
+    @torch.no_grad()
+    def update_ema(self) -> None:
+        """Move the averaged weights towards the trained ones; buffers are taken over."""
+        decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
+        for averaged, trained in zip(self.ema.buffers(), self.model.buffers(), strict=True):
+            averaged.copy_(trained)
+
+    # Save and resume
+
+    def state_dict(self) -> dict:
+        """Plain types and tensors, all that `resume` needs and generate.py and evaluate.py read."""
+        return {
+            "config": asdict(self.config),
+            "weights": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scheduler": {"seconds": self.seconds},
+            "scaler": self.scaler.state_dict(),
+            "stage": self.stage,
+            "step": self.step,
+            "rng": checkpoint.rng_state(),
+            "sampler": {"item": self.item},
+            "early_stop": {"best": self.best, "since": self.evaluations_since_best, "skipped": self.skipped},
+            "evaluated_at": self.evaluated_at,
+            "interval": self.interval,
+            "cached_by": self.cached_by if self.joint_has_begun() else None,
+            "data_meta": self.meta,
+            "settings": self.settings,
+            "processes": distributed.world_size(),
+            "command": sys.argv,
+            "versions": checkpoint.versions(),
+        }
+
+    def differences(self, saved: dict) -> list[str]:
+        """What of a saved state is of another run than this one, for people."""
+        differing = changed_settings(saved.get("settings", {}), self.settings)
+        if not is_same_dataset(saved.get("data_meta"), self.meta):
+            differing.append("the dataset")
+        if not differing and saved["config"] != asdict(self.config):
+            differing.append(f"the sizes that --preset {self.config.preset} stands for, which have changed since")
+        return differing
+
+    def resume(self, saved: dict, folder: Path) -> None:
+        """Continue from the saved state of a folder; UsageError where what may not differ does."""
+        self.refuse_another_run(saved, folder)
+        self.stage = saved["stage"]
+        self.model.load_state_dict(saved["weights"])
+        self.ema.load_state_dict(saved["ema"])
+        self.begin_stage(saved["stage"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        if saved["scaler"]:  # empty of a run that needed none, on another device
+            self.scaler.load_state_dict(saved["scaler"])
+        self.step, self.item = saved["step"], saved["sampler"]["item"]
+        self.seconds = dict(saved["scheduler"]["seconds"])
+        if self.joint_has_begun() and self.progress() < 1 - self.args.joint_share:
+            raise UsageError(
+                f"{folder} is in the joint part, and this --stage2_steps or --max_minutes would put it back "
+                f"before that: take less, or train stage 2 anew in another folder, with --stage1_from"
+            )
+        early = saved["early_stop"]
+        self.best, self.evaluations_since_best, self.skipped = early["best"], early["since"], early["skipped"]
+        self.evaluated_at, self.cached_by = saved["evaluated_at"], saved.get("cached_by")
+        self.interval = dict(saved.get("interval", self.interval))  # older files have none
+        checkpoint.set_rng_state(saved["rng"])
+        self.print_changes(saved)
+        print(f"continuing {folder} at stage {self.stage}, step {self.step}")
+
+    def refuse_another_run(self, saved: dict, folder: Path) -> None:
+        differing = self.differences(saved)
+        for name in ("stage1_steps", "stage2_steps"):
+            if self.settings[name] < saved["settings"][name]:
+                differing.append(f"--{name} (may only grow: {saved['settings'][name]} then)")
+        if differing:
+            raise UsageError(
+                f"{folder} holds a run that differs in: {', '.join(differing)}; "
+                f"use the same settings to continue it, or another --checkpoint_folder"
+            )
+
+    def print_changes(self, saved: dict) -> None:
+        processes = distributed.world_size()
+        if saved["processes"] != processes:
+            items = stages.items_a_step(self.args)
+            print(f"{processes} processes now, {saved['processes']} before: {items} items a step")
+        if self.stage == 2 and self.settings["stage1_steps"] > saved["settings"]["stage1_steps"]:
+            print("note: stage 1 is finished, more --stage1_steps do not continue it")
+
+    def start_stage2(self, finished: dict) -> None:
+        """Start stage 2 from the EMA weights of a finished stage 1, this run's or another's, whatever its core is;
+        UsageError where they do not fit."""
+        if finished["stage"] != 1:
+            raise UsageError("that stage1.pt is of stage 2")
+        if not is_same_dataset(finished.get("data_meta"), self.meta):
+            raise UsageError("that stage 1 was trained on another dataset")
+        if codec_fields(finished["config"]) != codec_fields(asdict(self.config)):
+            raise UsageError("that stage 1 has another encoder or decoder: give the same --preset and sizes")
+        codec = codec_weights(finished["ema"])
+        if checkpoint.shapes(codec) != checkpoint.shapes(codec_weights(self.ema.state_dict())):
+            raise UsageError("that stage1.pt has not the weights of its encoder and decoder")
+        for model in (self.model, self.ema):
+            model.load_state_dict(codec, strict=False)
+        self.begin_stage(2)
+
+
+def codec_fields(config: dict) -> dict:
+    """What of a config decides the shape of encoder and decoder."""
+    return {name: value for name, value in config.items() if name not in CORE_FIELDS}
+
+
+def codec_weights(weights: dict) -> dict:
+    """What of a network's weights stage 1 trains."""
+    return {name: value for name, value in weights.items() if not name.startswith(("core.", "decoder.mixer."))}
