@@ -15,14 +15,13 @@ mixer.py).
 Two outputs: the reconstruction decode(encode(x)) and the decoded prediction of what follows x.
 """
 
-import math
 from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from continuation import checkpoint
+from continuation import checkpoint, model_tables
 from continuation.context import Context, Prediction
 from continuation.layers import (
     CONTEXT_LEVEL,
@@ -31,15 +30,15 @@ from continuation.layers import (
     WINDOW_HOPS,
     ChannelNorm,
     blocks,
-    typical_magnitude,
     without_autocast,
 )
 from continuation.legacy import LEGACY_HOP, LegacyCore, LegacyDecoder, LegacyEncoder
 from continuation.mixer import Mixer, expected
 from continuation.repetition import COPIES, Copies, crossfade, find_copies
-from continuation.spectral import STEP_FRAMES, ISTFTHead, band_edges, stft
+from continuation.spectral import STEP_FRAMES, ISTFTHead, band_edges
+from continuation.stems import LongStem, Stem
+from continuation.transformer import TransformerBlock, patchify, rotary_angles, unpatchify
 
-LONG_WINDOW_HOPS = 16  # of the encoder's second look, that tells neighbouring partials apart
 JOIN_SHARE = 0.1  # of the context, its end, is decoded together with the prediction
 FADE_SECONDS = 0.02
 SEED_STRIDE = 0x9E3779B1  # between the noises of a long continuation; odd and far from small numbers
@@ -164,61 +163,6 @@ PRESETS = {
 # Encoder and decoder
 
 
-class Stem(nn.Module):
-    """Audio to frames: one trainable filter bank for all channels, started as a windowed DFT. Of every bin, relative
-    to what is typical of it, the square root of the magnitude with its phase, and the magnitude's logarithm."""
-
-    def __init__(self, channels: int, hop: int, width: int):
-        super().__init__()
-        size = WINDOW_HOPS * hop
-        bins = size // 2 + 1
-        self.hop = hop
-        self.filters = nn.Conv1d(1, 2 * bins, size, stride=hop, bias=False)
-        self.filters.weight.data = self.windowed_dft(size)[:, None]
-        self.register_buffer("scale", 4 / size / typical_magnitude(bins).repeat(2, 1), persistent=False)
-        self.mix = nn.Conv1d(channels * 3 * bins, width, 1)
-
-    @staticmethod
-    def windowed_dft(size: int) -> Tensor:
-        """Real parts, then imaginary parts, of a Hann-windowed DFT: (size + 2, size)."""
-        phase = 2 * math.pi * torch.outer(torch.arange(size // 2 + 1.0), torch.arange(size) - size / 2) / size
-        window = torch.hann_window(size)
-        return torch.cat([phase.cos() * window, -phase.sin() * window])
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels, _ = x.shape
-        excess = (WINDOW_HOPS - 1) * self.hop
-        x = F.pad(x, (excess // 2, excess - excess // 2))
-        x = self.filters(x.reshape(batch * channels, 1, -1))
-        real, imaginary = (x.float() * self.scale).chunk(2, dim=1)
-        power = real.square() + imaginary.square() + 1e-4
-        compression = power ** (-1 / 4)
-        level = power.detach().log() / 4  # with its gradient, which is steep where it is quiet, training diverged
-        x = torch.cat([real * compression, imaginary * compression, level], dim=1).to(self.mix.weight.dtype)
-        return self.mix(x.reshape(batch, -1, x.shape[-1]))  # (batch, width, frames)
-
-
-class LongStem(nn.Module):
-    """Audio to frames: logarithms of magnitudes in windows of LONG_WINDOW_HOPS, relative to what is typical of each
-    bin; every WINDOW_HOPS frames are alike."""
-
-    def __init__(self, channels: int, hop: int, width: int):
-        super().__init__()
-        self.size, self.hop = LONG_WINDOW_HOPS * hop, WINDOW_HOPS * hop
-        bins = self.size // 2 + 1
-        scale = 4 / self.size / typical_magnitude(bins, LONG_WINDOW_HOPS)
-        self.register_buffer("scale", scale[:, 0], persistent=False)
-        self.mix = nn.Conv1d(channels * bins, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        excess = self.size - self.hop
-        spectrum = stft(F.pad(x, (excess // 2, excess - excess // 2)), self.size, self.hop)
-        power = (spectrum.abs() * self.scale).square()  # (batch, channels, frames, bins)
-        level = (power + 1e-4).log() / 4
-        x = self.mix(level.transpose(2, 3).flatten(1, 2).to(self.mix.weight.dtype))
-        return x.repeat_interleave(WINDOW_HOPS, dim=-1)  # (batch, width, frames)
-
-
 class Encoder(nn.Module):
     """Audio -> mean and log-variance of the latents."""
 
@@ -280,62 +224,6 @@ class Decoder(nn.Module):
 
 
 # The core
-
-
-def rotary_angles(positions: int, size: int, device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary position embedding (Su et al. 2021): (positions, size / 2) each."""
-    frequencies = 10000.0 ** (-torch.arange(0, size, 2, device=device).float() / size)
-    angles = torch.outer(torch.arange(positions, device=device).float(), frequencies)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    cosine, sine = (a.to(x.dtype) for a in angles)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cosine - b * sine, a * sine + b * cosine], dim=-1)
-
-
-class TransformerBlock(nn.Module):
-    """Attention with rotary positions and normalised queries and keys, then SwiGLU (Shazeer 2020), each behind a
-    normalisation and added to its input."""
-
-    def __init__(self, width: int, heads: int, layers: int, dropout: float):
-        super().__init__()
-        hidden = 64 * round(8 * width / 3 / 64)
-        self.heads, self.dropout = heads, dropout
-        self.norm_attention, self.norm_swiglu = (nn.RMSNorm(width, eps=1e-6) for _ in range(2))
-        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
-        self.from_heads = nn.Linear(width, width, bias=False)
-        self.to_hidden = nn.Linear(width, 2 * hidden, bias=False)
-        self.from_hidden = nn.Linear(hidden, width, bias=False)
-        for projection in (self.from_heads, self.from_hidden):
-            projection.weight.data /= math.sqrt(2 * layers)
-
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-        x = x + self.drop(self.attend(self.norm_attention(x), angles))
-        return x + self.drop(self.swiglu(self.norm_swiglu(x)))
-
-    def attend(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-        q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = (rotate(F.rms_norm(part, part.shape[-1:], eps=1e-6), angles) for part in (q, k))
-        return self.from_heads(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-    def swiglu(self, x: Tensor) -> Tensor:
-        gate, value = self.to_hidden(x).chunk(2, dim=-1)
-        return self.from_hidden(F.silu(gate) * value)
-
-    def drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
-
-
-def patchify(x: Tensor, count: int) -> Tensor:
-    """Neighbours into tokens: (batch, channels, tokens x count) -> (batch, tokens, count x channels)."""
-    return x.transpose(1, 2).unflatten(1, (-1, count)).flatten(2)
-
-
-def unpatchify(tokens: Tensor, count: int) -> Tensor:
-    """(batch, tokens, count x channels) -> (batch, channels, tokens x count)."""
-    return tokens.unflatten(-1, (count, -1)).flatten(1, 2).transpose(1, 2)
 
 
 class FlowHead(nn.Module):
@@ -435,14 +323,15 @@ class ContinuationModel(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        legacy = config.is_legacy
-        self.encoder = LegacyEncoder(config.channels) if legacy else Encoder(config)
-        self.core = LegacyCore() if legacy else Core(config)
-        self.decoder = LegacyDecoder(config.channels) if legacy else Decoder(config)
+        self.encoder, self.core, self.decoder = self.make_parts()
         # Statistics of the latents by channel, running in stage 1 and measured at its end: the core works on
         # standardised latents.
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels, 1))
         self.register_buffer("latent_std", torch.ones(config.latent_channels, 1))
+
+    def make_parts(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Make encoder, core and decoder."""
+        return Encoder(self.config), Core(self.config), Decoder(self.config)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and log-variance (legacy: None) of the latents of x (batch, channels, samples)."""
@@ -460,8 +349,6 @@ class ContinuationModel(nn.Module):
         no future leaks into it."""
         config = self.config
         latents = self.encode(x)[..., : config.chunk_latents].float()  # the encoder rounds their number up
-        if config.is_legacy:
-            return Context(latents, None)
         copies = copies or self.copies(x)
         played = copies.play(start, config.chunk_samples)
         levels = self.levels(played.flatten(0, 1)).unflatten(0, played.shape[:2])
@@ -478,14 +365,12 @@ class ContinuationModel(nn.Module):
         first, and its levels."""
         cut, latents = self.config.chunk_samples, self.config.chunk_latents
         context, target = self.encode_context(x[..., :cut]), self.encode(x)[..., latents : 2 * latents].float()
-        parts = {"context": context.latents, "target": target}
-        if not self.config.is_legacy:
-            parts |= {"copies": context.copies, "levels": self.levels(x[..., cut:])}
-        return parts
+        copies, levels = context.copies, self.levels(x[..., cut:])
+        return {"context": context.latents, "copies": copies, "target": target, "levels": levels}
 
     def copies(self, x: Tensor) -> Copies | None:
         """What the decoder may play behind the context x (batch, channels, samples); legacy has no copies."""
-        return None if self.config.is_legacy else find_copies(x, self.config.hop)
+        return find_copies(x, self.config.hop)
 
     def decode(
         self,
@@ -547,8 +432,6 @@ class ContinuationModel(nn.Module):
         from `seed`) to music (Liu et al. 2022), with classifier-free guidance (Ho and Salimans 2022; 1 is none). A
         network that was trained to say the mean, and legacy, take one step from zero.
         """
-        if self.config.is_legacy:
-            return Prediction(self.core(context.latents), None)
         if self.config.objective == "mse":
             steps, guidance, temperature = 1, 1.0, 0.0
         context = replace(context, latents=self.standardise(context.latents))
@@ -608,6 +491,32 @@ class ContinuationModel(nn.Module):
         return decoded[..., cut - fade : cut], decoded[..., cut:]
 
 
+class LegacyModel(ContinuationModel):
+    """The network that this project descends from, with the same interface: it has no copies and no levels, and
+    predicts latents in one step."""
+
+    def make_parts(self):
+        return LegacyEncoder(self.config.channels), LegacyCore(), LegacyDecoder(self.config.channels)
+
+    def copies(self, x: Tensor) -> None:
+        return None
+
+    def encode_context(self, x: Tensor, copies: None = None, start: int = 0) -> Context:
+        return Context(self.encode(x), None)
+
+    def encode_pair(self, x: Tensor) -> dict[str, Tensor]:
+        context, target = x.split(self.config.chunk_samples, dim=-1)
+        return {"context": self.encode(context), "target": self.encode(target)}
+
+    def predict(self, context: Context, *_, **__) -> Prediction:
+        return Prediction(self.core(context.latents), None)
+
+
+def make_model(config: ModelConfig) -> ContinuationModel:
+    """Make a network with new weights."""
+    return (LegacyModel if config.is_legacy else ContinuationModel)(config)
+
+
 def rms_gain(x: Tensor) -> Tensor:
     """What brings audio to the level that contexts are heard at."""
     return CONTEXT_LEVEL / x.square().mean().sqrt().clamp(min=QUIETEST_RMS)
@@ -650,7 +559,7 @@ def build_model(state: dict, device="cpu") -> ContinuationModel:
             on_meta(config).state_dict()
         ):
             raise ValueError("its weights are not those of its sizes")  # before memory is taken for them
-        model = ContinuationModel(config)
+        model = make_model(config)
         model.load_state_dict(state["ema"])
     except checkpoint.FOREIGN_ERRORS as error:
         raise checkpoint.misfit("the checkpoint", error) from error
@@ -673,88 +582,11 @@ def exceeds_presets(config: ModelConfig) -> bool:
     return any(largest(getattr(config, name)) > largest(getattr(PRESETS["large"], name)) for name in RANGES)
 
 
-# python model.py
-
-
-def layer_rows(model: ContinuationModel) -> list[tuple[str, str, str, int]]:
-    """(name, type, output shape, parameters) of every layer with weights, and of pooling, for one chunk of audio.
-
-    `model` is on the meta device: shapes are computed, nothing else.
-    """
-    rows, hooks = [], []
-    for name, module in model.named_modules():
-        count = sum(p.numel() for p in module.parameters())
-        is_leaf = not any(module.children()) or isinstance(module, nn.MultiheadAttention)
-        if is_leaf and (count or isinstance(module, nn.MaxPool1d)) and not name.endswith("out_proj"):
-            kind = type(module).__name__
-
-            def note(_module, _inputs, output, name=name, kind=kind, count=count):
-                output = output[0] if isinstance(output, tuple) else output
-                rows.append((name, kind, " x ".join(str(size) for size in output.shape[1:]), count))
-
-            hooks.append(module.register_forward_hook(note))
-    with torch.no_grad():
-        x = chunk_on_meta(model.config)
-        model.encode(x)
-        predicted = model.predict(context_on_meta(model.config), steps=1)
-        model.decode(predicted.latents, copies=model.copies(x), levels=predicted.levels)
-    for hook in hooks:
-        hook.remove()
-    return rows
-
-
 def on_meta(config: ModelConfig) -> ContinuationModel:
     with torch.device("meta"):
-        return ContinuationModel(config).eval()
-
-
-def chunk_on_meta(config: ModelConfig) -> Tensor:
-    return torch.zeros(1, config.channels, config.chunk_samples, device="meta")
-
-
-def context_on_meta(config: ModelConfig) -> Context:
-    shapes = config.pair_shapes
-    latents, copies = (torch.zeros(1, *shapes[part], device="meta") for part in ("context", "copies"))
-    return Context(latents, None if config.is_legacy else copies)
-
-
-def gigaflops(config: ModelConfig) -> dict[str, float]:
-    """GFLOPs (2 a multiply-add) of one forward pass of each stage and of one generation of a chunk; convolutions,
-    matrix products and attention are counted, FFTs and elementwise work are not."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model = on_meta(config)
-
-    def count(run) -> float:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            run()
-        return counter.get_total_flops() / 1e9
-
-    chunk, context = chunk_on_meta(config), context_on_meta(config)
-    copies = model.copies(chunk)
-    encoding = count(lambda: model.encode_context(chunk))
-    decoding = count(lambda: model.decode(context.latents, copies=copies))
-    return {
-        "stage 1, encode and decode 10 s": count(lambda: model.reconstruct(chunk)),
-        "stage 2, the core on 10 s + 10 s": count(lambda: model.predict(context, steps=1)),
-        "one generation of 10 s": encoding + count(lambda: model.predict(context)) + decoding,
-    }
-
-
-def print_preset(name: str) -> None:
-    config = PRESETS[name]
-    model = on_meta(config)
-    rate, channels, latents = config.sample_rate, config.latent_channels, config.chunk_latents
-    print(f"\n{name}: {rate} Hz, {config.channels} channels, latents {channels} x {latents} for 10 s")
-    for layer, kind, shape, count in layer_rows(model):
-        print(f"  {layer:34} {kind:32} {shape:>18} {count:12,}")
-    parts = {part: sum(p.numel() for p in module.parameters()) for part, module in model.named_children()}
-    for part, count in [*parts.items(), ("total", sum(p.numel() for p in model.parameters()))]:
-        print(f"  {part:86} {count:12,} parameters")
-    for what, count in gigaflops(config).items():
-        print(f"  {what:86} {count:12.1f} GFLOPs")
+        return make_model(config).eval()
 
 
 if __name__ == "__main__":
-    for preset in PRESETS:
-        print_preset(preset)
+    for preset, config in PRESETS.items():
+        model_tables.print_tables(preset, on_meta(config))

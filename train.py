@@ -28,7 +28,7 @@ from continuation.train_args import ARCHITECTURE_FLAGS, SCHEDULES, parse_args
 from continuation.training_state import TrainingError, TrainingState
 from continuation.validation import Validation
 from continuation.windows import Windows, items_of_rank
-from model import ContinuationModel, ModelConfig, check_network, load_checkpoint, with_overrides
+from model import ContinuationModel, ModelConfig, check_network, load_checkpoint, make_model, with_overrides
 
 GRADIENT_NORM = 1.0
 
@@ -81,7 +81,7 @@ class Run:
         run_log.warn_without_cuda(args, self.device)
         precision = checkpoint.choose_precision(args.precision, self.device)
         torch.manual_seed(args.seed)
-        model = ContinuationModel(make_config(args, self.meta)).to(self.device)
+        model = make_model(make_config(args, self.meta)).to(self.device)
         self.state = TrainingState(model, copy.deepcopy(model), args, self.meta, self.device, precision)
         self.validation = Validation(self.state.ema, self.windows["val"], args.seed, self.state.autocast)
         self.log = run_log.RunLog(self.folder)

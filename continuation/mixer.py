@@ -1,4 +1,4 @@
-"""How the decoder uses the sound that was heard: it plays copies of it, band by band, beside its own sound.
+"""How the decoder uses the sound that was heard: it plays copies of it, at the levels that the core predicts.
 
 Shapes: spectra are complex (batch, sources, channels, bins, frames), of mid and side, 100 frames a second; levels are
 (batch, sources, channels * bands, steps), a step every STEP_FRAMES. The sources are the decoder's own sound, then the
@@ -14,8 +14,7 @@ from continuation.repetition import Copies
 from continuation.spectral import QUIETEST_POWER, BandLevels
 
 OWN_LOGIT, LOOP_LOGIT, SIMILARITY_LOGIT = -2.0, 2.0, 8.0  # of own sound, of the loop, of each correlation of a copy
-NEARNESS = 0.0  # how much a source's share falls with the distance of its level from the wanted one, a neper
-PULL = 0.3  # how far the level of every source is led to the wanted one
+PULL = 0.6  # how far the level of every source is led to the wanted one
 LOUDEST_GAIN = 0.7  # 6 dB up and down, a neper is 8.7 dB
 LEAST_ERROR = 0.02  # variance of a copy's error relative to the sound's: no copy is trusted more than that
 RHYTHM_WEIGHT = 2.0  # how much the similarity of the onsets counts beside that variance, in nepers
@@ -35,11 +34,11 @@ def expected(levels: Tensor, copies: Copies) -> Tensor:
 
 
 class Mixer(nn.Module):
-    """Play, by band and step, each source by its share, led part of the way to the level that is wanted.
+    """Play each source by its share, in every band and step led part of the way to the level that is wanted.
 
-    Copies that have been more similar to the sound so far have larger shares. Sources are added up in the STFT; then
-    every band is given the power that the copies have, since copies that differ cancel in part. It has no weights:
-    the core says which levels are wanted.
+    Copies at whose lag the context has repeated itself better have larger shares. Sources are added up in the STFT;
+    then every band is given the power that the copies have, since copies that differ cancel in part. The mixer has no
+    weights: the core says which levels are wanted.
     """
 
     def __init__(self, bins: int):
@@ -59,16 +58,16 @@ class Mixer(nn.Module):
                 wanted = torch.cat([wanted[..., : -levels.shape[-1]], levels], dim=-1)
             difference = wanted[:, None] - found
             gains = LOUDEST_GAIN * (PULL * difference / LOUDEST_GAIN).tanh()
-            gains = self.shares(difference, copies) * gains.exp()
+            gains = self.shares(copies)[..., None, None] * gains.exp()
             mixed = (sources * self.bands.to_bins(gains, sources.shape[-1])).sum(1)
             return mixed * self.power_correction(sources, mixed, copies)
 
-    def shares(self, difference: Tensor, copies: Copies) -> Tensor:
-        """Shares of the sources, which add up to 1: (batch, 1 + copies, channels * bands, steps)."""
+    @staticmethod
+    def shares(copies: Copies) -> Tensor:
+        """Shares of the sources, which add up to 1: (batch, 1 + copies)."""
         logits = SIMILARITY_LOGIT * copies.similarity.sum(-1)
         logits = torch.cat([logits[:, :1] + LOOP_LOGIT, logits[:, 1:]], dim=1)
-        logits = F.pad(logits, (1, 0), value=OWN_LOGIT)
-        return (logits[..., None, None] - NEARNESS * difference.abs()).softmax(1)
+        return F.pad(logits, (1, 0), value=OWN_LOGIT).softmax(1)
 
     def power_correction(self, sources: Tensor, mixed: Tensor, copies: Copies) -> Tensor:
         """Compute what gives every band, over all frames, the power that the copies have: (batch, channels, bins,
