@@ -19,6 +19,7 @@ from tqdm import tqdm
 from continuation import audio, checkpoint, criteria, files, kad, scorecard, signals
 from continuation.cli import (
     INTERRUPTED,
+    HelpFormatter,
     UsageError,
     make_folder,
     not_negative_float,
@@ -31,6 +32,7 @@ from continuation.dataset import SPLITS, open_dataset
 from continuation.evaluator import Evaluator
 from continuation.listening_page import ListeningPage
 from continuation.pairs import Pairs, training_sounds
+from continuation.signals import Stopped
 from continuation.systems import (
     BASELINES,
     CEILING,
@@ -51,15 +53,11 @@ KEPT_OF_A_CHECKPOINT = ("config", "ema", "stage", "step", "data_meta")  # the re
 PASSAGES_AT_ONCE = 2**30  # bytes of continuations that are searched for in the training songs together
 
 
-class Stopped(Exception):
-    """A stop signal came."""
-
-
 # Arguments
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter)
     folders = parser.add_argument_group("folders")
     folders.add_argument("--dataset_folder", required=True, type=Path, help="what create_dataset.py wrote")
     folders.add_argument(
@@ -67,26 +65,20 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     folders.add_argument("--output_folder", required=True, type=Path, help="where the scorecard is written")
     folders.add_argument(
-        "--predictions", type=named_folder, nargs="+", action="extend", default=[], metavar="NAME=DIR",
-        help="continuations by anybody else: a folder with ID.wav for every pair id that scorecard.json lists "
-        "(default: none)",
+        "--predictions", type=named_folder, nargs="+", action="extend", metavar="NAME=DIR",
+        help="continuations by anybody else: a folder with ID.wav for every pair id that scorecard.json lists",
     )  # fmt: skip
     songs = parser.add_argument_group("songs")
-    add = songs.add_argument
-    add("--split", choices=SPLITS, default="test", help="split of the dataset (default: %(default)s)")
-    add("--pairs_per_song", type=positive_int, default=4, help="pairs, spread over each song (default: %(default)s)")
-    add("--seed", type=seed_number, default=0, help="of everything that is drawn (default: %(default)s)")
+    songs.add_argument("--split", choices=SPLITS, default="test", help="split of the dataset")
+    songs.add_argument("--pairs_per_song", type=positive_int, default=4, help="pairs, spread over each song")
+    songs.add_argument("--seed", type=seed_number, default=0, help="of everything that is drawn")
     sampling = parser.add_argument_group("sampling and hardware")
-    sampling.add_argument(
-        "--steps", type=positive_int, default=SAMPLING_STEPS, help="steps from noise to music (default: %(default)s)"
-    )
+    sampling.add_argument("--steps", type=positive_int, default=SAMPLING_STEPS, help="steps from noise to music")
     sampling.add_argument(
         "--guidance", type=not_negative_float, default=GUIDANCE,
-        help="how strongly the input is followed; 1: as trained (default: %(default)s)",
+        help="how strongly the input is followed; 1: as trained",
     )  # fmt: skip
-    sampling.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: %(default)s)"
-    )
+    sampling.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     return parser.parse_args(argv)
 
 
@@ -140,7 +132,7 @@ def load_predictions(args: argparse.Namespace, networks: list[Network], pairs: P
     """Make systems of somebody's files; before hours of work, names that other systems have or might have are
     refused, and sounds that are missing or cannot be judged."""
     taken = {system.file_name for system in (*BASELINES, TRUTH)} | {file_name(network.name) for network in networks}
-    predictions = [System(name, PREDICTIONS, folder=folder) for name, folder in args.predictions]
+    predictions = [System(name, PREDICTIONS, folder=folder) for name, folder in args.predictions or ()]
     for system in predictions:
         if system.file_name in taken or "," in system.name or " through " in system.name:
             raise UsageError(f"--predictions {system.name}={system.folder}: the name is taken by another system")
@@ -290,7 +282,7 @@ def main(args: argparse.Namespace) -> int:
     except (Stopped, KeyboardInterrupt):
         print(f"interrupted by {stop.name}: run the same command again", file=sys.stderr)
         return INTERRUPTED
-    except (UsageError, checkpoint.CheckpointError, checkpoint.DeviceError) as error:
+    except UsageError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except (audio.AudioError, OSError, FloatingPointError) as error:

@@ -119,14 +119,11 @@ def check_output(flag: str, path: Path, source: Path) -> None:
 def load_network(args: argparse.Namespace):
     """Return the network of best.pt on its device, and the precision to run it in."""
     path = args.checkpoint_folder / checkpoint.BEST_NAME
-    try:
-        device = checkpoint.choose_device(args.device)
-        state = load_checkpoint(path)
-        if state.get("stage") != 2:
-            raise UsageError(f"{path} is still in stage 1, and only stage 2 learns to continue a song: train on")
-        model = build_model(state, device)
-    except (checkpoint.CheckpointError, checkpoint.DeviceError) as error:
-        raise UsageError(str(error)) from error
+    device = checkpoint.choose_device(args.device)
+    state = load_checkpoint(path)
+    if state.get("stage") != 2:
+        raise UsageError(f"{path} is still in stage 1, and only stage 2 learns to continue a song: train on")
+    model = build_model(state, device)
     rate = model.config.sample_rate
     if args.output.suffix.lower() == ".mp3" and rate not in audio.MP3_SAMPLE_RATES:
         raise UsageError(f"--output {args.output}: mp3 cannot hold {rate} Hz; write .wav or .flac instead")

@@ -30,11 +30,12 @@ from continuation.layers import (
     WINDOW_HOPS,
     ChannelNorm,
     blocks,
+    crossfade,
     without_autocast,
 )
 from continuation.legacy import LEGACY_HOP, LegacyCore, LegacyDecoder, LegacyEncoder
 from continuation.mixer import Mixer, expected
-from continuation.repetition import COPIES, Copies, crossfade, find_copies
+from continuation.repetition import COPIES, Copies, find_copies
 from continuation.spectral import STEP_FRAMES, ISTFTHead, band_edges
 from continuation.stems import LongStem, Stem
 from continuation.transformer import TransformerBlock, patchify, rotary_angles, unpatchify
@@ -536,14 +537,14 @@ def load_model(path, device="cpu") -> ContinuationModel:
 
 
 def load_checkpoint(path) -> dict:
-    """Load the checkpoint of a network, see checkpoint.load; CheckpointError, which names the file, for others."""
+    """Load the checkpoint of a network, see checkpoint.load; UsageError, which names the file, for others."""
     state = checkpoint.load(path)
     check_network(path, state)
     return state
 
 
 def check_network(path, state: dict) -> None:
-    """Raise CheckpointError, naming the file, unless its network can be and it says how far that was trained."""
+    """Raise UsageError, naming the file, unless its network can be and it says how far that was trained."""
     checkpoint.check_network(path, state)
     try:
         config_of(state)

@@ -24,6 +24,7 @@ from continuation import audio, checkpoint, distributed, files, latents, memory,
 from continuation.cli import INTERRUPTED, UsageError, make_folder, one_line, output_code, steady_output
 from continuation.dataset import open_dataset
 from continuation.latent_cache import LatentCache
+from continuation.signals import Stopped
 from continuation.train_args import ARCHITECTURE_FLAGS, SCHEDULES, parse_args
 from continuation.training_state import TrainingError, TrainingState
 from continuation.validation import Validation
@@ -31,10 +32,6 @@ from continuation.windows import Windows, items_of_rank
 from model import ContinuationModel, ModelConfig, check_network, load_checkpoint, make_model, with_overrides
 
 GRADIENT_NORM = 1.0
-
-
-class Stopped(Exception):
-    """A stop signal came; everything is saved."""
 
 
 # The loop
@@ -245,7 +242,7 @@ class Run:
         """best.pt, or stage1.pt where a stage 2 whose last.pt is lost has replaced it; None where neither is of
         stage 1 of just this run."""
         for name in ("best.pt", "stage1.pt"):
-            with suppress(checkpoint.CheckpointError):
+            with suppress(UsageError):
                 saved = load_checkpoint(self.folder / name)
                 if saved["stage"] == 1 and not self.state.differences(saved):
                     return saved
@@ -350,12 +347,7 @@ def main(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:  # a second Ctrl-C, which does not wait for the end of the step
         print("interrupted at once: run the same command again to continue from the last save", file=sys.stderr)
         return INTERRUPTED
-    except (
-        UsageError,
-        checkpoint.CheckpointError,
-        checkpoint.DeviceError,
-        distributed.LaunchError,
-    ) as error:
+    except UsageError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except (TrainingError, distributed.LostPeerError, OSError, audio.AudioError) as error:

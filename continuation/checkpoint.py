@@ -17,7 +17,6 @@ import platform
 import re
 import struct
 import subprocess
-import sys
 import time
 import warnings
 import zipfile
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 
 from continuation import files
-from continuation.cli import one_line
+from continuation.cli import UsageError, one_line, print_note
 
 # 7: no copies of what was heard, phases found above the tones
 # 6: only noise above the tones; 5: the repetition did not keep the beat; 4: the core knew no repetition of the sound;
@@ -40,16 +39,8 @@ FOREIGN_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, 
 RETRY_WAITS_SECONDS = (2, 10)  # a full disk or a network file system often recovers within seconds
 
 
-class CheckpointError(Exception):
-    """A checkpoint or its folder cannot be used; the message is one clear sentence."""
-
-
-class DamagedError(CheckpointError):
+class DamagedError(UsageError):
     """The file is torn, truncated, bit-flipped, or was never a checkpoint."""
-
-
-class DeviceError(Exception):
-    """This machine does not have the device that was asked for."""
 
 
 # ---- save and load ----
@@ -74,29 +65,29 @@ def save(path, state: dict, keep: int = 1) -> None:
         except OSError as error:
             if wait is None:
                 raise OSError(error.errno, f"cannot save the checkpoint: {error.strerror}", str(path)) from error
-            _say(f"warning: cannot save {path} ({error.strerror}), trying again in {wait} s")
+            print_note(f"warning: cannot save {path} ({error.strerror}), trying again in {wait} s")
             time.sleep(wait)
 
 
 def load(path) -> dict:
     """Read a checkpoint onto the CPU, after verifying its checksum; nothing in the file is executed.
 
-    Raises DamagedError for a file that is not a whole checkpoint, CheckpointError for one that is missing or
+    Raises DamagedError for a file that is not a whole checkpoint, UsageError for one that is missing or
     has another format, OSError when the disk itself cannot be read.
     """
     if not Path(path).is_file():  # opening a named pipe would wait for ever
-        raise CheckpointError(f"there is no checkpoint {path}")
+        raise UsageError(f"there is no checkpoint {path}")
     with open(path, "rb") as file:
         state = _verified(file)
     if state is None:
         raise DamagedError(f"{path} is damaged or is not a checkpoint of this project")
     if state["format"] > FORMAT_VERSION:
-        raise CheckpointError(
+        raise UsageError(
             f"{path} has checkpoint format {state['format']}, newer than this program's {FORMAT_VERSION}: "
             f"update the program"
         )
     if state["format"] < FORMAT_VERSION:
-        raise CheckpointError(
+        raise UsageError(
             f"{path} has checkpoint format {state['format']}, older than this program's {FORMAT_VERSION}: its "
             f"network was another one; use the version that wrote it (commit {_commit(state)}), or train again"
         )
@@ -104,17 +95,17 @@ def load(path) -> dict:
 
 
 def check_network(path, state: dict) -> None:
-    """Raise CheckpointError, naming the file, unless it is the checkpoint of a network and says how far that was
+    """Raise UsageError, naming the file, unless it is the checkpoint of a network and says how far that was
     trained; its config is for model.py to check."""
     for key, kind in NETWORK_KEYS.items():
         if type(state.get(key)) is not kind:
-            raise CheckpointError(f"{path} is no checkpoint of a network: {key!r} is missing or of another type")
+            raise UsageError(f"{path} is no checkpoint of a network: {key!r} is missing or of another type")
     if state["stage"] not in (1, 2) or state["step"] < 0:
-        raise CheckpointError(f"{path} is no checkpoint of a network: there is no such stage or step")
+        raise UsageError(f"{path} is no checkpoint of a network: there is no such stage or step")
     meta = state.get("data_meta", {})
     songs = meta.get("songs", []) if isinstance(meta, dict) else None
     if not isinstance(songs, list) or not all(map(_is_song, songs)):
-        raise CheckpointError(f"{path} is no checkpoint of a network: its list of songs is damaged")
+        raise UsageError(f"{path} is no checkpoint of a network: its list of songs is damaged")
 
 
 def save_last(folder, state: dict, keep: int = 2) -> None:
@@ -126,30 +117,30 @@ def load_last(folder) -> dict | None:
     """The newest whole last.pt of a folder, or None where there is none yet.
 
     A damaged one is moved aside to NAME.damaged, or else the next save would rotate it over the whole one,
-    and the one before is used with a warning. Raises CheckpointError when all are damaged.
+    and the one before is used with a warning. Raises UsageError when all are damaged.
     """
     damaged = []
     for _, path in _kept_files(Path(folder) / LAST_NAME):
         try:
             state = load(path)
         except DamagedError as error:
-            _say(f"warning: {error}; looking for the one before it")
+            print_note(f"warning: {error}; looking for the one before it")
             damaged.append(path)
             continue
         for bad in damaged:
             bad.replace(f"{bad}.damaged")
         if damaged or path.name != LAST_NAME:
-            _say(f"warning: continuing from {path}, step {state.get('step')}")
+            print_note(f"warning: continuing from {path}, step {state.get('step')}")
         return state
     if damaged:
-        raise CheckpointError(f"every checkpoint in {folder} is damaged: {', '.join(p.name for p in damaged)}")
+        raise UsageError(f"every checkpoint in {folder} is damaged: {', '.join(p.name for p in damaged)}")
     return None
 
 
-def misfit(what: str, error: Exception) -> CheckpointError:
+def misfit(what: str, error: Exception) -> UsageError:
     """What to raise when the contents of `what` met one of FOREIGN_ERRORS."""
     reason = one_line(str(error).splitlines()[0] if str(error) else type(error).__name__)
-    return CheckpointError(f"{what} does not fit this version of the network: {reason:.300}")
+    return UsageError(f"{what} does not fit this version of the network: {reason:.300}")
 
 
 def shapes(weights: dict) -> dict[str, tuple[int, ...]]:
@@ -288,10 +279,6 @@ def _kept_files(path: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1] or 0), file) for match, file in matches if match)
 
 
-def _say(line: str) -> None:
-    print(one_line(line), file=sys.stderr, flush=True)
-
-
 def read_records(path: Path) -> list[dict]:
     """Lines of metrics.jsonl, each with its stage and step; damaged ones, as torn by a crash, are left out."""
     records = filter(None, files.read_jsonl(path))
@@ -320,11 +307,11 @@ def set_rng_state(state: dict) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called 'cpu', 'cuda', or 'auto': CUDA where there is one. DeviceError where it is missing."""
+    """The device called 'cpu', 'cuda', or 'auto': CUDA where there is one. UsageError where it is missing."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("--device cuda: this machine has no CUDA device that torch can use")
+        raise UsageError("--device cuda: this machine has no CUDA device that torch can use")
     return torch.device(name)
 
 

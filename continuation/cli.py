@@ -90,6 +90,11 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
+def print_note(line: str) -> None:
+    """Print one line to stderr at once, with foreign text made harmless."""
+    print(one_line(line), file=sys.stderr, flush=True)
+
+
 class SteadyStream:
     """A text stream for print and tqdm whose writes never fail: what cannot be written is dropped, and said once.
 

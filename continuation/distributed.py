@@ -21,10 +21,6 @@ TIMEOUT = timedelta(minutes=30)  # the others wait so long while process 0 evalu
 LOST_PEER_WORDS = ("closed by peer", "reset by peer", "broken pipe", "timed out", "connection refused")
 
 
-class LaunchError(Exception):
-    """The processes were not started as they have to be; the message is one clear sentence."""
-
-
 class LostPeerError(Exception):
     """Another process of this run has ended; the message is one clear sentence."""
 
@@ -46,7 +42,7 @@ def environment() -> tuple[int, int, int]:
 def process_group(device: torch.device):
     """Join the other processes of this run, on this one's own GPU; all but process 0 print nothing but errors.
 
-    MASTER_ADDR and MASTER_PORT say where they meet: LaunchError without. Raises LostPeerError when one of them has
+    MASTER_ADDR and MASTER_PORT say where they meet: UsageError without. Raises LostPeerError when one of them has
     gone.
     """
     rank, local_rank, count = environment()
@@ -55,7 +51,7 @@ def process_group(device: torch.device):
         return
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        raise LaunchError(
+        raise UsageError(
             f"process {rank} of {count} is not told where they all meet: set {' and '.join(missing)}, the first "
             f"node's name and a free port of it, as slurm/train.sbatch does"
         )

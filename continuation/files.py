@@ -17,7 +17,6 @@ import json
 import os
 import re
 import struct
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from continuation.cli import UsageError, one_line
+from continuation.cli import UsageError, print_note
 
 try:
     import fcntl
@@ -249,7 +248,7 @@ def _wait_for_lock(file: BinaryIO, folder: Path, wait_seconds: float) -> None:
         if time.monotonic() >= deadline:
             raise UsageError(f"folder in use: another run is working in {folder}")
         if not is_told:
-            _say(f"another run is working in {folder}, waiting up to {wait_seconds:g} s")
+            print_note(f"another run is working in {folder}, waiting up to {wait_seconds:g} s")
             is_told = True
         time.sleep(min(LOCK_POLL_SECONDS, max(0.0, deadline - time.monotonic())))
 
@@ -257,19 +256,15 @@ def _wait_for_lock(file: BinaryIO, folder: Path, wait_seconds: float) -> None:
 def _try_lock(file: BinaryIO, folder: Path) -> bool:
     """Return False while another run holds the lock."""
     if fcntl is None:
-        _say(f"note: {folder} is not locked against a second run, this system has no fcntl")
+        print_note(f"note: {folder} is not locked against a second run, this system has no fcntl")
         return True
     try:
         _lock(file)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             return False
-        _say(f"note: {folder} is not locked against a second run ({error.strerror})")
+        print_note(f"note: {folder} is not locked against a second run ({error.strerror})")
     return True
-
-
-def _say(line: str) -> None:
-    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def open_lock(path: str | os.PathLike) -> BinaryIO:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from continuation import files
-from continuation.cli import UsageError
+from continuation.cli import UsageError, print_note
 
 
 class LatentCache:
@@ -76,7 +75,7 @@ class LatentCache:
         except (UsageError, OSError):
             is_whole = False
         if not is_whole:
-            print(f"note: {path} is missing or damaged, it is made again", file=sys.stderr)
+            print_note(f"note: {path} is missing or damaged, it is made again")
         return is_whole
 
     def index(self, variant: int) -> str:

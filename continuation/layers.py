@@ -57,3 +57,10 @@ def blocks(width: int, count: int) -> nn.Sequential:
 def without_autocast(x: Tensor):
     """A context in which x is computed with in its own precision; the meta device has no autocast to turn off."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def crossfade(x: Tensor, into: Tensor) -> Tensor:
+    """Crossfade the end of x (..., samples) into the shorter `into`."""
+    fade = into.shape[-1]
+    ramp = torch.linspace(0, 1, fade, device=x.device)
+    return torch.cat([x[..., :-fade], x[..., -fade:] * (1 - ramp) + into * ramp], dim=-1)

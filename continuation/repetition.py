@@ -75,13 +75,6 @@ def tile_tail(x: Tensor, lag: Tensor, start: int, length: int, seam: int = 0) ->
     return own.lerp(gather_samples(x, (source - lag).clamp(min=0)), weight[:, None].to(x.dtype))
 
 
-def crossfade(x: Tensor, into: Tensor) -> Tensor:
-    """Fade the end of x (..., samples) over into the shorter `into`."""
-    fade = into.shape[-1]
-    ramp = torch.linspace(0, 1, fade, device=x.device)
-    return torch.cat([x[..., :-fade], x[..., -fade:] * (1 - ramp) + into * ramp], dim=-1)
-
-
 def gather_samples(x: Tensor, places: Tensor) -> Tensor:
     """x (batch, channels, samples) at `places` (batch, length)."""
     return x.gather(2, places[:, None].expand(-1, x.shape[1], -1))

@@ -11,6 +11,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from continuation.cli import print_note
+
+
+class Stopped(Exception):
+    """A stop signal came, and what had been done is saved."""
+
 
 def hangup() -> tuple[int, ...]:
     """Return SIGHUP, which a terminal sends when it is closed; nothing on Windows, or where whoever started this
@@ -43,7 +49,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if not hasattr(signal, "SIGUSR1"):
-            print("note: this system has no SIGUSR1, stop a run by SIGINT or SIGTERM", file=sys.stderr, flush=True)
+            print_note("note: this system has no SIGUSR1, stop a run by SIGINT or SIGTERM")
         numbers = (*self.SIGNALS, *hangup(), *self._more)
         self._before = {number: signal.signal(number, self._handle) for number in numbers}
         return self

@@ -17,8 +17,8 @@ from continuation import audio, baselines, checkpoint, losses, metrics
 from continuation.cli import UsageError
 from continuation.context import Context, Prediction
 from continuation.dataset import known_by_group
+from continuation.layers import crossfade
 from continuation.pairs import Pair
-from continuation.repetition import crossfade
 from continuation.windows import make_rng
 
 GAINS = {"gain_another_song": "val_context_gain", "gain_same_song": "val_context_gain_same_song"}  # as train.py logs
@@ -243,9 +243,9 @@ class Network:
         played = {}
         for system in self.systems:
             if system.kind == NETWORK:
-                played[system] = self.play(pair, context, predicted[system.sampling])
-                latents = as_arrays(target, predicted[system.sampling].latents)
-                played[system] = replace(played[system], latents=latents)
+                prediction = predicted[system.sampling]
+                latents = as_arrays(target, prediction.latents)
+                played[system] = replace(self.play(pair, context, prediction), latents=latents)
             elif system.kind == OWN_SOUND:
                 played[system] = self.play(pair, context, predicted[system.sampling], with_copies=False)
             elif system.kind == CEILING:

@@ -1,4 +1,4 @@
-"""What scripts/demo.sh and slurm/submit_all.sh read out of the files that the project's scripts leave behind.
+"""Print what scripts/demo.sh and slurm/submit_all.sh need of the files that the project's scripts write.
 
     python scripts/demo_report.py song demo/synthetic/dataset
     python scripts/demo_report.py figures demo/synthetic/checkpoints
@@ -16,15 +16,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-def read_lines(path: Path) -> list[dict]:
-    """The objects of a .jsonl file; a last line that an interruption cut short is left out."""
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+from continuation import files
 
 
 def before_and_after(lines: Sequence[dict], key: str) -> tuple[float, float]:
-    """The first value, at a stage's step 0, and the last one, after training; nan where there is none."""
+    """Return the first value, at a stage's step 0, and the last one, after training; nan where there is none."""
     evaluated = [line for line in lines if line.get(key) is not None]
     untrained = evaluated[0][key] if evaluated and evaluated[0]["step"] == 0 else math.nan
     trained = evaluated[-1][key] if evaluated and evaluated[-1]["step"] > 0 else math.nan
@@ -32,13 +30,13 @@ def before_and_after(lines: Sequence[dict], key: str) -> tuple[float, float]:
 
 
 def print_figures(checkpoint_folder: Path) -> int:
-    lines = read_lines(checkpoint_folder / "metrics.jsonl")
+    lines = [line for line in files.read_jsonl(checkpoint_folder / "metrics.jsonl") if line]
     untrained, trained = before_and_after(lines, "val_continuation")
     repeated, loop = (before_and_after(lines, f"val_{name}")[1] for name in ("input_repeated", "loop"))
     print("distance from the true continuation of validation songs (lower is better)")
     for name, distance in (
         ("input repeated", repeated),
-        ("loop: its end over and over, no network", loop),
+        ("loop: its end repeated, no network", loop),
         ("network before stage 2 (it begins with copies)", untrained),
         ("network, trained", trained),
     ):
@@ -59,7 +57,7 @@ def print_song(dataset_folder: Path) -> int:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="What scripts/demo.sh tells at its end.")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("what", choices=("song", "figures"), help="a held-out song's path, or measured figures")
     parser.add_argument("folder", type=Path, help="dataset folder for song, checkpoint folder for figures")
     return parser.parse_args(argv)

@@ -1,6 +1,6 @@
 """Print the tables of docs/results.md from a scorecard of evaluate.py that was committed with its run.
 
-python scripts/results_tables.py docs/runs/90-minutes.json
+python scripts/results_tables.py docs/runs/seed0-scorecard.json
 """
 
 import argparse
@@ -17,15 +17,14 @@ MEASURES = ("onset_correlation", "chroma_cosine", "mr_stft", "loudness_db", "cop
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("card", type=Path, help="scorecard.json of evaluate.py")
     card = with_nan(json.loads(parser.parse_args().card.read_text()))
     print("\n".join(tables(card)))
 
 
 def tables(card: dict) -> list[str]:
+    """Make the lines of all tables: systems, halves, long continuations, criteria."""
     lines = systems_table(card)
     for half, found in card["halves"].items():
         lines += ["", f"The {len(found['songs'])} songs whose input {half}:", "", *scorecard.half_table(card, found)]
@@ -33,7 +32,7 @@ def tables(card: dict) -> list[str]:
 
 
 def systems_table(card: dict) -> list[str]:
-    """Means over songs of the continuation measures, and the kernel audio distances."""
+    """Make the table of all systems: means over songs of the continuation measures, and kernel audio distances."""
     rows = []
     for system, figures in card["figures"]["continuation"].items():
         means = [figures.get(measure, {"mean": math.nan})["mean"] for measure in MEASURES]
@@ -42,7 +41,7 @@ def systems_table(card: dict) -> list[str]:
 
 
 def with_nan(value):
-    """A scorecard as it was before json, which has no nan."""
+    """Put nan back where JSON has null for it, at any depth."""
     if isinstance(value, dict):
         return {key: with_nan(item) for key, item in value.items()}
     if isinstance(value, list):

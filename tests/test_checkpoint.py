@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from continuation import checkpoint, files
+from continuation.cli import UsageError
 from model import PRESETS, ContinuationModel, build_model, load_checkpoint, load_model
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -117,7 +118,7 @@ def test_anything_but_plain_types_and_tensors_is_a_type_error(tmp_path, value):
 
 
 def test_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(checkpoint.CheckpointError, match=r"there is no checkpoint .*none\.pt"):
+    with pytest.raises(UsageError, match=r"there is no checkpoint .*none\.pt"):
         checkpoint.load(tmp_path / "none.pt")
 
 
@@ -126,7 +127,7 @@ def test_another_format_is_refused_and_not_called_damaged(tmp_path, monkeypatch,
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "FORMAT_VERSION", checkpoint.FORMAT_VERSION + later)
         checkpoint.save_last(tmp_path, small_state())
-    with pytest.raises(checkpoint.CheckpointError, match=words) as caught:
+    with pytest.raises(UsageError, match=words) as caught:
         checkpoint.load_last(tmp_path)
     assert not isinstance(caught.value, checkpoint.DamagedError)
     assert os.listdir(tmp_path) == ["last.pt"]
@@ -135,7 +136,7 @@ def test_another_format_is_refused_and_not_called_damaged(tmp_path, monkeypatch,
 def test_network_of_an_earlier_day_is_refused_with_the_version_that_wrote_it():
     """It had no mixer, and other phases."""
     file = Path(__file__).parent / "files" / "checkpoint-format-7.pt"
-    with pytest.raises(checkpoint.CheckpointError, match=r"format 7, older than .*commit [0-9a-f]{40}") as caught:
+    with pytest.raises(UsageError, match=r"format 7, older than .*commit [0-9a-f]{40}") as caught:
         load_model(file)
     assert not isinstance(caught.value, checkpoint.DamagedError)
 
@@ -257,7 +258,7 @@ def test_config_of_no_network_is_refused_in_one_plain_sentence(tmp_path, field, 
     state = network_state()
     state["config"][field] = value
     checkpoint.save(tmp_path / "best.pt", state)
-    with pytest.raises(checkpoint.CheckpointError) as caught:
+    with pytest.raises(UsageError) as caught:
         load_checkpoint(tmp_path / "best.pt")
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 600
@@ -269,7 +270,7 @@ def test_checkpoint_without_what_every_network_has_is_refused_by_name(tmp_path, 
     del missing[key]
     for state in (missing, network_state() | {key: [1]}):
         checkpoint.save(tmp_path / "best.pt", state)
-        with pytest.raises(checkpoint.CheckpointError, match=rf"best\.pt is no checkpoint of a network: '{key}'"):
+        with pytest.raises(UsageError, match=rf"best\.pt is no checkpoint of a network: '{key}'"):
             load_model(tmp_path / "best.pt")
 
 
@@ -285,7 +286,7 @@ def test_checkpoint_without_what_every_network_has_is_refused_by_name(tmp_path, 
 )
 def test_stage_step_and_songs_that_cannot_be_are_refused(tmp_path, change):
     checkpoint.save(tmp_path / "best.pt", network_state() | change)
-    with pytest.raises(checkpoint.CheckpointError, match="is no checkpoint of a network"):
+    with pytest.raises(UsageError, match="is no checkpoint of a network"):
         load_checkpoint(tmp_path / "best.pt")
 
 
@@ -296,7 +297,7 @@ def test_older_format_with_strange_versions_is_refused_in_one_plain_sentence(tmp
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "FORMAT_VERSION", checkpoint.FORMAT_VERSION - 1)
         checkpoint.save(tmp_path / "best.pt", {"versions": versions, "config": 3})
-    with pytest.raises(checkpoint.CheckpointError, match="commit unknown") as caught:
+    with pytest.raises(UsageError, match="commit unknown") as caught:
         checkpoint.load(tmp_path / "best.pt")
     assert str(caught.value).isprintable()
 
@@ -306,9 +307,9 @@ def test_named_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "best.pt")
     os.mkfifo(tmp_path / "last.pt")
     os.mkfifo(tmp_path / "metrics.jsonl")
-    with pytest.raises(checkpoint.CheckpointError, match=r"there is no checkpoint .*best\.pt"):
+    with pytest.raises(UsageError, match=r"there is no checkpoint .*best\.pt"):
         checkpoint.load(tmp_path / "best.pt")
-    with pytest.raises(checkpoint.CheckpointError, match=r"there is no checkpoint .*last\.pt"):
+    with pytest.raises(UsageError, match=r"there is no checkpoint .*last\.pt"):
         checkpoint.load_last(tmp_path)
     assert checkpoint.read_records(tmp_path / "metrics.jsonl") == []
 
@@ -352,7 +353,7 @@ def test_file_that_unfolds_takes_no_memory_before_it_is_refused(tmp_path):
 def test_network_that_is_larger_than_its_file_is_refused_before_it_is_made(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "ContinuationModel", lambda config: pytest.fail("it was made"))
     checkpoint.save(tmp_path / "best.pt", network_state(core_layers=256, core_width=12288))
-    with pytest.raises(checkpoint.CheckpointError, match="not those of its sizes"):
+    with pytest.raises(UsageError, match="not those of its sizes"):
         load_model(tmp_path / "best.pt")
 
 
@@ -532,7 +533,7 @@ def test_damaged_last_falls_back_with_a_warning_and_is_never_rotated_over_the_wh
 def test_all_damaged_is_refused_and_nothing_is_moved(tmp_path):
     for name in ("last.pt", "last.1.pt"):
         (tmp_path / name).write_bytes(b"torn")
-    with pytest.raises(checkpoint.CheckpointError, match=r"every checkpoint .* is damaged: last\.pt, last\.1\.pt"):
+    with pytest.raises(UsageError, match=r"every checkpoint .* is damaged: last\.pt, last\.1\.pt"):
         checkpoint.load_last(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["last.1.pt", "last.pt"]
 
@@ -557,7 +558,7 @@ def test_loaded_model_has_the_ema_weights_and_gives_the_same_output(tmp_path):
 def test_checkpoint_of_another_network_is_refused(change):
     config = dataclasses.replace(PRESETS["tiny"], core_layers=1)
     state = {"config": dataclasses.asdict(config), "ema": ContinuationModel(config).state_dict(), **change}
-    with pytest.raises(checkpoint.CheckpointError, match="does not fit"):
+    with pytest.raises(UsageError, match="does not fit"):
         build_model(state)
 
 
@@ -586,7 +587,7 @@ def test_missing_cuda_is_said_and_auto_takes_the_cpu_in_fp32(monkeypatch):
     device = checkpoint.choose_device("auto")
     assert device == torch.device("cpu")
     assert checkpoint.choose_precision("auto", device) is None
-    with pytest.raises(checkpoint.DeviceError, match="no CUDA device"):
+    with pytest.raises(UsageError, match="no CUDA device"):
         checkpoint.choose_device("cuda")
 
 

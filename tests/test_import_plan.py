@@ -37,8 +37,7 @@ def test_root_holds_the_scripts_and_nothing_else():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "continuation").rglob("*.py")), ids=lambda path: path.stem)
 def test_package_imports_no_script(path: Path):
-    allowed = {"model"} if path.stem == "systems" else set()
-    assert not imports(path) & set(SCRIPTS) - allowed
+    assert not imports(path) & set(SCRIPTS)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)
