@@ -34,8 +34,8 @@ from continuation.layers import (
     without_autocast,
 )
 from continuation.legacy import LEGACY_HOP, LegacyCore, LegacyDecoder, LegacyEncoder
-from continuation.mixer import Mixer, expected
-from continuation.repetition import COPIES, Copies, find_copies
+from continuation.mixer import Mixer, agreement, expectation
+from continuation.repetition import Copies, find_copies
 from continuation.spectral import STEP_FRAMES, ISTFTHead, band_edges
 from continuation.stems import LongStem, Stem
 from continuation.transformer import TransformerBlock, patchify, rotary_angles, unpatchify
@@ -140,7 +140,7 @@ class ModelConfig:
         """Shapes of what stage 2 learns from, see ContinuationModel.encode_pair."""
         latents = (self.latent_channels, self.chunk_latents)
         levels = (self.level_rows, self.chunk_latents // STEP_FRAMES)
-        return {"context": latents, "copies": (1 + COPIES, *levels), "target": latents, "levels": levels}
+        return {"context": latents, "outlook": (2 * levels[0], levels[1]), "target": latents, "levels": levels}
 
 
 PRESETS = {
@@ -214,14 +214,14 @@ class Decoder(nn.Module):
         the cut -> audio (batch, channels, samples), and the magnitudes that ISTFTHead gives. levels: see Mixer."""
         spectrum, magnitudes = self.head(self.trunk(z))
         if copies is not None:
-            spectrum = self.mixer(self.sources(spectrum, copies, start), copies, levels)
+            spectrum = self.mixer(*self.sources(spectrum, copies, start), copies, levels)
         return self.head.audio(spectrum), magnitudes
 
-    def sources(self, own: Tensor, copies: Copies, start: int) -> Tensor:
-        """Spectra that are mixed, own sound and copies."""
+    def sources(self, own: Tensor, copies: Copies, start: int) -> tuple[Tensor, Tensor]:
+        """Spectra that are mixed, own sound and copies, and that of the context."""
         sound = copies.play(start, own.shape[-1] * self.head.hop)
         played = self.head.spectrum(sound.flatten(0, 1)).unflatten(0, sound.shape[:2])
-        return torch.cat([own[:, None], played], dim=1)
+        return torch.cat([own[:, None], played], dim=1), self.head.spectrum(copies.context)
 
 
 # The core
@@ -259,8 +259,8 @@ class FlowHead(nn.Module):
 
 
 class Core(nn.Module):
-    """Predict what follows: a transformer over [context latents | levels of the copies, in the target's place],
-    neighbours patched into tokens. The target's tokens say by how much the levels will differ from those that the
+    """Predict what follows: a transformer over [context latents | outlook: what the copies let expect, in the
+    target's place], neighbours patched into tokens. The target's tokens say by how much the levels will differ from those that the
     copies agree on, and steer the flow of the latents."""
 
     def __init__(self, config: ModelConfig):
@@ -269,7 +269,7 @@ class Core(nn.Module):
         self.steps_per_token = config.latents_per_token // STEP_FRAMES
         rows = config.level_rows * self.steps_per_token
         self.from_context = nn.Linear(config.latent_channels * config.latents_per_token, width)
-        self.from_copies = nn.Linear((1 + COPIES) * rows, width)
+        self.from_outlook = nn.Linear(2 * rows, width)
         self.no_context = nn.Parameter(torch.randn(width) * 0.02)
         self.angle_size = width // config.core_heads
         self.blocks = nn.ModuleList(
@@ -286,29 +286,24 @@ class Core(nn.Module):
         """Tokens of what follows: (batch, tokens, core_width). The context's latents are standardised.
 
         heard (batch,), 0..1, default 1: the share of the context's latents, counted back from the cut, that is not
-        replaced by the null vector; 0 is 'no context' and no copies either.
+        replaced by the null vector; 0 is 'no context' and no outlook either.
         """
         heard = torch.ones_like(context.latents[:, 0, 0]) if heard is None else heard
         own = self.from_context(patchify(context.latents, self.latents_per_token))
         age = torch.arange(own.shape[1], 0, -1, device=own.device) / own.shape[1]
         own = torch.where((age <= heard[:, None])[:, :, None], own, self.no_context.to(own.dtype))
-        copies = self.copy_features(context.copies) * (heard > 0)[:, None, None]
-        tokens = torch.cat([own, self.from_copies(patchify(copies, self.steps_per_token))], dim=1)
+        expected, spread = context.outlook.chunk(2, dim=1)
+        outlook = torch.cat([expected - expected.mean(-1, keepdim=True), spread], dim=1) * (heard > 0)[:, None, None]
+        tokens = torch.cat([own, self.from_outlook(patchify(outlook, self.steps_per_token))], dim=1)
         angles = rotary_angles(tokens.shape[1], self.angle_size, tokens.device)
         for block in self.blocks:
             tokens = block(tokens, angles)
         return self.norm(tokens[:, own.shape[1] :])
 
-    @staticmethod
-    def copy_features(copies: Tensor) -> Tensor:
-        """What the copies agree on less its mean over time, and how each copy differs: (batch, (1 + copies) * rows,
-        steps)."""
-        expected = copies[:, :1]
-        return torch.cat([expected - expected.mean(-1, keepdim=True), copies[:, 1:] - expected], dim=1).flatten(1, 2)
-
     def levels(self, tokens: Tensor, context: Context) -> Tensor:
         """Levels that follow, in nepers: (batch, rows, steps)."""
-        return context.copies[:, 0] + unpatchify(self.to_levels(tokens), self.steps_per_token).float()
+        correction = unpatchify(self.to_levels(tokens), self.steps_per_token).float()
+        return context.outlook[:, : correction.shape[1]] + correction
 
 
 # The whole
@@ -353,7 +348,8 @@ class ContinuationModel(nn.Module):
         copies = copies or self.copies(x)
         played = copies.play(start, config.chunk_samples)
         levels = self.levels(played.flatten(0, 1)).unflatten(0, played.shape[:2])
-        return Context(latents, torch.cat([expected(levels, copies)[:, None], levels], dim=1))
+        weights = agreement(self.levels(copies.context), copies)
+        return Context(latents, torch.cat(expectation(levels, weights), dim=1))
 
     def levels(self, x: Tensor) -> Tensor:
         """Levels of audio x (batch, channels, frames * hop), in nepers: (batch, rows, steps)."""
@@ -362,12 +358,12 @@ class ContinuationModel(nn.Module):
 
     def encode_pair(self, x: Tensor) -> dict[str, Tensor]:
         """Parts of x (batch, channels, 2 * chunk), of ModelConfig.pair_shapes: what the core is told of the first
-        chunk, `context` and `copies`, and what it should predict: the latents of the second, encoded behind the
+        chunk, `context` and `outlook`, and what it should predict: the latents of the second, encoded behind the
         first, and its levels."""
         cut, latents = self.config.chunk_samples, self.config.chunk_latents
         context, target = self.encode_context(x[..., :cut]), self.encode(x)[..., latents : 2 * latents].float()
-        copies, levels = context.copies, self.levels(x[..., cut:])
-        return {"context": context.latents, "copies": copies, "target": target, "levels": levels}
+        levels = self.levels(x[..., cut:])
+        return {"context": context.latents, "outlook": context.outlook, "target": target, "levels": levels}
 
     def copies(self, x: Tensor) -> Copies | None:
         """What the decoder may play behind the context x (batch, channels, samples); legacy has no copies."""

@@ -8,11 +8,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Context:
-    """What the core is told; legacy has no copies."""
+    """What the core is told; legacy has no outlook."""
 
     latents: Tensor  # (batch, latent_channels, latents) of what was heard
-    copies: Tensor | None  # (batch, 1 + copies, rows, steps): in the target's place, the levels that the copies agree
-    # on, then those of each
+    outlook: (
+        Tensor | None
+    )  # (batch, 2 * rows, steps): in the target's place, the levels that the copies agree on, and
+    # how far the copies are from them
 
 
 class Prediction(NamedTuple):

@@ -202,7 +202,7 @@ def prediction_losses(model, batch: dict) -> dict[str, Tensor]:
     time, noise = batch["time"], batch["flow_noise"]
     if model.config.objective == "mse":
         time, noise = torch.zeros_like(time), torch.zeros_like(noise)
-    context = Context(model.standardise(batch["context"]) + batch["context_noise"], batch["copies"])
+    context = Context(model.standardise(batch["context"]) + batch["context_noise"], batch["outlook"])
     tokens = model.core(context, batch["heard"])
     levels = model.core.levels(tokens, context)
     target = model.standardise(batch["target"])

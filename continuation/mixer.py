@@ -11,26 +11,42 @@ from torch import Tensor, nn
 
 from continuation.layers import without_autocast
 from continuation.repetition import Copies
-from continuation.spectral import QUIETEST_POWER, BandLevels
+from continuation.spectral import QUIETEST_POWER, STEP_FRAMES, BandLevels
 
 OWN_LOGIT, LOOP_LOGIT, SIMILARITY_LOGIT = -2.0, 2.0, 8.0  # of own sound, of the loop, of each correlation of a copy
 PULL = 0.6  # how far the level of every source is led to the wanted one
 LOUDEST_GAIN = 0.7  # 6 dB up and down, a neper is 8.7 dB
-LEAST_ERROR = 0.02  # variance of a copy's error relative to the sound's: no copy is trusted more than that
-RHYTHM_WEIGHT = 2.0  # how much the similarity of the onsets counts beside that variance, in nepers
+LEAST_ERROR = 0.03  # nepers; no copy is trusted more than one whose levels have differed by that much
+TRUST = 4.0  # the power of the error that the weight of a copy falls with
+PAST_SHARE = 0.8  # of a context, its end: where it is measured how well each lag would have done
 LOUDEST_CORRECTION = 1.0  # of a band's power over the whole of what is decoded, as a gain in nepers
 
 
-def agreement(copies: Copies) -> Tensor:
-    """Weigh copies by the inverse variance of their errors, as estimates should be, and by how well their onsets
-    agree: (batch, copies), adding up to 1."""
-    sound, rhythm = copies.similarity.unbind(-1)
-    return (RHYTHM_WEIGHT * rhythm - (1 + LEAST_ERROR - sound.square()).log()).softmax(1)
+def past_error(past: Tensor, copies: Copies) -> Tensor:
+    """Compute by how much the levels (batch, rows, steps) of the end of a context differ from those a lag before, the
+    mean over PAST_SHARE of it: (batch, copies, rows)."""
+    steps = past.shape[-1]
+    end = torch.arange(steps - round(PAST_SHARE * steps), steps, device=past.device)
+    step_samples = STEP_FRAMES * copies.hop
+    before = end - ((copies.lags + step_samples // 2) // step_samples)[..., None]  # (batch, copies, steps)
+    places = before.clamp(min=0)[:, :, None].expand(-1, -1, past.shape[1], -1)
+    error = (past[:, None].expand(-1, before.shape[1], -1, -1).gather(3, places) - past[:, None, :, end]).abs()
+    known = (before >= 0)[:, :, None]
+    return (error * known).sum(-1) / known.sum(-1).clamp(min=1)
 
 
-def expected(levels: Tensor, copies: Copies) -> Tensor:
-    """Average the levels of the copies (batch, copies, rows, steps) by their `agreement`: (batch, rows, steps)."""
-    return (agreement(copies)[..., None, None] * levels).sum(1)
+def agreement(past: Tensor, copies: Copies) -> Tensor:
+    """Weigh copies by how well each lag would have done in the context, whose levels are `past`, by band: (batch,
+    copies, rows), adding up to 1 over the copies."""
+    return (-TRUST * past_error(past, copies).clamp(min=LEAST_ERROR).log()).softmax(1)
+
+
+def expectation(levels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """What the levels of the copies (batch, copies, rows, steps) agree on, their weighted mean, and how far they are
+    from it, the weighted mean distance: (batch, rows, steps) each."""
+    weights = weights[..., None]
+    mean = (weights * levels).sum(1)
+    return mean, (weights * (levels - mean[:, None]).abs()).sum(1)
 
 
 class Mixer(nn.Module):
@@ -45,22 +61,22 @@ class Mixer(nn.Module):
         super().__init__()
         self.bands = BandLevels(bins)
 
-    def forward(self, sources: Tensor, copies: Copies, levels: Tensor | None = None) -> Tensor:
+    def forward(self, sources: Tensor, past: Tensor, copies: Copies, levels: Tensor | None = None) -> Tensor:
         """Mix own sound and copies (batch, 1 + copies, channels, bins, frames) into (batch, channels, bins, frames).
 
-        levels (batch, channels * bands, steps) are wanted in the last steps; by default, and before, those that the
-        copies agree on.
+        past: spectrum of the context. levels (batch, channels * bands, steps) are wanted in the last steps; by
+        default, and before, those that the copies agree on.
         """
         with without_autocast(sources):
             found = self.bands(sources)
-            wanted = expected(found[:, 1:], copies)
+            weights = agreement(self.bands(past), copies)
+            wanted, _ = expectation(found[:, 1:], weights)
             if levels is not None:
                 wanted = torch.cat([wanted[..., : -levels.shape[-1]], levels], dim=-1)
-            difference = wanted[:, None] - found
-            gains = LOUDEST_GAIN * (PULL * difference / LOUDEST_GAIN).tanh()
-            gains = self.shares(copies)[..., None, None] * gains.exp()
+            gains = PULL * (wanted[:, None] - found)
+            gains = self.shares(copies)[..., None, None] * (LOUDEST_GAIN * (gains / LOUDEST_GAIN).tanh()).exp()
             mixed = (sources * self.bands.to_bins(gains, sources.shape[-1])).sum(1)
-            return mixed * self.power_correction(sources, mixed, copies)
+            return mixed * self.power_correction(sources, mixed, weights)
 
     @staticmethod
     def shares(copies: Copies) -> Tensor:
@@ -69,12 +85,12 @@ class Mixer(nn.Module):
         logits = torch.cat([logits[:, :1] + LOOP_LOGIT, logits[:, 1:]], dim=1)
         return F.pad(logits, (1, 0), value=OWN_LOGIT).softmax(1)
 
-    def power_correction(self, sources: Tensor, mixed: Tensor, copies: Copies) -> Tensor:
-        """Compute what gives every band, over all frames, the power that the copies have: (batch, channels, bins,
-        1)."""
+    def power_correction(self, sources: Tensor, mixed: Tensor, weights: Tensor) -> Tensor:
+        """Compute what gives every band, over all frames, the power that the copies have by their weights: (batch,
+        channels, bins, 1)."""
         with torch.no_grad():
-            power = self.bands.power(sources[:, 1:]).mean(-1)
-            wanted = (agreement(copies)[..., None, None] * power).sum(1)
+            power = self.bands.power(sources[:, 1:]).mean(-1)  # (batch, copies, channels, bands)
+            wanted = (weights.view_as(power) * power).sum(1)
         found = self.bands.power(mixed).mean(-1)
         gain = ((wanted + QUIETEST_POWER) / (found + QUIETEST_POWER)).log() / 2
         gain = gain.clamp(-LOUDEST_CORRECTION, LOUDEST_CORRECTION).exp()

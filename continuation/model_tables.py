@@ -40,8 +40,8 @@ def chunk_on_meta(config) -> Tensor:
 
 def context_on_meta(config) -> Context:
     shapes = config.pair_shapes
-    latents, copies = (torch.zeros(1, *shapes[part], device="meta") for part in ("context", "copies"))
-    return Context(latents, None if config.is_legacy else copies)
+    latents, outlook = (torch.zeros(1, *shapes[part], device="meta") for part in ("context", "outlook"))
+    return Context(latents, None if config.is_legacy else outlook)
 
 
 def gigaflops(model) -> dict[str, float]:

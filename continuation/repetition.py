@@ -12,7 +12,7 @@ from torch import Tensor
 
 from continuation.spectral import stft
 
-COPIES = 6  # candidates for what follows a context
+COPIES = 12  # candidates for what follows a context
 LOOP_LAG, LONGEST_LAG = 0.1, 0.8  # of a context's length: the shortest lag of the loop, and of all the longest
 SHORTEST_LAG = 0.04  # of a context's length, of all candidates but the first
 LAG_DISTANCE = 0.01  # of a context's length, between the lags of two candidates

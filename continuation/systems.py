@@ -237,7 +237,7 @@ class Network:
         self, pair: Pair, encoded: dict[str, Tensor], baselines: dict[System, Continuation]
     ) -> dict[System, Continuation]:
         """Continue a pair by all of the network's systems; baselines: those that the pair has."""
-        context, target = Context(encoded["context"], encoded.get("copies")), encoded["target"]
+        context, target = Context(encoded["context"], encoded.get("outlook")), encoded["target"]
         samplings = dict.fromkeys(system.sampling for system in self.systems if system.sampling)
         predicted = {sampling: self.predict(pair, context, sampling) for sampling in samplings}
         played = {}
@@ -303,11 +303,11 @@ class Network:
     def foreign_context(self, x: np.ndarray) -> dict[str, Tensor]:
         """Parts of an encoded pair that another context replaces."""
         context = self.encode_context(x)
-        return {"context": context.latents, "copies": context.copies}
+        return {"context": context.latents, "outlook": context.outlook}
 
     def diversity(self, pair: Pair, encoded: dict[str, Tensor], predicted: np.ndarray) -> float:
         """`metrics.latent_diversity` of the predicted latents and of those from another noise."""
-        context = Context(encoded["context"], encoded.get("copies"))
+        context = Context(encoded["context"], encoded.get("outlook"))
         again = self.predict(pair, context, self.sampling, SECOND_NOISE).latents
         return metrics.latent_diversity(predicted, again[0].float().cpu().numpy())
 

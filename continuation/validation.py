@@ -122,7 +122,7 @@ class Validation:
 
     def loss_with(self, foreign: dict, number: int, pair: dict) -> float:
         """Loss of predicting a pair's target from a foreign context."""
-        parts = self.prediction_parts(number, pair | {part: foreign[part] for part in ("context", "copies")})
+        parts = self.prediction_parts(number, pair | {part: foreign[part] for part in ("context", "outlook")})
         return losses.prediction_total(parts).mean().item()
 
     def prediction_parts(self, number: int, pair: dict) -> dict[str, Tensor]:
@@ -156,7 +156,7 @@ class Validation:
                 if x is not None:
                     with self.autocast():
                         context = self.model.encode_context(self.batch(x))
-                    other = {"context": context.latents, "copies": context.copies}
+                    other = {"context": context.latents, "outlook": context.outlook}
                 self.cached[number] = (self.encode_pair(self.audio(number)), other)
         return self.cached
 
