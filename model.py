@@ -43,7 +43,7 @@ from continuation.transformer import TransformerBlock, patchify, rotary_angles, 
 JOIN_SHARE = 0.1  # of the context, its end, is decoded together with the prediction
 FADE_SECONDS = 0.02
 SEED_STRIDE = 0x9E3779B1  # between the noises of a long continuation; odd and far from small numbers
-VELOCITY_BLOCKS = 4  # of the core's head, at the latent rate
+VELOCITY_BLOCKS = 2  # of the core's head, at the latent rate
 TIME_FEATURES = 128
 SAMPLING_STEPS = 8
 GUIDANCE = 1.0
@@ -259,9 +259,9 @@ class FlowHead(nn.Module):
 
 
 class Core(nn.Module):
-    """Predict what follows: a transformer over [context latents | outlook: what the copies let expect, in the
-    target's place], neighbours patched into tokens. The target's tokens say by how much the levels will differ from those that the
-    copies agree on, and steer the flow of the latents."""
+    """Predict what follows: a transformer over [context latents | outlook], neighbours patched into tokens. The
+    outlook, what the copies let expect, lies in the target's place. The tokens there say by how much the levels will
+    differ from it, and steer the flow of the latents."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
