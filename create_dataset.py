@@ -38,7 +38,7 @@ import numpy as np
 from tqdm import tqdm
 
 from continuation import audio, files, manifests, signals
-from continuation.cli import INTERRUPTED, HelpFormatter, UsageError, listed, one_line, steady_output
+from continuation.cli import INTERRUPTED, HelpFormatter, UsageError, listed, make_folder, one_line, steady_output
 from continuation.dataset import SPLITS, known_by_group, read_meta
 from continuation.fingerprint import find_same_music, read_fingerprint
 
@@ -380,14 +380,12 @@ def tempo_bpm(song: Song, meta: dict) -> float:
 
 def run(args: argparse.Namespace) -> None:
     source, target = args.output_folder, args.dataset_folder
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"--dataset_folder {target} is not a folder")
     if source.resolve() == target.resolve():
         raise UsageError("--output_folder and --dataset_folder must not be the same folder")
     chunks_meta = read_meta(source, "chunks")
     settings = {name: getattr(args, name) for name in ("val_fraction", "test_fraction", "min_rms_db", "seed")}
     meta = chunks_meta | {"kind": "dataset", "settings": settings | {"chunks": chunks_meta["settings"]}}
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target, "--dataset_folder")
     with files.locked(target / ".lock"):
         put_in_place(target)  # finishes what a killed run left, or frees its space
         earlier = known_songs(target, settings)

@@ -25,6 +25,7 @@ from continuation.cli import (
     not_negative_float,
     one_line,
     positive_int,
+    repetitions,
     seed_number,
     steady_output,
 )
@@ -73,7 +74,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     songs.add_argument("--pairs_per_song", type=positive_int, default=4, help="pairs, spread over each song")
     songs.add_argument("--seed", type=seed_number, default=0, help="of everything that is drawn")
     sampling = parser.add_argument_group("sampling and hardware")
-    sampling.add_argument("--steps", type=positive_int, default=SAMPLING_STEPS, help="steps from noise to music")
+    sampling.add_argument("--steps", type=repetitions, default=SAMPLING_STEPS, help="steps from noise to music")
     sampling.add_argument(
         "--guidance", type=not_negative_float, default=GUIDANCE,
         help="how strongly the input is followed; 1: as trained",

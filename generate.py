@@ -23,7 +23,7 @@ from continuation.cli import (
     make_folder,
     not_negative_float,
     one_line,
-    positive_int,
+    repetitions,
     seed_number,
     steady_output,
     up_to_a_day,
@@ -50,13 +50,13 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--start", type=start_seconds, default=0.0, help="where the heard seconds begin, s; or 'end': the last ones"
     )
     music.add_argument("--seconds", type=length_seconds, default=10.0, help="length of the continuation, s")
-    music.add_argument("--num_samples", type=positive_int, default=1, help="how many; above 1: NAME-1, NAME-2 ...")
+    music.add_argument("--num_samples", type=repetitions, default=1, help="how many; above 1: NAME-1, NAME-2 ...")
     music.add_argument(
         "--seed", type=seed_number, default=0, help="of the first continuation, the next one's is 1 higher"
     )
     sampling = parser.add_argument_group("sampling, of flow networks")
     sampling.add_argument(
-        "--steps", type=positive_int, default=SAMPLING_STEPS,
+        "--steps", type=repetitions, default=SAMPLING_STEPS,
         help="steps from noise to music: more is finer and slower",
     )  # fmt: skip
     sampling.add_argument(

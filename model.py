@@ -552,7 +552,7 @@ def build_model(state: dict, device="cpu") -> ContinuationModel:
     """Build the network of a loaded checkpoint with its EMA weights, in eval mode on `device`."""
     try:
         config = config_of(state)
-        if exceeds_presets(config) and checkpoint.shapes(state["ema"]) != checkpoint.shapes(
+        if exceeds_base(config) and checkpoint.shapes(state["ema"]) != checkpoint.shapes(
             on_meta(config).state_dict()
         ):
             raise ValueError("its weights are not those of its sizes")  # before memory is taken for them
@@ -570,13 +570,13 @@ def config_of(state: dict) -> ModelConfig:
     return ModelConfig(**state["config"])
 
 
-def exceeds_presets(config: ModelConfig) -> bool:
+def exceeds_base(config: ModelConfig) -> bool:
     """Whether a network may take much memory: only then is it worth the seconds that torch's meta device takes."""
 
     def largest(size) -> int:
         return max(size) if isinstance(size, tuple) else size
 
-    return any(largest(getattr(config, name)) > largest(getattr(PRESETS["large"], name)) for name in RANGES)
+    return any(largest(getattr(config, name)) > largest(getattr(PRESETS["base"], name)) for name in RANGES)
 
 
 def on_meta(config: ModelConfig) -> ContinuationModel:

@@ -32,6 +32,7 @@ from continuation.cli import (
     UsageError,
     environment_int,
     listed,
+    make_folder,
     one_line,
     positive_float,
     positive_int,
@@ -231,8 +232,6 @@ def check_folders(source: Path, target: Path) -> None:
         raise UsageError(f"--input_folder {source} is not a folder")
     if source.resolve() == target.resolve():
         raise UsageError("--input_folder and --output_folder must not be the same folder")
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"--output_folder {target} is not a folder")
 
 
 @dataclass
@@ -390,7 +389,7 @@ def run(args: argparse.Namespace) -> int:
     if shard and not args.shard:
         print(f"shard {shard[0]}/{shard[1]}, from the Slurm array")
     check_folders(args.input_folder, args.output_folder)
-    args.output_folder.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output_folder, "--output_folder")
     agree_on_meta(args.output_folder, settings)
     lock = args.output_folder / f".{manifests.file_name(shard)}.lock"
     with files.locked(lock), StopSignals(second_interrupt=False) as stop:

@@ -302,6 +302,7 @@ def prepare(args: argparse.Namespace) -> Run:
             refuse_remains(run.folder)
     if last is not None:
         check_network(f"the last checkpoint of {run.folder}", last)
+        checkpoint.check_run(f"the last checkpoint of {run.folder}", last)
         try:
             run.resume(last)
         except checkpoint.FOREIGN_ERRORS as error:

@@ -31,8 +31,8 @@ LIMITER_SECONDS = 0.02  # to each side of a peak
 AUDIO_SUFFIXES = frozenset(
     {".mp3", ".mp2", ".mpga", ".wav", ".flac", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".aifc", ".w64", ".caf"}
     | {".au", ".snd", ".m4a", ".m4b", ".mp4", ".aac", ".wma", ".mka", ".webm", ".ape", ".wv", ".tta"}
+    | {".tak", ".mpc", ".dsf", ".dff", ".ac3", ".eac3", ".dts"}
 )
-MAX_NONFINITE_SHARE = 0.01
 LARGEST_SAMPLE = 1e10  # int32 as floats reaches 2**31
 LOUDEST_PEAK = 1.5  # a lossy decoder overshoots by less: what is louder is not of full scale 1
 LOUD_SHARE = 0.01  # of the time
@@ -71,7 +71,8 @@ class Decoder:
     Resampled by soxr HQ, bit-identical to a one-shot call. Mono is doubled for stereo, more than two channels are
     mixed down to stereo, stereo is averaged for mono. A file that is far louder than full scale is scaled down as a
     whole. `clip_seconds` stops after so much output. After the iteration, `notes` says what was missing, damaged or
-    odd, one short phrase each. Raises AudioError (without the file's name) when the file is no audio, or beyond use.
+    odd, one short phrase each. Raises AudioError (without the file's name) when the file is no audio, has NaN or
+    infinities, or is beyond use.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Decoder:
                 yield stream.resample_chunk(np.zeros((0, self.channels), np.float32), last=True)
 
     def _cleaned(self, source: SoundfileSource | FfmpegSource) -> Iterator[np.ndarray]:
-        """Yield blocks (n, channels) at the file's own rate, every sample finite and of full scale 1."""
+        """Yield blocks (n, channels) at the file's own rate, of full scale 1; count and zero what is not finite."""
         gain = np.float32(_scale_gain(source))
         if gain < 1:
             self.notes.append(f"far louder than full scale: scaled by {20 * np.log10(gain):.1f} dB")
@@ -129,10 +130,8 @@ class Decoder:
     def _check_totals(self) -> None:
         if not self._total:
             raise AudioError("no audio: " + (self.notes[-1] if self.notes else "it holds no samples"))
-        if self._nonfinite > MAX_NONFINITE_SHARE * self._total:
-            raise AudioError(f"non-finite samples: {self._nonfinite} of {self._total}")
         if self._nonfinite:
-            self.notes.append(f"{self._nonfinite} non-finite samples set to 0")
+            raise AudioError(f"non-finite samples: {self._nonfinite} of {self._total}")
 
 
 def _is_finite(x: np.ndarray) -> np.ndarray:

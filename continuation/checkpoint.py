@@ -35,6 +35,22 @@ FORMAT_VERSION = 9
 LAST_NAME = "last.pt"
 BEST_NAME = "best.pt"
 NETWORK_KEYS = {"config": dict, "ema": dict, "stage": int, "step": int}  # what a checkpoint of a network has at least
+RUN_KEYS = {  # and what one has that a run can be continued from, nested
+    "weights": dict,
+    "optimiser": {"state": dict, "param_groups": list},
+    "scheduler": {"seconds": {1: float, 2: float}},
+    "scaler": dict,
+    "rng": {"torch": torch.Tensor, "cuda": list},
+    "sampler": {"item": int},
+    "early_stop": {"best": float, "since": int, "skipped": int},
+    "evaluated_at": (int, type(None)),
+    "settings": {"stage1_steps": int, "stage2_steps": int},
+    "processes": int,
+}
+LATER_RUN_KEYS = {  # which files of earlier versions lack
+    "interval": {"phase": str, "loss": float, "steps": int},
+    "cached_by": (str, type(None)),
+}
 FOREIGN_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 RETRY_WAITS_SECONDS = (2, 10)  # a full disk or a network file system often recovers within seconds
 
@@ -102,10 +118,34 @@ def check_network(path, state: dict) -> None:
             raise UsageError(f"{path} is no checkpoint of a network: {key!r} is missing or of another type")
     if state["stage"] not in (1, 2) or state["step"] < 0:
         raise UsageError(f"{path} is no checkpoint of a network: there is no such stage or step")
+    if not _are_weights(state["ema"]) or not isinstance(state.get("settings", {}), dict):
+        raise UsageError(f"{path} is no checkpoint of a network: its weights or its settings are damaged")
     meta = state.get("data_meta", {})
     songs = meta.get("songs", []) if isinstance(meta, dict) else None
     if not isinstance(songs, list) or not all(map(_is_song, songs)):
         raise UsageError(f"{path} is no checkpoint of a network: its list of songs is damaged")
+
+
+def check_run(path, state: dict) -> None:
+    """Raise UsageError, naming the file, unless the checkpoint of a network has all that a run is continued from."""
+    for key, kind in (RUN_KEYS | {key: kind for key, kind in LATER_RUN_KEYS.items() if key in state}).items():
+        if not _has_type(state.get(key), kind):
+            raise UsageError(f"{path} cannot be continued: {key!r} is missing or of another type")
+    if not _are_weights(state["weights"]):
+        raise UsageError(f"{path} cannot be continued: its weights are damaged")
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, state: dict) -> None:
+    """Give a new optimiser its saved state; ValueError for one that is not of its parameters."""
+    types = _group_types(optimiser)
+    optimiser.load_state_dict(state)
+    if _group_types(optimiser) != types:
+        raise ValueError("its optimiser has settings of other types")
+    for parameter, values in optimiser.state.items():
+        for value in values.values():
+            is_tensor = isinstance(value, torch.Tensor)
+            if value.shape not in (parameter.shape, ()) if is_tensor else type(value) is not int:
+                raise ValueError("its optimiser is not of these parameters")
 
 
 def save_last(folder, state: dict, keep: int = 2) -> None:
@@ -162,6 +202,28 @@ def versions() -> dict:
         "numpy": np.__version__,
         "commit": commit or "unknown",
     }
+
+
+def _has_type(value, kind) -> bool:
+    """Whether a value is of a type, or of one of several; of a dict of types, whether its values are of them."""
+    if isinstance(kind, dict):
+        return type(value) is dict and all(_has_type(value.get(key), inner) for key, inner in kind.items())
+    return type(value) in (kind if isinstance(kind, tuple) else (kind,))
+
+
+def _are_weights(values: dict) -> bool:
+    return all(type(name) is str and isinstance(value, torch.Tensor) for name, value in values.items())
+
+
+def _group_types(optimiser: torch.optim.Optimizer) -> list[dict]:
+    """The types of the optimiser's settings, group by group."""
+
+    def types(value):
+        return [types(item) for item in value] if isinstance(value, tuple) else type(value)
+
+    return [
+        {key: types(value) for key, value in group.items() if key != "params"} for group in optimiser.param_groups
+    ]
 
 
 def _is_song(song) -> bool:

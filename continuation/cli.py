@@ -15,6 +15,8 @@ INTERRUPTED = 75  # exit code: run me again
 LONGEST_SECONDS = 86400  # a day: no song is longer, and no number of samples overflows
 LISTED_NAMES = 5
 
+MOST_REPETITIONS = 10_000
+
 SEEDS = 2**32  # torch's generator on the CPU drops the higher bits
 
 
@@ -30,6 +32,14 @@ def positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def repetitions(text: str) -> int:
+    """How often something is done that takes its time: a slip of the hand would keep the machine busy for years."""
+    value = positive_int(text)
+    if value > MOST_REPETITIONS:
+        raise argparse.ArgumentTypeError(f"{text} is more than {MOST_REPETITIONS}")
     return value
 
 

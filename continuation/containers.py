@@ -18,14 +18,22 @@ from continuation import mp3_scan
 
 # What libsndfile reads; after 'RIFF' and 'FORM' the kind is told, which may be a film or a picture.
 _SOUNDFILE_MAGIC = re.compile(
-    rb"RIF[FX]....WAVE|RF64....WAVE|riff\x2e\x91\xcf\x11|FORM....AIF[FC]|fLaC|OggS|caff|\.snd", re.DOTALL
+    rb"RIF[FX]....WAVE|(?:RF64|BW64)....WAVE|riff\x2e\x91\xcf\x11|FORM....AIF[FC]|fLaC|OggS|caff|\.snd", re.DOTALL
 )
-# MP4 (but no HEIF or AVIF picture), ASF, Matroska and WebM, Monkey's Audio, WavPack, True Audio.
+# MP4 (but no HEIF or AVIF picture), ASF, Matroska and WebM; Monkey's Audio, WavPack, True Audio, TAK, Musepack; DSF
+# and DSDIFF; DTS in its four ways of writing; AC-3 and E-AC-3 by the fields behind their two bytes.
 _FFMPEG_MAGIC = re.compile(
-    rb"....ftyp(?!hei|hev|mif|msf|avi)|\x30\x26\xb2\x75|\x1a\x45\xdf\xa3|MAC |wvpk|TTA1", re.DOTALL
+    rb"....ftyp(?!hei|hev|mif|msf|avi)|\x30\x26\xb2\x75|\x1a\x45\xdf\xa3"
+    rb"|MAC |wvpk|TTA1|tBaK|MP\+|MPCK"
+    rb"|DSD \x1c\0\0\0\0\0\0\0|FRM8.{8}DSD "
+    rb"|\x7f\xfe\x80\x01|\xfe\x7f\x01\x80|\x1f\xff\xe8\x00|\xff\x1f\x00\xe8"
+    rb"|\x0b\x77(?:..[\x00-\x25\x40-\x65\x80-\xa5][\x00-\x57]|...[\x58-\x87])",
+    re.DOTALL,
 )
+# The length of the samples, in the header of a wav beyond 4 GB; a recorder that crashed left zeros.
+_NO_LENGTH = re.compile(rb"(?:RF64|BW64)....WAVEds64.{12}\0{8}", re.DOTALL)
 _ADTS_MAGIC = re.compile(rb"\xff[\xf0\xf1\xf8\xf9]")
-_HEAD_BYTES = 16
+_HEAD_BYTES = 36
 
 
 @dataclass
@@ -35,6 +43,7 @@ class Content:
     needs_ffmpeg: bool  # else libsndfile reads it, or at least a part
     changes_channels: bool = False  # between mono and stereo, on the way
     notes: list[str] = field(default_factory=list)  # what is missing or odd in an mp3, a short phrase each
+    has_no_length: bool = False  # a wav whose header was never finished
 
 
 def inspect(path: str | os.PathLike) -> Content | None:
@@ -42,6 +51,8 @@ def inspect(path: str | os.PathLike) -> Content | None:
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         start = mp3_scan.id3_bytes(data[:10])
         head = data[start : start + _HEAD_BYTES]
+        if _NO_LENGTH.match(head):
+            return Content(needs_ffmpeg=True, has_no_length=True)
         if _FFMPEG_MAGIC.match(head) or _ADTS_MAGIC.match(head):
             return Content(needs_ffmpeg=True)
         if _SOUNDFILE_MAGIC.match(head):

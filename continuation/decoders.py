@@ -10,7 +10,8 @@ Which decoder reads a file is decided by its content, never by its name:
     mp3 that mpg123 reads to its end            soundfile
     mp3 headerless VBR, joined, with garbage    ffmpeg (libsndfile truncates or gives up on these)
     chained ogg, joined flac, wav or aiff       part by part (both decoders stop after the first, or lose some)
-    m4a, aac, wma, matroska, ape, wv, tta       ffmpeg
+    m4a, aac, wma, matroska, ape, wv, tta, tak  ffmpeg
+    mpc, dsf, dff, ac3, eac3, dts               ffmpeg
     more than two channels                      ffmpeg (it knows what is left, centre and right)
     what soundfile refuses or breaks off        ffmpeg
     anything else (text, playlists, pictures)   refused before a decoder sees it
@@ -121,7 +122,8 @@ def _open_source(path: Path, notes: list[str]) -> SoundfileSource | FfmpegSource
                 return source
             source.close()
     try:
-        return FfmpegSource(path, notes, DOUBLE_MONO if content.changes_channels else ())
+        options = ("-ignore_length", "1") if content.has_no_length else ()
+        return FfmpegSource(path, notes, DOUBLE_MONO if content.changes_channels else (), options)
     except FfmpegMissing as error:
         raise FfmpegMissing(f"{refusal}; ffmpeg may read it: there is none on PATH" if refusal else error) from error
     except _Undecodable as error:
@@ -268,15 +270,16 @@ class FfmpegSource:
     """Blocks (frames, channels) float32 of a file that ffmpeg reads, as a Sun .au stream from a pipe.
 
     Mono or stereo: ffmpeg knows the positions of more channels, and mixes them down with the weights of ITU-R
-    BS.775 (centre and surround at -3 dB, no LFE), lowered so that nothing clips. `filters` are arguments of ffmpeg.
+    BS.775 (centre and surround at -3 dB, no LFE), lowered so that nothing clips. `filters` and `options` are
+    arguments of ffmpeg, of its output and of its input.
     The whitelists keep ffmpeg from following a playlist, or a name like 'concat:a|b', to other files.
     """
 
-    FORMATS = "mp3,wav,flac,ogg,aiff,aac,asf,matroska,mov,w64,caf,au,ape,wv,tta"
+    FORMATS = "mp3,wav,flac,ogg,aiff,aac,asf,matroska,mov,w64,caf,au,ape,wv,tta,tak,mpc,mpc8,dsf,iff,ac3,eac3,dts"
     is_integer = False  # unknown: the stream does not say
 
-    def __init__(self, path: Path, notes: list[str], filters: Sequence[str] = ()):
-        self._path, self._notes, self._filters = path, notes, filters
+    def __init__(self, path: Path, notes: list[str], filters: Sequence[str] = (), options: Sequence[str] = ()):
+        self._path, self._notes, self._filters, self._options = path, notes, filters, options
         self._is_known_damage = bool(notes)  # which the scan of an mp3 describes better
         self._start()
         if self.channels > 2:
@@ -296,8 +299,8 @@ class FfmpegSource:
             raise FfmpegMissing("needs ffmpeg: there is none on PATH")
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         command = [program, "-nostdin", "-v", "error", "-protocol_whitelist", "file"]
-        command += ["-format_whitelist", self.FORMATS, "-i", f"file:{self._path}", "-map", "0:a:0", "-vn"]
-        command += [*self._filters, "-c:a", "pcm_f32be", "-f", "au", "-"]
+        command += ["-format_whitelist", self.FORMATS, *self._options, "-i", f"file:{self._path}"]
+        command += ["-map", "0:a:0", "-vn", *self._filters, "-c:a", "pcm_f32be", "-f", "au", "-"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors
         )
@@ -319,7 +322,7 @@ class FfmpegSource:
 
     def reopened(self) -> FfmpegSource:
         """Open the file again from its beginning, without notes."""
-        return FfmpegSource(self._path, [], self._filters)
+        return FfmpegSource(self._path, [], self._filters, self._options)
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield all blocks."""

@@ -8,6 +8,8 @@ from continuation.cli import HelpFormatter, seed_number
 CODEC_FLAGS = ("latent_channels", "encoder_widths", "encoder_blocks", "decoder_widths", "decoder_blocks")
 CORE_FLAGS = ("core_layers", "core_width", "core_heads", "core_dropout", "latents_per_token")
 ARCHITECTURE_FLAGS = CODEC_FLAGS + CORE_FLAGS
+MOST_STEPS = 10**9  # and of all else that is counted
+MOST_WORKERS = 256
 FOLDER_FLAGS = ("dataset_folder", "checkpoint_folder")
 FREE_ON_RESTART = {  # may differ when a run is continued
     "stage1_from", "max_minutes", "stage1_steps", "stage2_steps", "device",
@@ -145,6 +147,8 @@ def check_ranges(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     for name in ("stage1_steps", "stage2_steps", "batch_size", "accumulate", "latent_variants", "eval_steps", "keep"):
         if getattr(args, name) != "auto" and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1")
+        if getattr(args, name) != "auto" and getattr(args, name) > MOST_STEPS:
+            parser.error(f"--{name} must be at most {MOST_STEPS}")
     for name in ("max_minutes", "learning_rate", "checkpoint_minutes", "memory_limit"):
         if getattr(args, name) is not None and not getattr(args, name) > 0:
             parser.error(f"--{name} must be above 0")
@@ -157,8 +161,8 @@ def check_ranges(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     for name in ("joint_share", "core_dropout"):
         if getattr(args, name) is not None and not 0 <= getattr(args, name) <= 1:
             parser.error(f"--{name} must be from 0 to 1")
-    if args.num_workers is not None and args.num_workers < 0:
-        parser.error("--num_workers must not be negative")
+    if args.num_workers is not None and not 0 <= args.num_workers <= MOST_WORKERS:
+        parser.error(f"--num_workers must be from 0 to {MOST_WORKERS}")
 
 
 def settings_of(args: argparse.Namespace) -> dict:

@@ -200,7 +200,7 @@ class TrainingState:
         self.model.load_state_dict(saved["weights"])
         self.ema.load_state_dict(saved["ema"])
         self.begin_stage(saved["stage"])
-        self.optimiser.load_state_dict(saved["optimiser"])
+        checkpoint.load_optimiser(self.optimiser, saved["optimiser"])
         if saved["scaler"]:  # empty of a run that needed none, on another device
             self.scaler.load_state_dict(saved["scaler"])
         self.step, self.item = saved["step"], saved["sampler"]["item"]

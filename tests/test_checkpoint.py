@@ -350,9 +350,25 @@ def test_file_that_unfolds_takes_no_memory_before_it_is_refused(tmp_path):
     assert max(megabytes) < 60
 
 
-def test_network_that_is_larger_than_its_file_is_refused_before_it_is_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "ContinuationModel", lambda config: pytest.fail("it was made"))
-    checkpoint.save(tmp_path / "best.pt", network_state(core_layers=256, core_width=12288))
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"core_layers": 256, "core_width": 12288},
+        {"core_layers": 9},
+        {"decoder_blocks": (4, 256)},
+        {"encoder_widths": (1024, 512)},
+        dataclasses.asdict(PRESETS["large"]),
+    ],
+    ids=["core", "layers", "blocks", "widths", "large"],
+)
+def test_network_that_is_larger_than_its_file_is_refused_before_it_is_made(tmp_path, monkeypatch, config):
+    def on_meta_alone(config):
+        if torch.get_default_device().type != "meta":
+            pytest.fail("it was made")
+        return ContinuationModel(config)
+
+    monkeypatch.setattr("model.ContinuationModel", on_meta_alone)
+    checkpoint.save(tmp_path / "best.pt", network_state(**config))
     with pytest.raises(UsageError, match="not those of its sizes"):
         load_model(tmp_path / "best.pt")
 

@@ -247,6 +247,13 @@ def test_dataset_in_the_chunk_folder_itself_is_refused(chunks):
     assert read_meta(chunks.folder, "chunks")
 
 
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_dataset_in_whose_place_a_file_is_is_refused(chunks, capsys, name):
+    (chunks.folder.parent / "file").touch()
+    assert run(chunks, name)[0] == 2
+    assert "error: --dataset_folder: a file is in the place of the folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("shards", [0, 3])
 def test_an_unfinished_run_of_preprocess_is_refused(chunks, capsys, shards):
     (chunks.folder / "manifest.jsonl").unlink()

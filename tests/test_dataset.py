@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
 import pickle
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from chunks import random_fingerprint
 
-from continuation import dataset, files, fingerprint
+from continuation import dataset, files
 from continuation.cli import UsageError
 
 CHANNELS, SAMPLES = 2, 50
@@ -239,13 +238,6 @@ def test_folder_without_meta_is_refused_by_saying_who_writes_it(tmp_path):
 
 
 # ---- the same song in another dataset
-
-
-def random_fingerprint(seed: int, error_share: float = 0.0) -> str:
-    rng = np.random.default_rng(seed)
-    bits = rng.choice([-1, 1], (160, fingerprint.FINGERPRINT_BANDS))
-    wrong = np.random.default_rng(1000 + seed).random(bits.shape) < error_share
-    return base64.b64encode(zlib.compress(np.where(wrong, -bits, bits).astype(np.int8).tobytes())).decode()
 
 
 def entry(name: str, content: int, **changes) -> dict:

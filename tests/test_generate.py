@@ -293,6 +293,13 @@ def test_song_shorter_than_the_context_is_refused_with_both_lengths(tmp_path, re
         assert "short.wav is 9.50 s long, and the network needs to hear 10 s" in error
 
 
+def test_song_with_a_sample_that_is_not_finite_is_refused(tmp_path, refuses):
+    x = synth.tone(440, 11, 8000)
+    x[0, 4000] = np.nan
+    song = synth.write(tmp_path / "nan.wav", x, 8000, subtype="FLOAT")
+    assert "nan.wav: non-finite samples: 1 of " in refuses(source=song)
+
+
 @pytest.mark.parametrize("start", ["14.6", "20", "1000"])
 def test_start_beyond_the_song_is_refused_with_the_latest_start(refuses, start):
     error = refuses("--start", start)
@@ -452,7 +459,8 @@ def test_interrupted_while_writing_ends_with_75_and_leaves_no_file(tmp_path, run
     "flags",
     [("--start", "-1"), ("--start", "nan"), ("--start", "middle"), ("--start", "1e305"), ("--start", "86401"),
      ("--seconds", "1e305"), ("--seconds", "0"), ("--num_samples", "0"),
-     ("--steps", "0"), ("--temperature", "-1"), ("--precision", "fp8"), ("--guidance", "nan"), ("--guidance", "inf"),
+     ("--steps", "0"), ("--steps", "1000000000000"), ("--steps", "1e12"), ("--num_samples", "10001"),
+     ("--temperature", "-1"), ("--precision", "fp8"), ("--guidance", "nan"), ("--guidance", "inf"),
      ("--seed", "-1"), ("--seed", str(2**32))],
 )  # fmt: skip
 def test_impossible_values_are_wrong_usage(tmp_path, run, flags):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import tracemalloc
 
 import numpy as np
@@ -356,10 +357,65 @@ def test_containers_are_read_and_known_by_their_content(tmp_path, needs_ffmpeg, 
     assert containers.begins_as_audio(tmp_path / "nameless")
 
 
+@pytest.mark.parametrize("name", ["x.ac3", "x.eac3", "x.dts"])
+def test_bare_surround_streams_are_read_and_known_by_their_content(tmp_path, needs_ffmpeg, name):
+    path = synth.encode(tmp_path / name, synth.tone(440, 3, 48000, 2), 48000, "-strict", "-2")
+    x, notes = read(path, 48000)
+    assert notes == []
+    assert x.shape == synth.decode(path, 48000, 2).shape
+    assert x.shape[1] == pytest.approx(3 * 48000, abs=2 * 1536)
+    shutil.copy(path, tmp_path / "nameless")
+    assert containers.begins_as_audio(tmp_path / "nameless")
+
+
+def dsf(x: np.ndarray) -> bytes:
+    """A DSF file of one channel at 2.8 MHz, of samples in -1..1 that a modulator of first order turns into bits."""
+    bits = np.diff(np.floor(np.cumsum((x + 1) / 2)), prepend=0).astype(np.uint8)
+    size = 4096  # of a block
+    samples = np.packbits(bits, bitorder="little").tobytes()
+    samples += bytes(-len(samples) % size)
+    form = struct.pack("<4sQIIIIIIQII", b"fmt ", 52, 1, 0, 1, 1, 2822400, 1, len(bits), size, 0)
+    header = struct.pack("<4sQQQ", b"DSD ", 28, 28 + 52 + 12 + len(samples), 0)
+    return header + form + struct.pack("<4sQ", b"data", 12 + len(samples)) + samples
+
+
+def test_one_bit_audio_is_read(tmp_path, needs_ffmpeg):
+    path = append(tmp_path / "nameless", dsf(synth.tone(440, 1, 2822400)[0]))
+    x, notes = read(path, 352800, channels=1)
+    assert notes == []
+    assert x.shape[1] == pytest.approx(352800, abs=4096)
+    whole = x[:, : 352800 // 8 * 8]
+    spectrum = np.abs(np.fft.rfft(whole[0] * np.hanning(whole.shape[1])))
+    assert spectrum.argmax() * 352800 / whole.shape[1] == pytest.approx(440, abs=2)
+    assert containers.begins_as_audio(path)
+
+
+@pytest.mark.parametrize("magic", [b"RF64", b"BW64"])
+@pytest.mark.parametrize("zeroed", ["nothing", "ds64", "ds64 and data"])
+def test_wav_beyond_4_gb_is_read_whose_lengths_are_zero_too(tmp_path, needs_ffmpeg, magic, zeroed):
+    x = synth.tone(440, 3, RATE, 2)
+    data = bytearray(synth.write(tmp_path / "x.wav", x, RATE, format="RF64").read_bytes())
+    data[:4] = magic
+    if zeroed != "nothing":
+        data[20:44] = bytes(24)
+    if zeroed == "ds64 and data":
+        place = data.index(b"data")
+        data[4:8] = data[place + 4 : place + 8] = bytes(4)
+    y, notes = read(append(tmp_path / "x.wav", bytes(data)))
+    assert notes == []
+    np.testing.assert_allclose(y, x, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("content", "is_audio"),
     [
         (b"MAC \x96\x0f" + bytes(100), True),  # Monkey's Audio
+        (b"MP+\x07" + bytes(100), True),  # Musepack, of stream version 7 and 8
+        (b"MPCKSH" + bytes(100), True),
+        (b"tBaK" + bytes(100), True),
+        (b"FRM8\0\0\0\0\0\1\0\0DSD FVER" + bytes(100), True),
+        (b"DSD is a format" + bytes(100), False),
+        (b"\x0b\x77" + bytes([0, 0, 0xFF, 0x40]) + bytes(100), False),
         (b"\0\0\0\x20ftypheic" + bytes(100), False),
         (b"RIFF\x10\0\0\0WEBPVP8 " + bytes(100), False),
         (b"RIFF\x10\0\0\0AVI LIST" + bytes(100), False),

@@ -215,6 +215,14 @@ def test_songs_that_are_gone_are_counted_and_named(tmp_path, no_workers, capsys)
     )
 
 
+@pytest.mark.parametrize("name", ["file", "file/below", "file/further/below"])
+def test_an_output_folder_in_whose_place_a_file_is_is_refused(tmp_path, capsys, name):
+    folder = make_songs(tmp_path / "songs", 1)
+    (tmp_path / "file").touch()
+    assert preprocess_here(folder, tmp_path / name) == 2
+    assert capsys.readouterr().err.startswith("error: --output_folder: a file is in the place of the folder ")
+
+
 # --- interruptions ---
 
 

@@ -407,19 +407,41 @@ def test_stage1_from_a_file_that_is_no_stage_1_is_refused(undisturbed, command, 
     "change",
     [
         {"optimiser": {}},
+        {"optimiser": {"state": [1]}},
+        {"optimiser": {"state": {0: {"momentum": torch.zeros(2, 2)}}}},
+        {"optimiser": {"state": {0: {"step": "many"}}}},
+        {"optimiser": {"param_groups": []}},
+        {"optimiser": {"param_groups": [{"betas": ("a", "b")}, {}]}},
         {"weights": {}},
+        {"weights": {"a": 1}},
+        {"ema": {"a": 1}},
         {"sampler": []},
+        {"sampler": {"item": "first"}},
         {"scheduler": {"seconds": 7}},
+        {"scheduler": {"seconds": {1: "long", 2: 0.0}}},
         {"early_stop": {}},
+        {"early_stop": {"best": "good"}},
+        {"evaluated_at": [1]},
+        {"interval": {"phase": 1}},
+        {"interval": 3},
+        {"cached_by": 1},
+        {"processes": None},
         {"settings": {"stage1_steps": "many"}},
+        {"settings": {"stage2_steps": None}},
         {"rng": {"torch": "random"}},
+        {"rng": {"torch": torch.zeros(2)}},
+        {"data_meta": {"songs": 1}},
+        {"scaler": 1},
     ],
 )
 def test_last_checkpoint_with_strange_contents_is_refused_in_one_sentence(
     undisturbed, command, tmp_path, capsys, change
 ):
     state = checkpoint.load(undisturbed / "last.pt")
-    change = {key: state[key] | value if key == "settings" else value for key, value in change.items()}
+    change = {
+        key: state[key] | value if value and isinstance(value, dict) and key not in ("weights", "ema") else value
+        for key, value in change.items()
+    }
     (tmp_path / "ck").mkdir()
     checkpoint.save(tmp_path / "ck" / "last.pt", state | change)
     assert command(tmp_path / "ck") == 2
@@ -624,6 +646,10 @@ def test_checkpoint_folder_in_whose_place_a_file_is_is_refused_on_one_line(tmp_p
         "--seed -1",
         "--seed 4294967296",
         "--num_workers -1",
+        "--num_workers 100000",
+        "--stage1_steps 1e12",
+        "--stage1_steps 1000000000001",
+        "--batch_size 1000000000001",
     ],
 )
 def test_impossible_values_are_wrong_usage(flags):

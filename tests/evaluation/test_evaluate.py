@@ -140,7 +140,17 @@ def test_prediction_with_a_sample_that_is_no_number_is_refused_before_any_work(
     soundfile.write(last, x, RATE, subtype="FLOAT")
     args = arguments(dataset, checkpoints[:1], tmp_path / "scores", "--predictions", f"somebody={somebody}")
     assert evaluate.main(args) == 2
-    assert f"error: {last} cannot be judged as it is: 1 non-finite samples" in capsys.readouterr().err
+    assert f"error: {last}: non-finite samples: 1 of {x.size}" in capsys.readouterr().err
+    assert not (tmp_path / "scores").exists()
+
+
+def test_prediction_of_another_scale_is_refused_before_any_work(dataset, checkpoints, somebody, tmp_path, capsys):
+    last = sorted(somebody.iterdir())[-1]
+    x, _ = soundfile.read(last)
+    soundfile.write(last, 32767 * x, RATE, subtype="FLOAT")
+    args = arguments(dataset, checkpoints[:1], tmp_path / "scores", "--predictions", f"somebody={somebody}")
+    assert evaluate.main(args) == 2
+    assert f"error: {last} cannot be judged as it is: far louder than full scale" in capsys.readouterr().err
     assert not (tmp_path / "scores").exists()
 
 
@@ -253,7 +263,15 @@ def test_same_folder_twice_is_refused(refuses, checkpoints):
 
 
 @pytest.mark.parametrize(
-    "flags", [("--split", "trial"), ("--pairs_per_song", 0), ("--steps", 0), ("--seed", -1), ("--guidance", "nan")]
+    "flags",
+    [
+        ("--split", "trial"),
+        ("--pairs_per_song", 0),
+        ("--steps", 0),
+        ("--steps", 10**12),
+        ("--seed", -1),
+        ("--guidance", "nan"),
+    ],
 )
 def test_wrong_flag_is_wrong_usage(dataset, checkpoints, flags):
     with pytest.raises(SystemExit) as caught:
