@@ -34,7 +34,7 @@ from continuation.layers import (
     without_autocast,
 )
 from continuation.legacy import LEGACY_HOP, LegacyCore, LegacyDecoder, LegacyEncoder
-from continuation.mixer import Mixer, agreement, expectation
+from continuation.mixer import Mixer, agreement, expectation, past_error
 from continuation.repetition import Copies, find_copies
 from continuation.spectral import STEP_FRAMES, ISTFTHead, band_edges
 from continuation.stems import LongStem, Stem
@@ -348,7 +348,7 @@ class ContinuationModel(nn.Module):
         copies = copies or self.copies(x)
         played = copies.play(start, config.chunk_samples)
         levels = self.levels(played.flatten(0, 1)).unflatten(0, played.shape[:2])
-        weights = agreement(self.levels(copies.context), copies)
+        weights = agreement(past_error(self.levels(copies.context), copies))
         return Context(latents, torch.cat(expectation(levels, weights), dim=1))
 
     def levels(self, x: Tensor) -> Tensor:
