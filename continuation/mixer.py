@@ -25,8 +25,8 @@ LOUDEST_CORRECTION = 1.0  # of a band's power over the whole of what is decoded,
 
 
 def past_error(past: Tensor, copies: Copies) -> Tensor:
-    """Compute how well each lag would have done in the past: the mean distance of the levels (batch, rows, steps) of a
-    context's end from those a lag before, in nepers, at least LEAST_ERROR: (batch, copies, rows)."""
+    """Compute how well each lag would have done in the context: the mean distance of its last levels (batch, rows,
+    steps) from those a lag before, in nepers, at least LEAST_ERROR: (batch, copies, rows)."""
     steps = past.shape[-1]
     end = torch.arange(steps - round(PAST_SHARE * steps), steps, device=past.device)
     step_samples = STEP_FRAMES * copies.hop
