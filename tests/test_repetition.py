@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from continuation.repetition import COPIES, crossfade, find_copies, onset_strength, tile_tail
+from continuation.layers import crossfade
+from continuation.repetition import COPIES, find_copies, onset_strength, tile_tail
 
 HOP = 20
 
