@@ -29,7 +29,7 @@ from continuation.train_args import ARCHITECTURE_FLAGS, SCHEDULES, parse_args
 from continuation.training_state import TrainingError, TrainingState
 from continuation.validation import Validation
 from continuation.windows import Windows, items_of_rank
-from model import ContinuationModel, ModelConfig, check_network, load_checkpoint, make_model, with_overrides
+from model import ModelConfig, check_network, load_checkpoint, make_model, with_overrides
 
 GRADIENT_NORM = 1.0
 
@@ -273,7 +273,7 @@ def make_plan(args: argparse.Namespace, meta: dict, device: torch.device) -> mem
         accumulate=args.accumulate,
         device=device.type,
         precision=checkpoint.choose_precision(args.precision, device),
-        network=ContinuationModel,
+        network=make_model,
         train_step=train_step,
     )
 

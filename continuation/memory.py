@@ -234,12 +234,9 @@ class Rehearsal:
         self.plan.train_step(self.state, self.phase, loss_module, batches)
 
     def batch(self) -> dict[str, Tensor]:
-        """Zeros in the shapes and types that the part's items give."""
-        batch = {}
-        for name, value in silent_item(self.phase).items():
-            zeros = self.zeros(self.phase.batch_size, *np.shape(value))
-            batch[name] = zeros.bool() if np.asarray(value).dtype == bool else zeros
-        return batch
+        """Zeros in the shapes that the part's items give."""
+        item = silent_item(self.phase)
+        return {name: self.zeros(self.phase.batch_size, *np.shape(value)) for name, value in item.items()}
 
     @torch.no_grad()
     def fill_cache(self) -> None:

@@ -100,9 +100,8 @@ def add_schedule_arguments(group) -> None:
     )  # fmt: skip
     group.add_argument(
         "--batch_size", type=batch_size,
-        help="items a process and micro-step (default: the preset's); the joint part takes a quarter of a step's "
-        "items; auto: the most that fit --memory_limit of the preset's batch x --accumulate, and as many micro-steps "
-        "as make it up",
+        help="items a process and micro-step (default: the preset's); auto: the most that fit --memory_limit of the "
+        "preset's batch x --accumulate, and as many micro-steps as make it up",
     )  # fmt: skip
     group.add_argument("--accumulate", type=int, help="micro-steps an optimiser step (default: the preset's)")
     group.add_argument("--learning_rate", type=float, help="peak learning rate (default: the preset's)")

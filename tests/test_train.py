@@ -38,8 +38,7 @@ from continuation import (
     validation,
 )
 from continuation.dataset import read_meta
-from continuation.repetition import COPIES
-from continuation.windows import Windows
+from continuation.windows import WindowItems, Windows
 from model import ContinuationModel, load_model
 
 torch.set_num_threads(1)
@@ -133,7 +132,7 @@ def test_metrics_hold_every_evaluation_with_its_figures(undisturbed):
     common = {"stage", "step", "phase", "epoch", "seconds", "train_loss", "val_loss"}
     reconstruction = {"val_waveform_mse", "val_mr_stft", "val_si_sdr_below_1000_db"}
     prediction = {"val_latent_mse", "val_context_gain", "val_context_gain_same_song", "val_decoded_mse"}
-    prediction |= {"val_prediction", "val_continuation", "val_loop"}
+    prediction |= {"val_prediction", "val_predicted_levels", "val_continuation", "val_loop"}
     for line in lines:
         assert line.keys() >= common | (reconstruction if line["stage"] == 1 else prediction)
         assert all(np.isfinite(value) for name, value in line.items() if name.startswith("val_"))
@@ -521,7 +520,7 @@ def damage_gone(path: Path) -> None:
     path.unlink()
 
 
-@pytest.mark.parametrize("part", ["context", "target"])
+@pytest.mark.parametrize("part", ["context", "levels"])
 @pytest.mark.parametrize(
     "damage", [damage_truncate, damage_zeros, damage_zeros_behind_the_header, damage_bit, damage_gone]
 )
@@ -662,8 +661,8 @@ def test_impossible_values_are_wrong_usage(flags):
 
 
 def parts_of(model: ContinuationModel) -> tuple:
-    """Encoder, core, trunk, head and mixer."""
-    return model.encoder, model.core, model.decoder.trunk, model.decoder.head, model.decoder.mixer
+    """Encoder, core and decoder."""
+    return model.encoder, model.core, model.decoder
 
 
 def test_frozen_parameters_do_not_move_in_2a_and_do_move_in_2b(new_run):
@@ -674,30 +673,30 @@ def test_frozen_parameters_do_not_move_in_2a_and_do_move_in_2b(new_run):
     parts = parts_of(run.state.model)
     before, averaged = [snapshot(part) for part in parts], snapshot(run.state.ema.encoder)
     run.train_phase(predict, NotStopped)
-    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [False, True, False, False, False]
+    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [False, True, False]
     assert not moved(run.state.ema.encoder, averaged)
     before = [snapshot(part) for part in parts]
     run.train_phase(joint, NotStopped)
-    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [True] * 5
+    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [True] * 3
     assert run.state.step == 6
 
 
 @pytest.mark.parametrize("more", ["--batch_size 16", "--batch_size 2 --accumulate 8"])
-def test_step_of_the_joint_part_takes_a_quarter_of_the_items_however_they_are_cut(new_run, more):
+def test_step_of_the_joint_part_takes_the_same_items_however_they_are_cut(new_run, more):
     run = new_run(more=more)
     run.state.begin_stage(2)
     run.fill_cache(NotStopped)
     joint = run.phases()[1]
     train.train_step(run.state, joint, distributed.loss_module(joint, run.state.model), iter(run.loader(joint)))
-    assert run.state.item == 4
+    assert run.state.item == 16
 
 
-def test_stage_1_trains_encoder_and_decoder_and_leaves_core_and_mixer(new_run):
+def test_stage_1_trains_encoder_and_decoder_and_leaves_the_core(new_run):
     run = new_run()
     parts = parts_of(run.state.model)
     before = [snapshot(part) for part in parts]
     run.train_phase(run.phases()[0], NotStopped)
-    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [True, False, True, True, False]
+    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [True, False, True]
 
 
 @pytest.mark.parametrize(("share", "names"), [(0, ["predict"]), (0.5, ["predict", "joint"]), (1, ["joint"])])
@@ -741,23 +740,24 @@ def test_finished_stage_1_is_not_held_in_memory_during_stage_2(new_run, monkeypa
     assert run.state.stage == 2
 
 
-def test_joint_part_moves_what_is_new_at_the_full_rate_and_the_codec_more_slowly(new_run):
+def test_joint_part_moves_the_core_at_the_full_rate_and_the_codec_more_slowly(new_run):
     run = new_run()
     run.state.begin_stage(2)
     fast, slow = ({id(p) for p in group["params"]} for group in run.state.optimiser.param_groups)
-    encoder, core, trunk, head, mixer = ({id(p) for p in part.parameters()} for part in parts_of(run.state.model))
-    assert (fast, slow) == (core | mixer, encoder | trunk | head)
+    encoder, core, decoder = ({id(p) for p in part.parameters()} for part in parts_of(run.state.model))
+    assert (fast, slow) == (core, encoder | decoder)
     assert [group["scale"] for group in run.state.optimiser.param_groups] == [1.0, stages.JOINT_CODEC_RATE]
 
 
-def test_copies_that_may_be_played_differ_from_item_to_item(new_run):
-    run = new_run(more="--batch_size 64")
+def test_batch_of_the_joint_part_has_crops_and_pairs(new_run):
+    run = new_run()
     run.state.begin_stage(2)
     run.fill_cache(NotStopped)
-    present = next(iter(run.loader(run.phases()[1])))["present"]
-    assert present.shape == (16, COPIES)
-    assert present.dtype == torch.bool
-    assert present.any() and not present.all()
+    batch = next(iter(run.loader(run.phases()[1])))
+    shapes = {name: (2, *shape) for name, shape in run.state.config.pair_shapes.items()}
+    assert {name: tuple(batch[name].shape) for name in shapes} == shapes
+    assert batch["x"].shape == (2, CHANNELS, RATE)  # a second
+    assert batch["posterior_noise"].shape == (2, 4, 100)
 
 
 def test_learning_rate_warms_up_stays_and_cools_down_to_nearly_zero(new_run):
@@ -785,20 +785,22 @@ def test_averaged_weights_follow_the_documented_decay(new_run):
 # ---- no future ----
 
 
-def test_context_latents_do_not_change_when_the_target_audio_is_replaced_by_noise(new_run):
+def test_context_does_not_change_when_the_target_audio_is_replaced_by_noise(new_run):
     run = new_run()
     x = torch.from_numpy(run.windows["train"].pair(0))[None]
     other = torch.cat([x[..., :CHUNK], 0.1 * torch.randn(1, CHANNELS, CHUNK)], dim=-1)
-    (context, target), (same, different) = run.state.ema.encode_pair(x), run.state.ema.encode_pair(other)
-    assert torch.equal(context, same)
-    assert not torch.equal(target, different)
+    first, second = run.state.ema.encode_pair(x), run.state.ema.encode_pair(other)
+    for part in ("context", "copies"):
+        assert torch.equal(first[part], second[part])
+    for part in ("target", "levels"):
+        assert not torch.equal(first[part], second[part])
     leaky = [run.state.ema.encode(audio)[..., : run.state.config.chunk_latents] for audio in (x, other)]
     assert not torch.equal(*leaky)  # cut out of the 20 s encoded together, they would have heard the future
 
 
 def test_cached_context_does_not_change_when_the_target_audio_is_replaced_by_noise(new_run, monkeypatch):
     """Through the windows, the encoder and the cache, up to the batches that stage 2 trains on."""
-    contexts, targets = [], []
+    batches = []
     window = Windows.window
     for level in (0.0, 0.1):
 
@@ -812,34 +814,48 @@ def test_cached_context_does_not_change_when_the_target_audio_is_replaced_by_noi
         run.open_cache().clear()
         run.state.begin_stage(2)
         run.fill_cache(NotStopped)
-        batch = next(iter(run.loader(run.phases()[0])))
-        contexts.append(batch["context"])
-        targets.append(batch["target"])
-    assert torch.equal(*contexts)
-    assert not torch.equal(*targets)
+        batches.append(next(iter(run.loader(run.phases()[0]))))
+    first, second = batches
+    for part in ("context", "copies"):
+        assert torch.equal(first[part], second[part])
+    for part in ("target", "levels"):
+        assert not torch.equal(first[part], second[part])
 
 
-def test_cached_latents_are_those_of_the_audio_that_the_joint_part_would_hear(new_run):
+def test_cached_pair_is_the_encoded_window_of_its_variant(new_run):
     run = new_run()
     run.state.begin_stage(2)
     run.fill_cache(NotStopped)
-    predict, joint = run.phases()
+    for variant, pair in ((0, 0), (1, 6)):
+        x = torch.from_numpy(WindowItems(run.windows["train"], variant, seed=0)[pair]["x"])[None]
+        encoded = run.state.ema.encode_pair(x)
+        for part, cached in run.open_cache().read(variant, pair).items():
+            assert torch.allclose(torch.from_numpy(cached), encoded[part][0].float(), atol=4e-3), part
+
+
+def test_both_phases_of_stage_2_read_the_same_pairs(new_run):
+    run = new_run()
+    run.state.begin_stage(2)
+    run.fill_cache(NotStopped)
+    predict, joint = (phase.items(run.windows["train"], run.open_cache()) for phase in run.phases())
     for item in (0, 5):
-        cached, heard = (phase.items(run.windows["train"], run.open_cache())[item] for phase in (predict, joint))
-        context, target = run.state.ema.encode_pair(torch.from_numpy(heard["x"])[None])
-        assert torch.allclose(torch.from_numpy(cached["context"]), context[0].float(), atol=2e-3)
-        assert torch.allclose(torch.from_numpy(cached["target"]), target[0].float(), atol=2e-3)
+        assert all(np.array_equal(joint[item][name], value) for name, value in predict[item].items())
 
 
 def test_validation_context_is_what_generation_would_hear(new_run, monkeypatch):
     run = new_run()
     row = run.windows["val"].split.rows[run.windows["val"].split.pairs[0, 0]]
-    context, _, _ = run.validation.latents()[0]
-    heard = []
-    hear = run.state.ema.hear
-    monkeypatch.setattr(run.state.ema, "hear", lambda x: heard.append(hear(x)) or heard[0])
+    pair, _ = run.validation.encoded_pairs()[0]
+    heard, encode_context = [], run.state.ema.encode_context
+
+    def note(*given):
+        heard.append(encode_context(*given))
+        return heard[-1]
+
+    monkeypatch.setattr(run.state.ema, "encode_context", note)
     run.state.ema.generate(audio.from_int16(row), seconds=0.1, steps=1)
-    assert torch.allclose(context, heard[0], atol=2e-3)
+    assert torch.allclose(pair["context"], heard[0].latents, atol=2e-3)
+    assert torch.allclose(pair["copies"], heard[0].copies, atol=4e-3)
 
 
 # ---- learning ----
@@ -894,18 +910,16 @@ def test_checkpoint_of_an_earlier_day_generates_and_trains_on(tmp_path, monkeypa
     """tests/files holds a small one of every format that is still read, made by the command below in 4 steps."""
     monkeypatch.setattr("tiny.RATE", 1600)
     monkeypatch.setattr("tiny.CHUNK", 4800)
-    monkeypatch.setattr("continuation.mixer.WIDTH", 8)
-    monkeypatch.setattr("continuation.mixer.BLOCKS", 1)
     monkeypatch.chdir(tmp_path)
     write_dataset(Path("dataset"))
     Path("checkpoints").mkdir()
-    shutil.copy(Path(__file__).parent / "files" / "checkpoint-format-8.pt", "checkpoints/last.pt")
+    shutil.copy(Path(__file__).parent / "files" / "checkpoint-format-9.pt", "checkpoints/last.pt")
     model = load_model("checkpoints/last.pt")
     assert torch.isfinite(model.generate(synth.song(0, 3, 1600, CHANNELS), seconds=3)).all()
     flags = (
         "--encoder_widths 8 8 --encoder_blocks 1 2 --decoder_widths 8 8 --decoder_blocks 1 2 --latent_channels 4 "
-        "--core_layers 1 --core_width 16 --core_heads 2 --batch_size 2 --stage1_steps 3 --latent_variants 1 "
-        "--joint_share 0.4 --device cpu --keep 1"
+        "--core_layers 1 --core_width 16 --core_heads 2 --latents_per_token 4 --batch_size 2 --stage1_steps 3 "
+        "--latent_variants 1 --joint_share 0.4 --device cpu --keep 1"
     )
     words = f"--dataset_folder dataset --checkpoint_folder checkpoints --preset tiny {flags} --stage2_steps 6"
     assert train.main(train.parse_args(words.split())) == 0
@@ -918,12 +932,12 @@ def test_checkpoint_of_an_earlier_day_generates_and_trains_on(tmp_path, monkeypa
 def test_max_minutes_ends_both_stages_with_their_cooldown(command, tmp_path, monkeypatch):
     """On a clock by which every step takes 6 s: 2 minutes are 10 steps a stage, the last 3 joint in stage 2."""
     clock, rates = SimpleNamespace(now=0.0), {"reconstruct": [], "predict": [], "joint": []}
-    train_step = train.Run.train_step
+    train_step = train.train_step
 
-    def take_6_seconds(self, phase, *given):
-        loss = train_step(self, phase, *given)
+    def take_6_seconds(state, phase, *given):
+        loss = train_step(state, phase, *given)
         clock.now += 6.0
-        rates[phase.name].append(self.optimiser.param_groups[0]["lr"] / self.args.learning_rate)
+        rates[phase.name].append(state.optimiser.param_groups[0]["lr"] / state.args.learning_rate)
         return loss
 
     monkeypatch.setattr(train, "train_step", take_6_seconds)
@@ -943,7 +957,7 @@ def test_stage1_from_starts_at_stage_2_with_that_encoder_and_decoder(undisturbed
     state, source = (checkpoint.load(folder) for folder in (tmp_path / "ck" / "last.pt", undisturbed / "stage1.pt"))
     assert {line["stage"] for line in records(tmp_path / "ck")} == {2}
     for name, value in source["ema"].items():
-        if name.startswith(("encoder.", "decoder.trunk.", "decoder.head.")):
+        if name.startswith(("encoder.", "decoder.")):
             assert torch.equal(state["weights"][name], value), name
 
 
