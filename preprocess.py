@@ -17,7 +17,7 @@ import re
 import shlex
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from continuation import audio, containers, files, manifests
+from continuation import audio, files, manifests
 from continuation.cli import (
     INTERRUPTED,
     HelpFormatter,
@@ -40,6 +40,7 @@ from continuation.cli import (
     up_to_a_day,
 )
 from continuation.signals import StopSignals
+from continuation.song_files import find_songs
 from continuation.song_workers import Settings, Song, file_sha256, run_workers, song_id
 
 # Tokens a second of every preset but tiny, which has 10: a chunk must hold a whole number.
@@ -180,46 +181,6 @@ def is_as_it_was(line: dict, song: Song) -> bool:
     """Tell whether the file has the size and time of its line. Raises OSError when it cannot be read."""
     status = os.stat(song.path)
     return (status.st_size, status.st_mtime_ns) == (line["size"], line["mtime"])
-
-
-# ---------------------------------------------------------------------------------------------------
-# The input folder
-
-
-def find_songs(folder: Path, skipped_folder: Path) -> tuple[list[str], bool]:
-    """Return (sources, complete): the relative paths of all audio files, sorted; whether all folders could be read.
-
-    A file without an audio file's suffix is recognised by its first bytes; such files are printed. Linked folders are
-    followed, after all real ones, and each real folder is entered once.
-    """
-    seen = {os.path.realpath(skipped_folder)}
-    folders, links = deque([""]), deque()
-    sources, by_content, is_complete = [], [], True
-    while folders or links:
-        here = folders.popleft() if folders else links.popleft()
-        real = os.path.realpath(os.path.join(folder, here))
-        if real in seen:
-            continue
-        seen.add(real)
-        try:
-            names = sorted(os.listdir(real))
-        except OSError as error:
-            print(f"warning: folder {here!r} is left out: {error.strerror}", file=sys.stderr)
-            is_complete = False
-            continue
-        for name in names:
-            path, source = os.path.join(folder, here, name), f"{here}/{name}".lstrip("/")
-            if os.path.isdir(path):
-                (links if os.path.islink(path) else folders).append(source)
-            elif os.path.splitext(name)[1].lower() in audio.AUDIO_SUFFIXES:
-                sources.append(source)
-            elif containers.begins_as_audio(path):
-                by_content.append(source)
-    if by_content:
-        shown = ", ".join(repr(source) for source in sorted(by_content)[:LISTED_REJECTIONS])
-        more = ", ..." if len(by_content) > LISTED_REJECTIONS else ""
-        print(f"audio by content and not by name, read too: {len(by_content)} ({shown}{more})")
-    return sorted(sources + by_content), is_complete
 
 
 # ---------------------------------------------------------------------------------------------------
