@@ -38,7 +38,16 @@ import numpy as np
 from tqdm import tqdm
 
 from continuation import audio, files, manifests, signals
-from continuation.cli import INTERRUPTED, HelpFormatter, UsageError, listed, make_folder, one_line, steady_output
+from continuation.cli import (
+    INTERRUPTED,
+    HelpFormatter,
+    UsageError,
+    add_debug_flag,
+    listed,
+    make_folder,
+    print_error,
+    steady_output,
+)
 from continuation.dataset import SPLITS, known_by_group, read_meta
 from continuation.fingerprint import find_same_music, read_fingerprint
 
@@ -67,6 +76,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--min_rms_db", type=float, default=-60.0, help="drop pairs with a quieter input or target, dBFS")
     add("--seed", type=int, default=0, help="another seed draws another split")
     add("--plot", action="store_true", help="draw hours, loudness, silence and tempo to DS/dataset.png")
+    add_debug_flag(parser)
     args = parser.parse_args(argv)
     if args.val_fraction + args.test_fraction >= 1:
         parser.error("--val_fraction and --test_fraction leave nothing to train on: their sum must be below 1")
@@ -412,10 +422,10 @@ def main(args: argparse.Namespace) -> int:
         print("interrupted: run the same command again", file=sys.stderr)
         return INTERRUPTED
     except UsageError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error, args.debug)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or args.dataset_folder}: {error.strerror or error}", file=sys.stderr)
+        print_error(f"{error.filename or args.dataset_folder}: {error.strerror or error}", args.debug)
         return 1
 
 

@@ -25,10 +25,12 @@ from continuation.cli import (
     INTERRUPTED,
     HelpFormatter,
     UsageError,
+    add_debug_flag,
     listed,
     make_folder,
     not_negative_float,
     one_line,
+    print_error,
     repetitions,
     seed_number,
     steady_output,
@@ -100,6 +102,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
         help="auto: bf16 or else fp16 on CUDA, fp32 on the CPU",
     )  # fmt: skip
+    add_debug_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -358,7 +361,8 @@ def continue_all(tasks: list[Task], model, precision, args: argparse.Namespace) 
             check_task(task, args)
             continue_task(task, model, precision, args)
         except SONG_ERRORS as error:
-            tqdm.write(f"warning: {one_line(error)}", file=sys.stderr)
+            with tqdm.external_write_mode():
+                print_error(error, args.debug)
             failed.append(str(task.source))
     if failed:
         print(f"error: {len(failed)} of {len(tasks)} songs are not continued: {listed(failed)}", file=sys.stderr)
@@ -383,13 +387,13 @@ def main(args: argparse.Namespace) -> int:
         print("interrupted: run the same command again", file=sys.stderr)
         return INTERRUPTED
     except UsageError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error, args.debug)
         return 2
     except (audio.AudioError, OSError, FloatingPointError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error, args.debug)
         return 1
     except torch.cuda.OutOfMemoryError:
-        print("error: the GPU has not enough free memory: try --device cpu", file=sys.stderr)
+        print_error("the GPU has not enough free memory: try --device cpu", args.debug)
         return 1
 
 

@@ -30,12 +30,14 @@ from continuation.cli import (
     INTERRUPTED,
     HelpFormatter,
     UsageError,
+    add_debug_flag,
     environment_int,
     listed,
     make_folder,
     one_line,
     positive_float,
     positive_int,
+    print_error,
     steady_output,
     up_to_a_day,
 )
@@ -73,6 +75,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="OUT was made of another folder: remove its songs that IN lacks, replace those that differ")  # fmt: skip
     add("--verify", action="store_true", help="compare what is there with its checksums, do again what differs")
     add("--plot", action="store_true", help="draw the waveforms of a few songs to OUT/waveforms.png")
+    add_debug_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -388,10 +391,10 @@ def main(args: argparse.Namespace) -> int:
     try:
         return run(args)
     except UsageError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error, args.debug)
         return 2
     except OSError as error:
-        print(f"error: cannot write to {args.output_folder}: {error.strerror or error}", file=sys.stderr)
+        print_error(f"cannot write to {args.output_folder}: {error.strerror or error}", args.debug)
         return 1
 
 

@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import sys
+import traceback
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -103,6 +104,18 @@ def one_line(text: object) -> str:
 def print_note(line: str) -> None:
     """Print one line to stderr at once, with foreign text made harmless."""
     print(one_line(line), file=sys.stderr, flush=True)
+
+
+def add_debug_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error before its sentence")
+
+
+def print_error(sentence: object, debug: bool) -> None:
+    """Print to stderr the one sentence of the exception that is being handled, and to `debug` its traceback first."""
+    if debug:
+        for line in traceback.format_exc().splitlines():
+            print_note(line)
+    print_note(f"error: {sentence}")
 
 
 class SteadyStream:
