@@ -92,7 +92,19 @@ def make_folder(path: Path, flag: str) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"{flag}: a file is in the place of the folder {path}, or of one above it") from None
+        raise _file_in_place(path, flag) from None
+
+
+def existing_folder(path: Path, flag: str) -> Path:
+    """Return the folder that a flag names, or the lowest one above it that is there; UsageError as `make_folder`."""
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not there.is_dir():
+        raise _file_in_place(path, flag)
+    return there
+
+
+def _file_in_place(path: Path, flag: str) -> UsageError:
+    return UsageError(f"{flag}: a file is in the place of the folder {path}, or of one above it")
 
 
 def one_line(text: object) -> str:
