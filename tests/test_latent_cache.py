@@ -10,7 +10,7 @@ from continuation.cli import UsageError
 from continuation.latent_cache import LatentCache
 from continuation.windows import PairItems, PairSampler
 
-SHAPES = {"context": SHAPE, "copies": (7, 3, 5), "target": SHAPE, "levels": (3, 5)}
+SHAPES = {"context": SHAPE, "outlook": (6, 5), "target": SHAPE, "levels": (3, 5)}
 
 
 @pytest.fixture
@@ -21,7 +21,8 @@ def cache(tmp_path) -> LatentCache:
     rng = np.random.default_rng(0)
     for variant in range(2):
         for part in cache.PARTS:
-            latents = rng.standard_normal((7, *cache.shapes[part])) * [[1.0], [5.0], [1.0]] + [[0.0], [2.0], [0.0]]
+            latents = rng.standard_normal((7, *cache.shapes[part]))
+            latents[:, 1] = 5 * latents[:, 1] + 2
             np.save(cache.path(part, variant), latents.astype(np.float16))
         (cache.folder / "key.json").write_text(cache.index(variant))
     return cache

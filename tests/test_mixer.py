@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from continuation.mixer import PULL, Mixer, agreement, expected
+from continuation.mixer import LEAST_ERROR, PULL, TRUST, Mixer, agreement, expectation, past_error
 from continuation.repetition import Copies, find_copies
 from continuation.spectral import STEP_FRAMES, BandLevels, band_edges, interpolation, pooling
 from model import ContinuationModel, make_model, with_overrides
@@ -32,10 +32,13 @@ def mixer() -> Mixer:
     return Mixer(BINS)
 
 
-def copies_of(*similarity: tuple[float, float]) -> Copies:
-    """Of one silent context, as similar as is said, in sound and in onsets."""
-    lags = 6000 + 1000 * torch.arange(len(similarity))[None]
-    return Copies(torch.zeros(1, 1, LENGTH), lags, torch.tensor([similarity]), HOP)
+LAGS = (12, 15, 17)  # in steps
+
+
+def copies_of(*similarity: tuple[float, float], lags: tuple[int, ...] = LAGS) -> Copies:
+    """Of one context, whose sound is not told, as similar as is said, in sound and in onsets."""
+    samples = STEP_FRAMES * HOP * torch.tensor([lags[: len(similarity)]])
+    return Copies(torch.zeros(1, 1, LENGTH), samples, torch.tensor([similarity]), HOP)
 
 
 # ---- bands ----
@@ -99,19 +102,94 @@ def test_steps_are_interpolated_to_frames_and_the_last_may_be_short(frames):
 # ---- which sources are played ----
 
 
-def test_what_is_expected_is_the_mean_of_the_copies_weighted_by_their_similarity():
-    levels, copies = noise(1, 3, BANDS, STEPS), copies_of((0.9, 0.6), (0.2, 0.3), (0.0, 0.0))
-    trust = [math.exp(2 * rhythm) / (1.02 - sound**2) for sound, rhythm in copies.similarity[0].tolist()]
-    weights = torch.tensor(trust) / sum(trust)
-    assert weights[0] > 0.6  # that is, by far more than a mean
-    assert torch.allclose(agreement(copies)[0], weights, atol=1e-5)
-    assert torch.allclose(expected(levels, copies)[0], (weights[:, None, None] * levels[0]).sum(0), atol=1e-5)
+def periodic(x: torch.Tensor, steps: int) -> torch.Tensor:
+    """The beginning of x (..., steps) over and over."""
+    return x[..., torch.arange(x.shape[-1]) % steps]
+
+
+EQUAL = copies_of((0.5, 0.5), (0.5, 0.5), (0.5, 0.5))
+
+
+@pytest.mark.parametrize("copy", [0, 1, 2])
+def test_past_error_is_the_least_at_the_lag_of_a_context_that_repeats_itself(copy):
+    error = past_error(periodic(noise(1, BANDS, STEPS), LAGS[copy]), EQUAL)
+    assert error.shape == (1, 3, BANDS)
+    assert torch.equal(error[:, copy], torch.full((1, BANDS), LEAST_ERROR))
+    others = [other for other in range(3) if other != copy]
+    assert error[:, others].min() > 10 * LEAST_ERROR
+
+
+def test_past_error_is_the_mean_distance_of_levels_from_those_a_lag_before():
+    rising = torch.arange(float(STEPS)).expand(1, BANDS, STEPS) / STEPS
+    expected = torch.tensor(LAGS)[:, None].expand(3, BANDS) / STEPS
+    assert torch.allclose(past_error(rising, EQUAL)[0], expected)
+
+
+def test_past_error_leaves_out_what_would_lie_before_the_context():
+    """Its last steps are its first: a lag of all but these has no error, whatever the steps between."""
+    past = noise(1, BANDS, STEPS)
+    past[..., -5:] = past[..., :5]
+    error = past_error(past, copies_of((0.5, 0.5), lags=(STEPS - 5,)))
+    assert torch.equal(error, torch.full((1, 1, BANDS), LEAST_ERROR))
+
+
+def test_past_error_is_measured_at_the_end_of_a_context():
+    """Over the last 60 of 75 steps: a lag of 12 steps does not hear the first three, one of 15 steps does."""
+    past = noise(1, BANDS, STEPS)
+    changed = past.clone()
+    changed[..., :3] += 9
+    plain, other = past_error(past, EQUAL), past_error(changed, EQUAL)
+    assert torch.equal(plain[:, 0], other[:, 0])
+    assert (other[:, 1] > plain[:, 1]).all()
+
+
+def test_copies_are_weighed_by_a_power_of_their_error_and_weights_add_up_to_1():
+    error = 0.1 + noise(2, 3, BANDS).abs()
+    weights = agreement(error)
+    assert torch.allclose(weights.sum(1), torch.ones(2, BANDS))
+    assert torch.allclose(weights[:, 0] / weights[:, 1], (error[:, 1] / error[:, 0]) ** TRUST, rtol=1e-3)
+
+
+def test_every_band_trusts_the_copy_at_whose_lag_it_has_repeated_itself():
+    low, high = BANDS // 3, BANDS - BANDS // 3
+    past = torch.cat([periodic(noise(1, low, STEPS), LAGS[1]), periodic(noise(1, high, STEPS), LAGS[2])], dim=1)
+    weights = agreement(past_error(past, EQUAL))
+    assert weights[:, 1, :low].min() > 0.999
+    assert weights[:, 2, low:].min() > 0.999
+
+
+def test_outlook_is_the_weighted_mean_of_the_copies_levels_and_the_mean_distance_from_it():
+    levels, weights = torch.tensor([1.0, 2.0, 4.0]).expand(BANDS, STEPS, 3).movedim(-1, 0), torch.empty(3, BANDS)
+    weights[:, 0], weights[:, 1:] = torch.tensor([0.0, 0.5, 0.5]), torch.tensor([0.2, 0.8, 0.0])[:, None]
+    mean, spread = expectation(levels[None], weights[None])
+    assert mean.shape == spread.shape == (1, BANDS, STEPS)
+    assert torch.allclose(mean[0, :, 0], torch.tensor([3.0] + (BANDS - 1) * [1.8]))
+    assert torch.allclose(spread[0, :, 0], torch.tensor([1.0] + (BANDS - 1) * [0.32]))
+
+
+def test_copies_that_are_alike_agree():
+    levels = noise(1, 1, BANDS, STEPS)
+    mean, spread = expectation(levels.expand(1, 3, -1, -1), agreement(0.1 + noise(1, 3, BANDS, seed=1).abs()))
+    assert torch.allclose(mean, levels[:, 0], atol=1e-5)
+    assert spread.abs().max() < 1e-5
 
 
 def test_shares_add_up_to_1_and_grow_with_similarity_and_most_for_the_loop():
-    own, loop, twin, worse = Mixer.shares(copies_of((0.5, 0.5), (0.5, 0.5), (0.3, 0.5)))[0].tolist()
+    shares = Mixer.shares(copies_of((0.5, 0.5), (0.5, 0.5), (0.3, 0.5)), torch.ones(1, 3, BANDS))
+    assert shares.shape == (1, 4, BANDS)
+    own, loop, twin, worse = shares[0, :, 0].tolist()
     assert own + loop + twin + worse == pytest.approx(1)
     assert loop > twin > worse > own
+    assert torch.equal(shares, shares[..., :1].expand_as(shares))
+
+
+def test_shares_of_a_band_grow_as_its_past_error_falls():
+    error = torch.full((1, 3, BANDS), 0.5)
+    error[:, 1, 3], error[:, 2, 5] = 0.2, 1.0
+    shares = Mixer.shares(EQUAL, error)[0]
+    assert torch.allclose(shares.sum(0), torch.ones(BANDS))
+    assert shares[2, 3] > 0.9 and shares[2, 4] < 0.2
+    assert shares[3, 5] < 0.01 and shares[3, 4] > 0.05
 
 
 def test_mixer_has_no_weights(mixer):
@@ -132,36 +210,55 @@ def test_what_repeats_itself_is_played_as_it_was(model):
 @torch.no_grad()
 def test_lone_perfect_copy_among_poor_ones_is_played_to_the_bin(mixer):
     sources = mixer_noise(4)
-    mixed = mixer(sources, copies_of((1.0, 1.0), (0.1, 0.1), (0.1, 0.1)))
+    mixed = mixer(sources, periodic_spectrum(LAGS[0]), copies_of((1.0, 1.0), (0.1, 0.1), (0.1, 0.1)))
     error = (mixed - sources[:, 1]).abs().square().mean()
     assert error < 0.02 * sources[:, 1].abs().square().mean()
 
 
-def mixer_noise(sources: int, channels: int = 1) -> torch.Tensor:
-    """Independent noises of typical power: (1, sources, channels, bins, frames)."""
-    real, imaginary = noise(2, 1, sources, channels, BINS, STEPS * STEP_FRAMES) / math.sqrt(2)
+@torch.no_grad()
+def test_bands_that_repeat_themselves_at_different_lags_each_play_their_copy(mixer):
+    """Copies that are equally similar on the whole: the loop is played where nothing speaks for another."""
+    sources, middle = mixer_noise(4), band_edges(BINS)[BANDS // 2]
+    past = torch.cat([periodic_spectrum(LAGS[1])[:, :, :middle], periodic_spectrum(LAGS[2])[:, :, middle:]], dim=2)
+    mixed = mixer(sources, past, EQUAL)
+    for copy, bins in ((2, slice(0, middle - 10)), (3, slice(middle + 10, None))):
+        played = sources[:, copy, :, bins]
+        assert (mixed[:, :, bins] - played).abs().square().mean() < 0.02 * played.abs().square().mean()
+
+
+def periodic_spectrum(steps: int) -> torch.Tensor:
+    """Spectrum of a context of noise that repeats itself after so many steps: (1, 1, bins, frames)."""
+    return periodic(mixer_noise(1)[:, 0], steps * STEP_FRAMES)
+
+
+def mixer_noise(sources: int, seed: int = 0) -> torch.Tensor:
+    """Independent noises of typical power: (1, sources, 1, bins, frames)."""
+    real, imaginary = noise(2, 1, sources, 1, BINS, STEPS * STEP_FRAMES, seed=seed) / math.sqrt(2)
     return torch.complex(real, imaginary) * BandLevels(BINS).typical_power.sqrt()
 
 
 # ---- levels ----
 
 ALIKE = copies_of((0.9, 0.9), (0.9, 0.9))
+SILENCE = torch.zeros(1, 1, BINS, STEPS * STEP_FRAMES, dtype=torch.cfloat)  # a past that says nothing
 
 
 @torch.no_grad()
 def test_levels_that_the_copies_agree_on_leave_the_mix_as_it_is_without_levels(mixer):
     sources = mixer_noise(3)
-    levels = expected(mixer.bands(sources)[:, 1:], ALIKE)
-    assert torch.allclose(mixer(sources, ALIKE, levels), mixer(sources, ALIKE), atol=1e-5)
-    last = mixer(sources, ALIKE, levels[..., -10:])
-    assert torch.allclose(last, mixer(sources, ALIKE), atol=1e-5)
+    past = mixer_noise(1)[:, 0]
+    weights = agreement(past_error(mixer.bands(past), ALIKE))
+    levels, _ = expectation(mixer.bands(sources)[:, 1:], weights)
+    plain = mixer(sources, past, ALIKE)
+    assert torch.allclose(mixer(sources, past, ALIKE, levels), plain, atol=1e-5)
+    assert torch.allclose(mixer(sources, past, ALIKE, levels[..., -10:]), plain, atol=1e-5)
 
 
 @torch.no_grad()
 def test_copies_of_one_level_are_played_as_they_are(mixer):
     swell = 0.3 * torch.sin(torch.arange(STEPS) / STEPS * 6.2832)
     sources = spectra(swell, swell, swell)
-    assert torch.allclose(mixer(sources, ALIKE), sources[:, 1], rtol=1e-3, atol=1e-4)
+    assert torch.allclose(mixer(sources, SILENCE, ALIKE), sources[:, 1], rtol=1e-3, atol=1e-4)
 
 
 @torch.no_grad()
@@ -172,7 +269,7 @@ def test_wanted_levels_lead_the_mix_by_a_share_of_the_way_band_by_band(mixer):
     swell = 0.2 * torch.sin(torch.arange(STEPS) / STEPS * 6.2832 * 2)
     wanted = mixer.bands(sources)[:, 1].clone()
     wanted[:, BANDS // 2 :] += swell
-    found = mixer.bands(mixer(sources, ALIKE, wanted)[:, None])[0, 0]
+    found = mixer.bands(mixer(sources, SILENCE, ALIKE, wanted)[:, None])[0, 0]
     led = found[BANDS // 2 + 2 :, 1:-1] - found[BANDS // 2 + 2 :].mean()
     assert torch.allclose(led, PULL * swell[1:-1].expand_as(led), atol=0.02)
     assert torch.allclose(found[: BANDS // 2 - 2], torch.zeros(()), atol=0.02)
@@ -198,7 +295,7 @@ def test_wanted_levels_are_those_of_the_last_steps_and_before_them_the_copies_le
     flat = torch.zeros(STEPS)
     sources = spectra(flat, flat, flat)
     wanted = mixer.bands(sources)[:, 1, :, -25:] + 0.2 * torch.sin(torch.arange(25) / 4)
-    found = mixer.bands(mixer(sources, ALIKE, wanted)[:, None])[0, 0]
+    found = mixer.bands(mixer(sources, SILENCE, ALIKE, wanted)[:, None])[0, 0]
     assert found[:, :48].std(-1).max() < 1e-3
     assert found[:, 50:].std(-1).min() > 0.03
 
@@ -211,7 +308,7 @@ def test_no_level_is_led_by_more_than_6_db(mixer, distance):
     sources = spectra(flat, flat, flat)
     wanted = mixer.bands(sources)[:, 1].clone()
     wanted[..., 40:44] += distance
-    found = mixer.bands(mixer(sources, ALIKE, wanted)[:, None])[0, 0]
+    found = mixer.bands(mixer(sources, SILENCE, ALIKE, wanted)[:, None])[0, 0]
     change = found[:, 41:43].mean() - found[:, :30].mean()
     assert abs(change.item()) == pytest.approx(0.7, abs=0.05)
 
@@ -225,10 +322,24 @@ def test_every_band_gets_the_power_that_the_copies_have(mixer):
     sources, tilt = mixer_noise(4), torch.linspace(1, 0.3, BINS)[:, None]
     sources = torch.cat([5 * sources[:, :1], tilt * sources[:, 1:]], dim=1)
     copies = copies_of((0.6, 0.6), (0.6, 0.6), (0.6, 0.6))
-    power = (mixer.bands.power(x).mean(-1) for x in (mixer(sources, copies), sources[:, 1:].mean(1), sources[:, 1:]))
+    power = (
+        mixer.bands.power(x).mean(-1)
+        for x in (mixer(sources, SILENCE, copies), sources[:, 1:].mean(1), sources[:, 1:])
+    )
     mixed, added, each = power
     assert torch.allclose(mixed[0], each[0].mean(0), rtol=0.1)
     assert (added < 0.5 * each.mean(1)).all()
+
+
+@torch.no_grad()
+def test_power_of_a_band_is_that_of_the_copies_it_trusts(mixer):
+    sources, weights = mixer_noise(3), torch.zeros(1, 2, BANDS)
+    sources = sources * torch.tensor([1.0, 0.5, 2.0])[:, None, None, None]
+    weights[:, 0, : BANDS // 2], weights[:, 1, BANDS // 2 :] = 1, 1
+    mixed = mixer_noise(1, seed=1)[:, 0]
+    power = mixer.bands.power(mixed * mixer.power_correction(sources, mixed, weights)).mean(-1)[0, 0]
+    assert torch.allclose(power[: BANDS // 2 - 2], torch.tensor(0.25), rtol=0.2)
+    assert torch.allclose(power[BANDS // 2 + 2 :], torch.tensor(4.0), rtol=0.2)
 
 
 @torch.no_grad()
@@ -237,7 +348,7 @@ def test_power_is_corrected_by_no_more_than_a_neper(mixer):
     copy = mixer_noise(1)
     sources = torch.cat([torch.zeros_like(copy), copy, -0.9 * copy], dim=1)
     mixed = 0.05 * copy[:, 0]
-    again = mixed * mixer.power_correction(sources, mixed, ALIKE)
+    again = mixed * mixer.power_correction(sources, mixed, torch.full((1, 2, BANDS), 0.5))
     assert torch.allclose(again, math.e * mixed, rtol=1e-3)
 
 
