@@ -6,22 +6,23 @@ Shapes, everywhere in this file:
     x        (batch, channels, samples)             audio in -1..1
     frames   (batch, width, frames)                 100 a second
     latents  (batch, latent_channels, latents)      one a frame (legacy: one in 40 samples)
-    context  (batch, latent_channels, 3 * latents)  of what was heard; a guess at what follows; the repetition
-    tokens   (batch, tokens, core_width)            25 a second (tiny: 10)
+    levels   (batch, rows, steps)                   log magnitudes in bands of mid and side, 25 a second
+    tokens   (batch, tokens, core_width)            25 a second (tiny: 12.5)
 
-Three parts: the encoder (convolution and pooling), the core (a transformer over latents, then convolutions) and the
-decoder, which mixes its own sound with copies of the sound that was heard (repetition.py, mixer.py).
+Three parts: the encoder (convolution and pooling), the core (a transformer over latents and levels) and the decoder,
+which plays copies of the sound that was heard beside its own, at the levels that the core predicts (repetition.py,
+mixer.py).
 Two outputs: the reconstruction decode(encode(x)) and the decoded prediction of what follows x.
 """
 
-import math
 from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from continuation import checkpoint
+from continuation import checkpoint, model_tables
+from continuation.context import Context, Prediction
 from continuation.layers import (
     CONTEXT_LEVEL,
     FRAME_RATE_HZ,
@@ -30,22 +31,22 @@ from continuation.layers import (
     ChannelNorm,
     blocks,
     crossfade,
-    typical_magnitude,
+    without_autocast,
 )
 from continuation.legacy import LEGACY_HOP, LegacyCore, LegacyDecoder, LegacyEncoder
-from continuation.mixer import Mixer
-from continuation.repetition import Copies, find_copies, long_term_prediction, loop
-from continuation.spectral import ISTFTHead, stft
+from continuation.mixer import Mixer, agreement, expectation, past_error
+from continuation.repetition import Copies, find_copies
+from continuation.spectral import STEP_FRAMES, ISTFTHead, band_edges
+from continuation.stems import LongStem, Stem
+from continuation.transformer import TransformerBlock, patchify, rotary_angles, unpatchify
 
-LONG_WINDOW_HOPS = 16  # of the encoder's second look, that tells neighbouring partials apart
 JOIN_SHARE = 0.1  # of the context, its end, is decoded together with the prediction
 FADE_SECONDS = 0.02
 SEED_STRIDE = 0x9E3779B1  # between the noises of a long continuation; odd and far from small numbers
-VELOCITY_BLOCKS = 4  # of the core's head, at the latent rate
-VELOCITY_REACH = 30  # latents that they see to each side
+VELOCITY_BLOCKS = 2  # of the core's head, at the latent rate
+TIME_FEATURES = 128
 SAMPLING_STEPS = 8
 GUIDANCE = 1.0
-GUIDANCE_RESCALE = 0.7
 
 PRESET_NAMES = ("legacy", "tiny", "base", "large")
 RANGES = {  # of the whole numbers of a config, both ends included
@@ -83,6 +84,8 @@ class ModelConfig:
         token_samples = self.latent_samples * (1 if self.is_legacy else self.latents_per_token)
         if self.chunk_samples % token_samples:
             raise ValueError(f"a chunk of {self.chunk_samples} samples is no multiple of {token_samples}")
+        if not self.is_legacy and self.latents_per_token % STEP_FRAMES:
+            raise ValueError(f"latents_per_token {self.latents_per_token} must be a multiple of {STEP_FRAMES}")
         if self.core_width % (2 * self.core_heads):
             raise ValueError(f"core_width {self.core_width} must be a multiple of 2 x core_heads {self.core_heads}")
         if self.objective not in ("flow", "mse"):
@@ -128,9 +131,16 @@ class ModelConfig:
         return self.chunk_samples // self.latent_samples
 
     @property
-    def context_latents(self) -> int:
-        """Latents of all that the core is told: what was heard and, but for legacy, two hints at what follows."""
-        return self.chunk_latents * (1 if self.is_legacy else 3)
+    def level_rows(self) -> int:
+        """Rows of the levels: bands of every channel."""
+        return self.channels * (len(band_edges(WINDOW_HOPS * self.hop // 2 + 1)) - 1)
+
+    @property
+    def pair_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what stage 2 learns from, see ContinuationModel.encode_pair."""
+        latents = (self.latent_channels, self.chunk_latents)
+        levels = (self.level_rows, self.chunk_latents // STEP_FRAMES)
+        return {"context": latents, "outlook": (2 * levels[0], levels[1]), "target": latents, "levels": levels}
 
 
 PRESETS = {
@@ -141,7 +151,7 @@ PRESETS = {
     "tiny": ModelConfig(
         preset="tiny", sample_rate=12000, chunk_samples=120000, encoder_widths=(128, 128), encoder_blocks=(1, 2),
         decoder_widths=(128, 128), decoder_blocks=(2, 2), core_layers=3, core_width=192, core_heads=3,
-        core_dropout=0.0, latents_per_token=10,
+        core_dropout=0.1, latents_per_token=8,
     ),
     "base": ModelConfig(),
     "large": ModelConfig(
@@ -152,61 +162,6 @@ PRESETS = {
 
 
 # Encoder and decoder
-
-
-class Stem(nn.Module):
-    """Audio to frames: one trainable filter bank for all channels, started as a windowed DFT. Of every bin, relative
-    to what is typical of it, the square root of the magnitude with its phase, and the magnitude's logarithm."""
-
-    def __init__(self, channels: int, hop: int, width: int):
-        super().__init__()
-        size = WINDOW_HOPS * hop
-        bins = size // 2 + 1
-        self.hop = hop
-        self.filters = nn.Conv1d(1, 2 * bins, size, stride=hop, bias=False)
-        self.filters.weight.data = self.windowed_dft(size)[:, None]
-        self.register_buffer("scale", 4 / size / typical_magnitude(bins).repeat(2, 1), persistent=False)
-        self.mix = nn.Conv1d(channels * 3 * bins, width, 1)
-
-    @staticmethod
-    def windowed_dft(size: int) -> Tensor:
-        """Real parts, then imaginary parts, of a Hann-windowed DFT: (size + 2, size)."""
-        phase = 2 * math.pi * torch.outer(torch.arange(size // 2 + 1.0), torch.arange(size) - size / 2) / size
-        window = torch.hann_window(size)
-        return torch.cat([phase.cos() * window, -phase.sin() * window])
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels, _ = x.shape
-        excess = (WINDOW_HOPS - 1) * self.hop
-        x = F.pad(x, (excess // 2, excess - excess // 2))
-        x = self.filters(x.reshape(batch * channels, 1, -1))
-        real, imaginary = (x.float() * self.scale).chunk(2, dim=1)
-        power = real.square() + imaginary.square() + 1e-4
-        compression = power ** (-1 / 4)
-        level = power.detach().log() / 4  # with its gradient, which is steep where it is quiet, training diverged
-        x = torch.cat([real * compression, imaginary * compression, level], dim=1).to(self.mix.weight.dtype)
-        return self.mix(x.reshape(batch, -1, x.shape[-1]))  # (batch, width, frames)
-
-
-class LongStem(nn.Module):
-    """Audio to frames: logarithms of magnitudes in windows of LONG_WINDOW_HOPS, relative to what is typical of each
-    bin; every WINDOW_HOPS frames are alike."""
-
-    def __init__(self, channels: int, hop: int, width: int):
-        super().__init__()
-        self.size, self.hop = LONG_WINDOW_HOPS * hop, WINDOW_HOPS * hop
-        bins = self.size // 2 + 1
-        scale = 4 / self.size / typical_magnitude(bins, LONG_WINDOW_HOPS)
-        self.register_buffer("scale", scale[:, 0], persistent=False)
-        self.mix = nn.Conv1d(channels * bins, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        excess = self.size - self.hop
-        spectrum = stft(F.pad(x, (excess // 2, excess - excess // 2)), self.size, self.hop)
-        power = (spectrum.abs() * self.scale).square()  # (batch, channels, frames, bins)
-        level = (power + 1e-4).log() / 4
-        x = self.mix(level.transpose(2, 3).flatten(1, 2).to(self.mix.weight.dtype))
-        return x.repeat_interleave(WINDOW_HOPS, dim=-1)  # (batch, width, frames)
 
 
 class Encoder(nn.Module):
@@ -250,20 +205,17 @@ class Decoder(nn.Module):
             ChannelNorm(second),
         )
         self.head = ISTFTHead(second, config.channels, config.hop)
-        self.mixer = Mixer(config.channels, self.head.bins, second)
+        self.mixer = Mixer(self.head.bins)
 
-    def forward(self, z: Tensor, copies: Copies | None = None, start: int = 0) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, z: Tensor, copies: Copies | None = None, start: int = 0, levels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Latents (batch, latent_channels, latents), the first of which stands for the samples from `start` on behind
-        the cut -> audio (batch, channels, samples), and the levels that ISTFTHead gives."""
-        hidden = self.trunk(z)
-        spectrum, levels = self.head(hidden)
+        the cut -> audio (batch, channels, samples), and the magnitudes that ISTFTHead gives. levels: see Mixer."""
+        spectrum, magnitudes = self.head(self.trunk(z))
         if copies is not None:
-            spectrum = self.mixer(*self.sources(spectrum, copies, start), hidden, copies, start)
-        return self.head.audio(spectrum), levels
-
-    def own(self) -> list[nn.Module]:
-        """What makes the decoder's own sound: all but the mixer."""
-        return [self.trunk, self.head]
+            spectrum = self.mixer(*self.sources(spectrum, copies, start), copies, levels)
+        return self.head.audio(spectrum), magnitudes
 
     def sources(self, own: Tensor, copies: Copies, start: int) -> tuple[Tensor, Tensor]:
         """Spectra that are mixed, own sound and copies, and that of the context."""
@@ -275,156 +227,83 @@ class Decoder(nn.Module):
 # The core
 
 
-def rotary_angles(positions: int, size: int, device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary position embedding (Su et al. 2021): (positions, size / 2) each."""
-    frequencies = 10000.0 ** (-torch.arange(0, size, 2, device=device).float() / size)
-    angles = torch.outer(torch.arange(positions, device=device).float(), frequencies)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    cosine, sine = (a.to(x.dtype) for a in angles)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cosine - b * sine, a * sine + b * cosine], dim=-1)
-
-
-class CoreBlock(nn.Module):
-    """Attention with rotary positions and normalised queries and keys, then SwiGLU (Shazeer 2020); both steered
-    by the flow time through one modulation shared by all blocks plus an offset of the block's own."""
-
-    def __init__(self, width: int, heads: int, layers: int, dropout: float):
-        super().__init__()
-        hidden = 64 * round(8 * width / 3 / 64)
-        self.heads, self.dropout = heads, dropout
-        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
-        self.from_heads = nn.Linear(width, width, bias=False)
-        self.to_hidden = nn.Linear(width, 2 * hidden, bias=False)
-        self.from_hidden = nn.Linear(hidden, width, bias=False)
-        self.offset = nn.Parameter(torch.tensor([0.0, 0.0, 1.0] * 2)[:, None].repeat(1, width))
-        for projection in (self.from_heads, self.from_hidden):
-            projection.weight.data /= math.sqrt(2 * layers)
-
-    def forward(self, x: Tensor, modulation: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-        shift_a, scale_a, gate_a, shift_b, scale_b, gate_b = (modulation + self.offset)[:, :, None].unbind(1)
-        x = x + gate_a * self.drop(self.attend(self.norm(x) * (1 + scale_a) + shift_a, angles))
-        return x + gate_b * self.drop(self.swiglu(self.norm(x) * (1 + scale_b) + shift_b))
-
-    def attend(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-        q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = rotate(self.norm(q), angles), rotate(self.norm(k), angles)  # (batch, heads, tokens, size)
-        return self.from_heads(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-    def swiglu(self, x: Tensor) -> Tensor:
-        gate, value = self.to_hidden(x).chunk(2, dim=-1)
-        return self.from_hidden(F.silu(gate) * value)
-
-    def drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
-
-    @staticmethod
-    def norm(x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], eps=1e-6)
-
-
-def stack(z: Tensor, count: int) -> Tensor:
-    """Neighbours into tokens: (batch, channels, tokens x count) -> (batch, tokens, count x channels)."""
-    return z.transpose(1, 2).unflatten(1, (-1, count)).flatten(2)
-
-
-def unstack(tokens: Tensor, count: int) -> Tensor:
-    """(batch, tokens, count x channels) -> (batch, channels, tokens x count)."""
-    return tokens.unflatten(-1, (count, -1)).flatten(1, 2).transpose(1, 2)
-
-
-class VelocityHead(nn.Module):
-    """The last part of the core: ConvNeXt blocks at the latent rate, since tokens are too coarse to take the noise
-    off single latents. They see what the target's tokens say, the noisy latents, the hints and, in front of the cut,
-    the end of the context."""
+class FlowHead(nn.Module):
+    """Velocity of the flow at the latent rate: ConvNeXt blocks that see the noisy latents, the flow time, and what
+    the tokens say (a small denoiser behind a transformer that runs once, after Li et al. 2024)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         width, channels = config.core_width // 2, config.latent_channels
         self.latents_per_token = config.latents_per_token
         self.from_tokens = nn.Linear(config.core_width, config.latents_per_token * width)
-        self.from_latents = nn.Conv1d(3 * channels + 1, width, 1)
+        self.from_latents = nn.Conv1d(channels, width, 1)
+        self.from_time = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
         self.blocks = blocks(width, VELOCITY_BLOCKS)
         self.norm = ChannelNorm(width)
         self.to_velocity = nn.Conv1d(width, channels, 1)
+        nn.init.zeros_(self.to_velocity.weight)
+        nn.init.zeros_(self.to_velocity.bias)
 
-    def forward(self, tokens: Tensor, noisy: Tensor, hints: Tensor, before: Tensor) -> Tensor:
-        """Of the target's normalised tokens (batch, tokens, core_width), its noisy latents at unit variance (batch,
-        latent_channels, latents), both hints in their places (batch, 2 * latent_channels, latents), and as many of
-        the context's latents as are seen."""
-        edge = before.shape[-1]  # the last channel says whose place it is, the context's or the target's
-        before = torch.cat([F.pad(before, (0, 0, 0, hints.shape[1])), torch.ones_like(before[:, :1])], dim=1)
-        here = torch.cat([noisy, hints, torch.zeros_like(noisy[:, :1])], dim=1)
-        said = unstack(self.from_tokens(tokens), self.latents_per_token)
-        x = self.from_latents(torch.cat([before, here], dim=-1)) + F.pad(said, (edge, 0))
-        return self.to_velocity(self.norm(self.blocks(x)[..., edge:]))
-
-
-class AttentionCore(nn.Module):
-    """Velocity of the flow: transformer over [context latents | target latents], neighbours stacked into tokens, then
-    a convolutional head at the latent rate. Both are also given two hints in the target's places, the context's guess
-    and its repetition, so that the beat need not be counted."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        width, stacked = config.core_width, config.latent_channels * config.latents_per_token
-        self.config = config
-        self.from_context = nn.Linear(stacked, width)
-        self.from_target = nn.Linear(stacked, width)
-        self.from_hints = nn.Linear(2 * stacked, width, bias=False)
-        self.no_context = nn.Parameter(torch.randn(width) * 0.02)
-        self.from_time = nn.Sequential(nn.Linear(128, width), nn.SiLU(), nn.Linear(width, 6 * width))
-        layers = config.core_layers
-        self.blocks = nn.ModuleList(
-            CoreBlock(width, config.core_heads, layers, config.core_dropout) for _ in range(layers)
-        )
-        self.head = VelocityHead(config)
-        for layer in (self.from_time[-1], self.head.to_velocity):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, noisy: Tensor, context: Tensor, time: Tensor, heard: Tensor | None = None) -> Tensor:
-        """Velocity at `time` (batch,), 0 noise .. 1 music, as (batch, latent_channels, latents).
-
-        Blocks and head see inputs of unit variance and say only what a linear guess of the velocity lacks, with unit
-        variance too (preconditioning after Karras et al. 2022): the one for music of unit variance around the
-        context's guess. They need not carry noise and guess to the output.
-        `heard` (batch,), 0..1, default 1: the share of the context's own latents, counted back from the cut, that is
-        not replaced by the null vector; 0 is 'no context' and no hints either.
-        """
-        heard = torch.ones_like(time) if heard is None else heard
-        count = self.config.latents_per_token
-        own, *hints = context.chunk(3, dim=-1)
-        guess, repetition = (hint * (heard > 0)[:, None, None] for hint in hints)
-        hints = torch.cat([guess, repetition], dim=1)
-        own = stack(own, count)
-        age = torch.arange(own.shape[1], 0, -1, device=own.device) / own.shape[1]
-        is_heard = (age <= heard[:, None])[:, :, None]
-        tokens = self.from_context(own)
-        tokens = torch.where(is_heard, tokens, self.no_context.to(tokens.dtype))
-        own = unstack(own * is_heard, count)
-        t = time[:, None, None]
-        spread = (t.square() + (1 - t).square()).sqrt()  # of noisy latents, where music and noise have unit variance
-        target = self.from_target(stack(noisy / spread, count)) + self.from_hints(stack(hints, count))
-        tokens = torch.cat([tokens, target], dim=1)
-        modulation = self.from_time(self.embed_time(time)).unflatten(-1, (6, -1))
-        angles = rotary_angles(tokens.shape[1], self.config.core_width // self.config.core_heads, tokens.device)
-        for block in self.blocks:
-            tokens = block(tokens, modulation, angles)
-        said = CoreBlock.norm(tokens[:, -tokens.shape[1] // 2 :])
-        rest = self.head(said, noisy / spread, hints, own[..., -VELOCITY_REACH:])
-        linear = ((2 * t - 1) * noisy + (1 - t) * guess) / spread.square()
-        return linear + rest / spread
+    def forward(self, noisy: Tensor, tokens: Tensor, time: Tensor) -> Tensor:
+        """Velocity at `time` (batch,), 0 noise .. 1 music, of the noisy latents (batch, latent_channels, latents)."""
+        token_features = unpatchify(self.from_tokens(tokens), self.latents_per_token)
+        x = self.from_latents(noisy) + token_features + self.from_time(self.embed_time(time))[:, :, None]
+        return self.to_velocity(self.norm(self.blocks(x)))
 
     @staticmethod
     def embed_time(time: Tensor) -> Tensor:
-        """Sines and cosines of the flow time: (batch,) -> (batch, 128)."""
-        frequencies = 1000.0 ** (torch.arange(64, device=time.device) / 63)
-        angles = time[:, None] * frequencies
+        """Sines and cosines of the flow time: (batch,) -> (batch, TIME_FEATURES)."""
+        half = TIME_FEATURES // 2
+        angles = time[:, None] * 1000.0 ** (torch.arange(half, device=time.device) / (half - 1))
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class Core(nn.Module):
+    """Predict what follows: a transformer over [context latents | outlook], neighbours patched into tokens. The
+    outlook, what the copies let expect, lies in the target's place. The tokens there say by how much the levels will
+    differ from it, and steer the flow of the latents."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        width, self.latents_per_token = config.core_width, config.latents_per_token
+        self.steps_per_token = config.latents_per_token // STEP_FRAMES
+        rows = config.level_rows * self.steps_per_token
+        self.from_context = nn.Linear(config.latent_channels * config.latents_per_token, width)
+        self.from_outlook = nn.Linear(2 * rows, width)
+        self.no_context = nn.Parameter(torch.randn(width) * 0.02)
+        self.angle_size = width // config.core_heads
+        self.blocks = nn.ModuleList(
+            TransformerBlock(width, config.core_heads, config.core_layers, config.core_dropout)
+            for _ in range(config.core_layers)
+        )
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.to_levels = nn.Linear(width, rows)
+        self.head = FlowHead(config)
+        nn.init.zeros_(self.to_levels.weight)
+        nn.init.zeros_(self.to_levels.bias)
+
+    def forward(self, context: Context, heard: Tensor | None = None) -> Tensor:
+        """Tokens of what follows: (batch, tokens, core_width). The context's latents are standardised.
+
+        heard (batch,), 0..1, default 1: the share of the context's latents, counted back from the cut, that is not
+        replaced by the null vector; 0 is 'no context' and no outlook either.
+        """
+        heard = torch.ones_like(context.latents[:, 0, 0]) if heard is None else heard
+        own = self.from_context(patchify(context.latents, self.latents_per_token))
+        age = torch.arange(own.shape[1], 0, -1, device=own.device) / own.shape[1]
+        own = torch.where((age <= heard[:, None])[:, :, None], own, self.no_context.to(own.dtype))
+        expected, spread = context.outlook.chunk(2, dim=1)
+        outlook = torch.cat([expected - expected.mean(-1, keepdim=True), spread], dim=1) * (heard > 0)[:, None, None]
+        tokens = torch.cat([own, self.from_outlook(patchify(outlook, self.steps_per_token))], dim=1)
+        angles = rotary_angles(tokens.shape[1], self.angle_size, tokens.device)
+        for block in self.blocks:
+            tokens = block(tokens, angles)
+        return self.norm(tokens[:, own.shape[1] :])
+
+    def levels(self, tokens: Tensor, context: Context) -> Tensor:
+        """Levels that follow, in nepers: (batch, rows, steps)."""
+        correction = unpatchify(self.to_levels(tokens), self.steps_per_token).float()
+        return context.outlook[:, : correction.shape[1]] + correction
 
 
 # The whole
@@ -440,14 +319,15 @@ class ContinuationModel(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        legacy = config.is_legacy
-        self.encoder = LegacyEncoder(config.channels) if legacy else Encoder(config)
-        self.core = LegacyCore() if legacy else AttentionCore(config)
-        self.decoder = LegacyDecoder(config.channels) if legacy else Decoder(config)
+        self.encoder, self.core, self.decoder = self.make_parts()
         # Statistics of the latents by channel, running in stage 1 and measured at its end: the core works on
         # standardised latents.
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels, 1))
         self.register_buffer("latent_std", torch.ones(config.latent_channels, 1))
+
+    def make_parts(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """Make encoder, core and decoder."""
+        return Encoder(self.config), Core(self.config), Decoder(self.config)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and log-variance (legacy: None) of the latents of x (batch, channels, samples)."""
@@ -459,51 +339,59 @@ class ContinuationModel(nn.Module):
         """Latents of x, the posterior mean: (batch, latent_channels, latents)."""
         return self.posterior(x)[0]
 
-    def hear(self, x: Tensor) -> Tensor:
-        """The context of the chunk x, as the core is told it. It is encoded without what follows it, as generation
-        hears it, so that no future leaks into it. Legacy has no repetition: (batch, latent_channels, latents).
+    def encode_context(self, x: Tensor, copies: Copies | None = None, start: int = 0) -> Context:
+        """What the core is told of the chunk x (batch, channels, samples), and of `copies`, by default x's, from
+        `start` samples behind their sound's end on. x is encoded without what follows it, as in generation, so that
+        no future leaks into it."""
+        config = self.config
+        latents = self.encode(x)[..., : config.chunk_latents].float()  # the encoder rounds their number up
+        copies = copies or self.copies(x)
+        played = copies.play(start, config.chunk_samples)
+        levels = self.levels(played.flatten(0, 1)).unflatten(0, played.shape[:2])
+        weights = agreement(past_error(self.levels(copies.context), copies))
+        return Context(latents, torch.cat(expectation(levels, weights), dim=1))
 
-        The repetition is that of the sound, encoded; the guess is it where the sound has repeated itself exactly, and
-        elsewhere the long-term prediction of the latents. On training pairs the fourth power of the correlation was
-        the best weight of the powers from 1.5 to 4.
-        """
-        if self.config.is_legacy:
-            return self.encode(x)
-        repeated, correlation = loop(x, self.config.hop)
-        latents = self.config.chunk_latents
-        both = self.encode(torch.cat([x, repeated], dim=-1))[..., : 2 * latents]  # the encoder rounds up
-        own, repetition = both.float().split(latents, dim=-1)
-        guess = long_term_prediction(own).lerp(repetition, correlation[:, None, None] ** 4)
-        return torch.cat([own, guess, repetition], dim=-1)
+    def levels(self, x: Tensor) -> Tensor:
+        """Levels of audio x (batch, channels, frames * hop), in nepers: (batch, rows, steps)."""
+        with without_autocast(x):
+            return self.decoder.mixer.bands(self.decoder.head.spectrum(x))
 
-    def parts(self, context: Tensor) -> tuple[Tensor, ...]:
-        """Of a context what was heard and, but for legacy, the guess at what follows and the repetition: (batch,
-        latent_channels, latents) each."""
-        return context.split(self.config.chunk_latents, dim=-1)
-
-    def encode_pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Context of the first chunk of x (batch, channels, 2 * chunk), and latents of the second, encoded behind the
-        first: (batch, latent_channels, latents)."""
-        latents = self.config.chunk_latents  # the encoder rounds their number up
-        return self.hear(x[..., : self.config.chunk_samples]), self.encode(x)[..., latents : 2 * latents]
+    def encode_pair(self, x: Tensor) -> dict[str, Tensor]:
+        """Parts of x (batch, channels, 2 * chunk), of ModelConfig.pair_shapes: what the core is told of the first
+        chunk, `context` and `outlook`, and what it should predict: the latents of the second, encoded behind the
+        first, and its levels."""
+        cut, latents = self.config.chunk_samples, self.config.chunk_latents
+        context, target = self.encode_context(x[..., :cut]), self.encode(x)[..., latents : 2 * latents].float()
+        levels = self.levels(x[..., cut:])
+        return {"context": context.latents, "outlook": context.outlook, "target": target, "levels": levels}
 
     def copies(self, x: Tensor) -> Copies | None:
         """What the decoder may play behind the context x (batch, channels, samples); legacy has no copies."""
-        return None if self.config.is_legacy else find_copies(x, self.config.hop)
+        return find_copies(x, self.config.hop)
 
-    def decode(self, z: Tensor, length: int | None = None, copies: Copies | None = None, start: int = 0) -> Tensor:
-        """Audio of latents: (batch, channels, length); by default all samples that the latents stand for. With
-        `copies` of a context, z begins `start` samples behind its end."""
-        return self.decode_with_levels(z, copies, start)[0][..., :length]
+    def decode(
+        self,
+        z: Tensor,
+        length: int | None = None,
+        copies: Copies | None = None,
+        start: int = 0,
+        levels: Tensor | None = None,
+    ) -> Tensor:
+        """Audio of latents: (batch, channels, length); by default all samples that the latents stand for.
 
-    def decode_with_levels(
-        self, z: Tensor, copies: Copies | None = None, start: int = 0
+        With `copies` of a context, z begins `start` samples behind its end, and the levels (batch, rows, steps) are
+        what is wanted in the last steps.
+        """
+        return self.decode_with_magnitudes(z, copies, start, levels)[0][..., :length]
+
+    def decode_with_magnitudes(
+        self, z: Tensor, copies: Copies | None = None, start: int = 0, levels: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Audio of latents (batch, channels, samples), and the levels that the head asked for above its tones, of mid
-        and side: (batch, channels, bins, frames); legacy: None."""
+        """Audio of latents (batch, channels, samples), and the magnitudes that the head asked for above its tones, of
+        mid and side: (batch, channels, bins, frames); legacy: None."""
         channels = self.config.latent_channels
         assert z.ndim == 3 and z.shape[1] == channels, f"expected (batch, {channels}, latents), got {tuple(z.shape)}"
-        return self.decoder(z, copies, start)
+        return self.decoder(z, copies, start, levels)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """decode(encode(x)), of x's own length."""
@@ -511,8 +399,8 @@ class ContinuationModel(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both outputs for a context x: its reconstruction and the (one-step) prediction of what follows it."""
-        predicted = self.predict(self.hear(x), steps=1, guidance=1.0)
-        return self.reconstruct(x), self.decode(predicted, x.shape[-1], self.copies(x))
+        latents, levels = self.predict(self.encode_context(x), steps=1)
+        return self.reconstruct(x), self.decode(latents, x.shape[-1], self.copies(x), levels=levels)
 
     @torch.no_grad()
     def track_latents(self, mean: Tensor, mean_square: Tensor, momentum: float = 0.02) -> None:
@@ -529,45 +417,33 @@ class ContinuationModel(nn.Module):
 
     def predict(
         self,
-        context: Tensor,
+        context: Context,
         steps: int = SAMPLING_STEPS,
         guidance: float = GUIDANCE,
         seed: int = 0,
         temperature: float = 1.0,
-    ) -> Tensor:
-        """The latents of the next chunk (batch, latent_channels, latents), given the context of one.
+    ) -> Prediction:
+        """Latents and levels of the next chunk, given the context of one.
 
-        Euler steps of the rectified flow from noise (standard deviation `temperature`, drawn from `seed`) to music
-        (Liu et al. 2022), with classifier-free guidance (Ho and Salimans 2022; 1 is none), `rescaled` above 1. A
+        Latents are sampled by Euler steps of the rectified flow from noise (standard deviation `temperature`, drawn
+        from `seed`) to music (Liu et al. 2022), with classifier-free guidance (Ho and Salimans 2022; 1 is none). A
         network that was trained to say the mean, and legacy, take one step from zero.
         """
-        if self.config.is_legacy:
-            return self.core(context)
         if self.config.objective == "mse":
             steps, guidance, temperature = 1, 1.0, 0.0
-        shape = (len(context), self.config.latent_channels, self.config.chunk_latents)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(context)
-        return self.sample(context, temperature * noise, steps, guidance)
-
-    def sample(self, context: Tensor, noise: Tensor, steps: int, guidance: float) -> Tensor:
-        """What `predict` makes of the noise (batch, latent_channels, latents)."""
-        context, z = self.standardise(context), noise
+        context = replace(context, latents=self.standardise(context.latents))
+        tokens = self.core(context)
+        unconditional = None if guidance == 1 else self.core(context, torch.zeros_like(tokens[:, 0, 0]))
+        noise = torch.randn(context.latents.shape, generator=torch.Generator().manual_seed(seed))
+        z = temperature * noise.to(context.latents)
         for step in range(steps):
-            z = z + self.guided_velocity(z, context, step / steps, guidance) / steps
-        return self.destandardise(z)
-
-    def guided_velocity(self, z: Tensor, context: Tensor, time: float, guidance: float) -> Tensor:
-        times = z.new_full((len(z),), time)
-        if guidance == 1:
-            return self.core(z, context, times)
-        heard = torch.cat([torch.ones_like(times), torch.zeros_like(times)])
-        both = self.core(z.repeat(2, 1, 1), context.repeat(2, 1, 1), times.repeat(2), heard)
-        with_context, without = both.float().chunk(2)
-        velocity = without + guidance * (with_context - without)
-        if guidance < 1:
-            return velocity
-        left = 1 - time  # rescaled is the music that the velocity leads to at time 1
-        return (rescaled(z + left * velocity, z + left * with_context) - z) / left
+            time = z.new_full((len(z),), step / steps)
+            velocity = self.core.head(z, tokens, time).float()
+            if unconditional is not None:
+                without = self.core.head(z, unconditional, time).float()
+                velocity = without + guidance * (velocity - without)
+            z = z + velocity / steps
+        return Prediction(self.destandardise(z), self.core.levels(tokens, context))
 
     @torch.no_grad()
     def generate(
@@ -586,42 +462,59 @@ class ContinuationModel(nn.Module):
             need = config.chunk_samples / config.sample_rate
             raise ValueError(f"expected ({config.channels}, samples) with at least {need:g} s, got {tuple(x.shape)}")
         chunk, length = config.chunk_samples, round(seconds * config.sample_rate)
-        gain = gain_to_level(x[:, -chunk:])
+        gain = rms_gain(x[:, -chunk:])
         sound = (gain * x[:, -chunk:])[None].to(self.latent_mean.device)
         copies = self.copies(sound)
         for roll in range(-(-length // chunk)):
-            heard = sound[..., -chunk:]
-            context = self.hear(gain_to_level(heard) * heard)
-            own = (int(seed) + roll * SEED_STRIDE) % 2**32  # other noise in every roll; torch would drop higher bits
-            predicted = self.predict(context, steps, guidance, own, temperature)
-            before, after = self.decode_behind(context, predicted, copies, roll * chunk)
+            start, heard = roll * chunk, sound[..., -chunk:]
+            context = self.encode_context(rms_gain(heard) * heard, copies, start)
+            own_seed = (int(seed) + roll * SEED_STRIDE) % 2**32  # other noise in every roll, within 32 bits
+            predicted = self.predict(context, steps, guidance, own_seed, temperature)
+            before, after = self.decode_continuation(context, predicted, copies, start)
             sound = torch.cat([crossfade(sound, before), after], dim=-1)
         return (sound[0, :, 0 if with_input else chunk : chunk + length] / gain.to(sound)).cpu()
 
-    def decode_behind(
-        self, context: Tensor, predicted: Tensor, copies: Copies | None, start: int = 0
+    def decode_continuation(
+        self, context: Context, predicted: Prediction, copies: Copies | None, start: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Decode predicted latents behind the end of the context's, so that they join: the FADE_SECONDS before the
-        cut, and all that the prediction stands for, (batch, channels, samples) each. The prediction begins `start`
-        samples behind the sound that the copies are of."""
+        """Decode a prediction behind the end of its context, so that they join: the FADE_SECONDS before the cut, and
+        all that the prediction stands for, (batch, channels, samples) each. The prediction begins `start` samples
+        behind the sound that the copies are of."""
         config = self.config
         join = max(1, round(JOIN_SHARE * config.chunk_latents))
-        end = self.parts(context)[0][..., -join:]
         cut, fade = join * config.latent_samples, round(FADE_SECONDS * config.sample_rate)
-        decoded = self.decode(torch.cat([end, predicted], dim=-1), copies=copies, start=start - cut).float()
+        latents = torch.cat([context.latents[..., -join:], predicted.latents], dim=-1)
+        decoded = self.decode(latents, copies=copies, start=start - cut, levels=predicted.levels).float()
         return decoded[..., cut - fade : cut], decoded[..., cut:]
 
 
-def rescaled(guided: Tensor, plain: Tensor) -> Tensor:
-    """Guided latents (batch, latent_channels, latents), GUIDANCE_RESCALE of the way back to the mean and the standard
-    deviation over time that each channel has in the plain ones: guidance makes both too large, and music too loud
-    (after Lin et al. 2023)."""
-    mean, std = guided.mean(-1, keepdim=True), guided.std(-1, keepdim=True)
-    back = (guided - mean) / std.clamp(min=1e-6) * plain.std(-1, keepdim=True) + plain.mean(-1, keepdim=True)
-    return guided.lerp(back, GUIDANCE_RESCALE)
+class LegacyModel(ContinuationModel):
+    """The network that this project descends from, with the same interface: it has no copies and no levels, and
+    predicts latents in one step."""
+
+    def make_parts(self):
+        return LegacyEncoder(self.config.channels), LegacyCore(), LegacyDecoder(self.config.channels)
+
+    def copies(self, x: Tensor) -> None:
+        return None
+
+    def encode_context(self, x: Tensor, copies: None = None, start: int = 0) -> Context:
+        return Context(self.encode(x), None)
+
+    def encode_pair(self, x: Tensor) -> dict[str, Tensor]:
+        context, target = x.split(self.config.chunk_samples, dim=-1)
+        return {"context": self.encode(context), "target": self.encode(target)}
+
+    def predict(self, context: Context, *_, **__) -> Prediction:
+        return Prediction(self.core(context.latents), None)
 
 
-def gain_to_level(x: Tensor) -> Tensor:
+def make_model(config: ModelConfig) -> ContinuationModel:
+    """Make a network with new weights."""
+    return (LegacyModel if config.is_legacy else ContinuationModel)(config)
+
+
+def rms_gain(x: Tensor) -> Tensor:
     """What brings audio to the level that contexts are heard at."""
     return CONTEXT_LEVEL / x.square().mean().sqrt().clamp(min=QUIETEST_RMS)
 
@@ -663,7 +556,7 @@ def build_model(state: dict, device="cpu") -> ContinuationModel:
             on_meta(config).state_dict()
         ):
             raise ValueError("its weights are not those of its sizes")  # before memory is taken for them
-        model = ContinuationModel(config)
+        model = make_model(config)
         model.load_state_dict(state["ema"])
     except checkpoint.FOREIGN_ERRORS as error:
         raise checkpoint.misfit("the checkpoint", error) from error
@@ -686,88 +579,11 @@ def exceeds_base(config: ModelConfig) -> bool:
     return any(largest(getattr(config, name)) > largest(getattr(PRESETS["base"], name)) for name in RANGES)
 
 
-# python model.py
-
-
-def layer_rows(model: ContinuationModel) -> list[tuple[str, str, str, int]]:
-    """(name, type, output shape, parameters) of every layer with weights, and of pooling, for one chunk of audio.
-
-    `model` is on the meta device: shapes are computed, nothing else.
-    """
-    rows, hooks = [], []
-    for name, module in model.named_modules():
-        count = sum(p.numel() for p in module.parameters())
-        is_leaf = not any(module.children()) or isinstance(module, nn.MultiheadAttention)
-        if is_leaf and (count or isinstance(module, nn.MaxPool1d)) and not name.endswith("out_proj"):
-            kind = type(module).__name__
-
-            def note(_module, _inputs, output, name=name, kind=kind, count=count):
-                output = output[0] if isinstance(output, tuple) else output
-                rows.append((name, kind, " x ".join(str(size) for size in output.shape[1:]), count))
-
-            hooks.append(module.register_forward_hook(note))
-    with torch.no_grad():
-        x = chunk_on_meta(model.config)
-        model.encode(x)
-        predicted = model.predict(context_on_meta(model.config), steps=1, guidance=1.0)
-        model.decode(predicted, copies=model.copies(x))
-    for hook in hooks:
-        hook.remove()
-    return rows
-
-
 def on_meta(config: ModelConfig) -> ContinuationModel:
     with torch.device("meta"):
-        return ContinuationModel(config).eval()
-
-
-def chunk_on_meta(config: ModelConfig) -> Tensor:
-    return torch.zeros(1, config.channels, config.chunk_samples, device="meta")
-
-
-def context_on_meta(config: ModelConfig) -> Tensor:
-    return torch.zeros(1, config.latent_channels, config.context_latents, device="meta")
-
-
-def gigaflops(config: ModelConfig) -> dict[str, float]:
-    """GFLOPs (2 a multiply-add) of one forward pass of each stage and of one generation of a chunk; convolutions,
-    matrix products and attention are counted, FFTs and elementwise work are not."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model = on_meta(config)
-    passes = 1 if config.objective == "mse" else SAMPLING_STEPS
-
-    def count(run) -> float:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            run()
-        return counter.get_total_flops() / 1e9
-
-    codec = count(lambda: model.reconstruct(chunk_on_meta(config)))
-    hearing = count(lambda: model.hear(chunk_on_meta(config)))
-    copies = model.copies(chunk_on_meta(config))
-    decoding = count(lambda: model.decode(model.parts(context_on_meta(config))[0], copies=copies))
-    core = count(lambda: model.predict(context_on_meta(config), steps=1, guidance=1.0))
-    return {
-        "stage 1, encode and decode 10 s": codec,
-        "stage 2, the core on 10 s + 10 s": core,
-        "one generation of 10 s": hearing + passes * core + decoding,
-    }
-
-
-def print_preset(name: str) -> None:
-    config = PRESETS[name]
-    model = on_meta(config)
-    rate, channels, latents = config.sample_rate, config.latent_channels, config.chunk_latents
-    print(f"\n{name}: {rate} Hz, {config.channels} channels, latents {channels} x {latents} for 10 s")
-    for layer, kind, shape, count in layer_rows(model):
-        print(f"  {layer:34} {kind:32} {shape:>18} {count:12,}")
-    parts = {part: sum(p.numel() for p in module.parameters()) for part, module in model.named_children()}
-    for part, count in [*parts.items(), ("total", sum(p.numel() for p in model.parameters()))]:
-        print(f"  {part:86} {count:12,} parameters")
-    for what, count in gigaflops(config).items():
-        print(f"  {what:86} {count:12.1f} GFLOPs")
+        return make_model(config).eval()
 
 
 if __name__ == "__main__":
-    for preset in PRESETS:
-        print_preset(preset)
+    for preset, config in PRESETS.items():
+        model_tables.print_tables(preset, on_meta(config))

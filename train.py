@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from continuation import audio, checkpoint, distributed, files, latents, memory, run_log, signals, stages
-from continuation.cli import INTERRUPTED, UsageError, make_folder, one_line, output_code, steady_output
+from continuation.cli import INTERRUPTED, UsageError, make_folder, output_code, print_error, steady_output
 from continuation.dataset import open_dataset
 from continuation.latent_cache import LatentCache
 from continuation.progress import Progress
@@ -30,7 +30,7 @@ from continuation.train_args import ARCHITECTURE_FLAGS, SCHEDULES, parse_args
 from continuation.training_state import TrainingError, TrainingState
 from continuation.validation import Validation
 from continuation.windows import Windows, items_of_rank
-from model import ContinuationModel, ModelConfig, check_network, load_checkpoint, with_overrides
+from model import ModelConfig, check_network, load_checkpoint, make_model, with_overrides
 
 GRADIENT_NORM = 1.0
 
@@ -79,7 +79,7 @@ class Run:
         run_log.warn_without_cuda(args, self.device)
         precision = checkpoint.choose_precision(args.precision, self.device)
         torch.manual_seed(args.seed)
-        model = ContinuationModel(make_config(args, self.meta)).to(self.device)
+        model = make_model(make_config(args, self.meta)).to(self.device)
         self.state = TrainingState(model, copy.deepcopy(model), args, self.meta, self.device, precision)
         self.validation = Validation(self.state.ema, self.windows["val"], args.seed, self.state.autocast)
         self.log = run_log.RunLog(self.folder)
@@ -150,10 +150,7 @@ class Run:
         return stages.make_loader(items, numbers, phase.batch_size, self.device, self.args.num_workers)
 
     def open_cache(self) -> LatentCache:
-        config = self.state.config
-        lengths = {"context": config.context_latents, "target": config.chunk_latents}
-        shapes = {part: (config.latent_channels, length) for part, length in lengths.items()}
-        pairs = len(self.windows["train"])
+        pairs, shapes = len(self.windows["train"]), self.state.config.pair_shapes
         return LatentCache(self.folder / "latents", self.args.latent_variants, shapes, pairs)
 
     def fill_cache(self, stop) -> None:
@@ -280,7 +277,7 @@ def make_plan(args: argparse.Namespace, meta: dict, device: torch.device) -> mem
         accumulate=args.accumulate,
         device=device.type,
         precision=checkpoint.choose_precision(args.precision, device),
-        network=ContinuationModel,
+        network=make_model,
         train_step=train_step,
     )
 
@@ -365,13 +362,13 @@ def main(args: argparse.Namespace) -> int:
         print("interrupted at once: run the same command again to continue from the last save", file=sys.stderr)
         return INTERRUPTED
     except UsageError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error, args.debug)
         return 2
     except (TrainingError, distributed.LostPeerError, OSError, audio.AudioError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error, args.debug)
         return 1
     except torch.cuda.OutOfMemoryError:
-        print("error: the GPU's memory ran out: run the same command with a smaller --batch_size", file=sys.stderr)
+        print_error("the GPU's memory ran out: run the same command with a smaller --batch_size", args.debug)
         return 1
     return 0
 

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 
 from continuation.layers import FRAME_RATE_HZ
 from continuation.metrics import Sound
-from continuation.mixer import interpolation, pooling
 from continuation.repetition import find_copies
-from continuation.spectral import ISTFTHead
+from continuation.spectral import ISTFTHead, interpolation, pooling
 
 ORACLE_COPIES = 12
 ORACLE_FRAMES = 8  # 80 ms

@@ -31,7 +31,7 @@ from continuation.cli import UsageError, one_line, print_note
 # 7: no copies of what was heard, phases found above the tones
 # 6: only noise above the tones; 5: the repetition did not keep the beat; 4: the core knew no repetition of the sound;
 # 3: no convolutional head in the core; 2: tones up to 1500 Hz; 1: no long stem, no long-term prediction
-FORMAT_VERSION = 8
+FORMAT_VERSION = 9
 LAST_NAME = "last.pt"
 BEST_NAME = "best.pt"
 NETWORK_KEYS = {"config": dict, "ema": dict, "stage": int, "step": int}  # what a checkpoint of a network has at least
@@ -146,6 +146,19 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: dict) -> None:
             is_tensor = isinstance(value, torch.Tensor)
             if value.shape not in (parameter.shape, ()) if is_tensor else type(value) is not int:
                 raise ValueError("its optimiser is not of these parameters")
+
+
+def network_alone(state: dict) -> dict:
+    """What a checkpoint's network is loaded from, and which songs and versions made it: EMA weights in half precision
+    (loading casts them back), without optimiser and all else that a training goes on with.
+
+    Raises UsageError for weights that half precision cannot hold.
+    """
+    ema = {name: x.half() if x.is_floating_point() else x for name, x in state["ema"].items()}
+    if too_large := [name for name, x in ema.items() if not x.isfinite().all()]:
+        raise UsageError(f"{too_large[0]} has values that half precision cannot hold")
+    kept = ("config", "stage", "step", "data_meta", "versions")
+    return {key: state[key] for key in kept if key in state} | {"ema": ema}
 
 
 def save_last(folder, state: dict, keep: int = 2) -> None:

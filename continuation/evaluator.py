@@ -75,11 +75,11 @@ class Evaluator:
         real_audio = dict(played)
         played |= {system: play_predictions(system, pair, self.rate) for system in self.predictions}
         for network in self.continuing:
-            context, target = network.latents(pair)
-            self.add("context", network.name, pair.song, network.context_gain(pair, context, target))
-            played |= network.continue_pair(pair, context, target, real_audio)
+            encoded = network.encode_pair(pair)
+            self.add("context", network.name, pair.song, network.context_gain(pair, encoded))
+            played |= network.continue_pair(pair, encoded, real_audio)
             if network.is_flow:
-                diversity = network.diversity(pair, context, played[network.systems[0]].latents[1])
+                diversity = network.diversity(pair, encoded, played[network.systems[0]].latents[1])
                 self.add("continuation", network.name, pair.song, {"latent_diversity": diversity})
         return played | {TRUTH: Continuation(pair.context, pair.target)}
 

@@ -12,18 +12,16 @@ from continuation.cli import UsageError, print_note
 
 
 class LatentCache:
-    """Encoded windows of all pairs: fp16 (pairs, latent_channels, latents), one file for each variant and part.
-
-    Part `context` is the first 10 s encoded alone, with what else the core is told of them: latents cut out of a
-    longer encoding would contain the future. Part `target` is the second half of the 20 s encoded together.
+    """Encoded windows of all pairs, see ContinuationModel.encode_pair: fp16 (pairs, ...), one file for each variant
+    and part.
 
     `key.json` names the encoder, dataset and seed of the latents, and holds the checksum of every file.
     """
 
-    PARTS = ("context", "target")
+    PARTS = ("context", "outlook", "target", "levels")
 
-    def __init__(self, folder, variants: int, shapes: dict[str, tuple[int, int]], pairs: int):
-        """shapes: (latent_channels, latents) by part."""
+    def __init__(self, folder, variants: int, shapes: dict[str, tuple[int, ...]], pairs: int):
+        """shapes: of one window, by part."""
         self.folder, self.variants, self.shapes, self.pairs = Path(folder), variants, shapes, pairs
         self.key, self.checksums = "", {}
         self._arrays = {}
@@ -36,9 +34,9 @@ class LatentCache:
             self._arrays[part, variant] = files.open_array(self.path(part, variant), np.float16, self.shapes[part])
         return self._arrays[part, variant]
 
-    def read(self, variant: int, pair: int) -> tuple[np.ndarray, np.ndarray]:
-        """Read context and target of a pair, float32 (latent_channels, latents) each."""
-        return tuple(self.array(part, variant)[pair].astype(np.float32) for part in self.PARTS)
+    def read(self, variant: int, pair: int) -> dict[str, np.ndarray]:
+        """Read the parts of a pair, float32."""
+        return {part: self.array(part, variant)[pair].astype(np.float32) for part in self.PARTS}
 
     def begin(self, key: str) -> None:
         """Open the cache of this encoder, dataset and seed, and remove all other latents. Raises OSError."""

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -75,18 +76,19 @@ def fill_variant(
             after_batch()
         return
 
-    def part(name: str) -> files.ArrayWriter:
-        return files.ArrayWriter(cache.path(name, variant), np.float16, cache.shapes[name])
-
-    with part("context") as contexts, part("target") as targets:
-        for context, target in batches:
-            contexts.append(context.cpu().numpy())
-            targets.append(target.cpu().numpy())
+    with ExitStack() as stack:
+        writers = {
+            part: stack.enter_context(files.ArrayWriter(cache.path(part, variant), np.float16, cache.shapes[part]))
+            for part in cache.PARTS
+        }
+        for batch in batches:
+            for part, encoded in batch.items():
+                writers[part].append(encoded.cpu().numpy())
             after_batch()
 
 
-def encoded_batches(state: TrainingState, windows: Windows, variant: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Context and target of all training windows, in order, fp16; every process encodes its share of a batch, and the
+def encoded_batches(state: TrainingState, windows: Windows, variant: int) -> Iterator[dict[str, Tensor]]:
+    """Parts of all training windows, in order, fp16; every process encodes its share of a batch, and the
     last pair again where the last batch is not full."""
     size = CACHE_BATCH * distributed.world_size()
     starts = range(0, len(windows), size)
@@ -96,5 +98,5 @@ def encoded_batches(state: TrainingState, windows: Windows, variant: int) -> Ite
     loader = stages.make_loader(items, numbers, CACHE_BATCH, state.device, state.args.num_workers)
     for first, batch in zip(starts, loader, strict=True):
         with torch.no_grad(), state.autocast():
-            pair = [z.half() for z in state.ema.encode_pair(batch["x"].to(state.device))]
-        yield tuple(distributed.all_gather(z)[: len(windows) - first] for z in pair)
+            parts = state.ema.encode_pair(batch["x"].to(state.device))
+        yield {name: distributed.all_gather(z.half())[: len(windows) - first] for name, z in parts.items()}

@@ -29,7 +29,7 @@ class LegacyCore(nn.Module):
 
 
 class LegacyDecoder(nn.Sequential):
-    """Latents -> audio, and None: it has no levels."""
+    """Latents -> audio, and None: it has no magnitudes, and plays no copies."""
 
     def __init__(self, channels: int):
         super().__init__(
@@ -39,5 +39,5 @@ class LegacyDecoder(nn.Sequential):
             nn.ConvTranspose1d(128, channels, 9, stride=2, padding=4, output_padding=1),
         )
 
-    def forward(self, z: Tensor, copies: None = None, start: int = 0) -> tuple[Tensor, None]:
+    def forward(self, z: Tensor, *_) -> tuple[Tensor, None]:
         return super().forward(z), None

@@ -1,16 +1,12 @@
 """What the network is trained on: stage 1 reconstructs, stage 2 predicts. Every loss is one value an item of the
-batch, so that the mean over a batch does not depend on how it is cut over accumulation steps or processes. Only the
-place of what is continued in the joint part is one for a whole batch."""
+batch, so that the mean over a batch does not depend on how it is cut over accumulation steps or processes."""
 
 import math
-from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from continuation.layers import FRAME_RATE_HZ
-from continuation.repetition import onset_strength
+from continuation.context import Context
 from continuation.spectral import TONES_HZ, mid_side, stft
 
 SPECTRAL_SECONDS = 2048 / 12000  # the longest window, which sees the partials of a hum; each next is half as long
@@ -25,10 +21,7 @@ FULL_LEVEL_POWER = 0.01  # of a signal at -20 dBFS RMS, the level of every conte
 KL_WEIGHT = 1e-4
 ROBUST_NOISE = 0.15  # of each latent's standard deviation, at most
 FIXED_TIMES = (0.0, 0.3, 0.5, 0.7)  # of the flow, at which it is validated
-ONSET_FRAMES = 5  # 50 ms
-ONSET_WEIGHT, NOTE_WEIGHT = 2.0, 2.0  # of the continuation, beside its spectral distance
-CHROMA_HZ = (55, 2000)
-CONTINUED_SECONDS = 4  # of a continuation that are decoded in a step of the joint part
+LEVELS_WEIGHT = 2.0  # of the predicted levels, beside the flow
 
 
 # Stage 1: reconstruction
@@ -154,11 +147,11 @@ def reconstruction_parts(
 ) -> dict[str, Tensor]:
     """All parts of stage 1's loss, (batch,) each, of x (batch, channels, samples) and what was decoded, audio and
     levels."""
-    y, levels = decoded
+    y, magnitudes = decoded
     with torch.no_grad():
-        reference = model.decoder.head.levels(x)
+        reference = model.decoder.head.magnitudes(x)
     return reconstruction_losses(x, y[..., : x.shape[-1]], **draw) | {
-        "levels": level_divergence(reference, levels[..., : reference.shape[-1]]),
+        "levels": level_divergence(reference, magnitudes[..., : reference.shape[-1]]),
         "kl": kl_divergence(mean, log_variance),
     }
 
@@ -170,17 +163,18 @@ def total_loss(parts: dict[str, Tensor]) -> Tensor:
     return spectral + PHASE_WEIGHT * (parts["phase"] + waveform) + KL_WEIGHT * parts["kl"]
 
 
-def reconstruct_step(model, batch: dict, draw: dict, average=lambda own: own) -> tuple[Tensor, dict[str, Tensor]]:
+def reconstruct_step(model, batch: dict, draw: dict, average=None) -> tuple[Tensor, dict[str, Tensor]]:
     """Stage 1: loss (batch,) of the reconstruction of batch["x"], and its parts.
 
-    draw: sample_rate, size and in_mid_side of `reconstruction_losses`. The latents' running statistics are updated,
-    by what `average` makes of this process's: the mean over all.
+    draw: sample_rate, size and in_mid_side of `reconstruction_losses`. Where `average` is given, the latents' running
+    statistics are updated by what it makes of this process's: the mean over all.
     """
     x, latents = batch["x"], batch["posterior_noise"].shape[-1]
     mean, log_variance = (part[..., :latents] for part in model.posterior(x))  # the encoder rounds their number up
-    means = mean.detach().float()
-    model.track_latents(*average(torch.stack([means.mean((0, 2)), means.square().mean((0, 2))])))
-    decoded = model.decode_with_levels(latent_noise(model, mean, log_variance, batch))
+    if average is not None:
+        means = mean.detach().float()
+        model.track_latents(*average(torch.stack([means.mean((0, 2)), means.square().mean((0, 2))])))
+    decoded = model.decode_with_magnitudes(latent_noise(model, mean, log_variance, batch))
     parts = reconstruction_parts(model, x, mean, log_variance, decoded, draw)
     return total_loss(parts), parts
 
@@ -188,137 +182,64 @@ def reconstruct_step(model, batch: dict, draw: dict, average=lambda own: own) ->
 # Stage 2: prediction
 
 
-def flow_loss(velocity_of, target: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-    """Rectified-flow loss (batch,) of `velocity_of(noisy latents)`, and the one-step prediction of the target.
+def flow_loss(velocity_of, target: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    """Rectified-flow loss (batch,) of `velocity_of(noisy latents)` (Liu et al. 2022).
 
-    target, noise: (batch, latent_channels, latents); time: (batch,), 0 noise .. 1 music. With the prediction
-    z_t + (1 - t) v the loss is exactly MSE(prediction, target) / (1 - t)^2 (Liu et al. 2022). Zero noise at time 0
-    is plain regression: the mse objective.
+    target, noise: (batch, latent_channels, latents); time: (batch,), 0 noise .. 1 music. Zero noise at time 0 is
+    plain regression: the mse objective.
     """
     t = time[:, None, None]
-    noisy = (1 - t) * noise + t * target
-    velocity = velocity_of(noisy).float()
-    error = velocity - (target - noise)
-    return (error * error).mean((1, 2)), noisy + (1 - t) * velocity
+    error = velocity_of((1 - t) * noise + t * target).float() - (target - noise)
+    return (error * error).mean((1, 2))
 
 
-def prediction_loss(model, context: Tensor, target: Tensor, batch: dict) -> tuple[Tensor, Tensor]:
-    """Loss (batch,) of predicting target from context (raw latents, see ContinuationModel.hear), and the standardised
-    one-step prediction. batch["context_noise"] is on what was heard, not on the hints."""
+def prediction_losses(model, batch: dict) -> dict[str, Tensor]:
+    """Losses of predicting from a context, (batch,) each: of the flow, and of the levels, which count only where
+    there is a context.
+
+    batch: what ContinuationModel.encode_pair gives, and what windows.sample_flow samples.
+    """
     time, noise = batch["time"], batch["flow_noise"]
     if model.config.objective == "mse":
         time, noise = torch.zeros_like(time), torch.zeros_like(noise)
-    noisy_part = F.pad(batch["context_noise"], (0, context.shape[-1] - target.shape[-1]))
-    context = model.standardise(context) + noisy_part
-    return flow_loss(
-        lambda noisy: model.core(noisy, context, time, batch["heard"]), model.standardise(target), noise, time
-    )
+    context = Context(model.standardise(batch["context"]) + batch["context_noise"], batch["outlook"])
+    tokens = model.core(context, batch["heard"])
+    levels = model.core.levels(tokens, context)
+    target = model.standardise(batch["target"])
+    return {
+        "prediction": flow_loss(lambda noisy: model.core.head(noisy, tokens, time), target, noise, time),
+        "predicted_levels": (levels - batch["levels"]).abs().mean((1, 2)) * (batch["heard"] > 0),
+    }
 
 
-def fixed_time_losses(model, context: Tensor, target: Tensor, noise: Tensor) -> Tensor:
-    """Prediction loss at each of FIXED_TIMES (times,), for validation; mse: the one at time 0 without noise.
+def prediction_total(parts: dict[str, Tensor]) -> Tensor:
+    """What the core is trained on: (batch,)."""
+    return parts["prediction"] + LEVELS_WEIGHT * parts["predicted_levels"]
 
-    context (see ContinuationModel.hear), target and noise (1, latent_channels, latents): of one pair.
+
+def fixed_time_losses(model, pair: dict, noise: Tensor) -> dict[str, Tensor]:
+    """Prediction losses at each of FIXED_TIMES, (times,) each, for validation; mse: the one at time 0 without noise.
+
+    pair: of one window, see ContinuationModel.encode_pair; noise (1, latent_channels, latents).
     """
     times = FIXED_TIMES if model.config.objective == "flow" else FIXED_TIMES[:1]
-    batch = {
-        "time": torch.tensor(times, device=target.device),
-        "heard": torch.ones(len(times), device=target.device),
-        "flow_noise": noise.expand(len(times), -1, -1),
-        "context_noise": torch.zeros_like(noise),
-    }
-    both = (z.expand(len(times), -1, -1) for z in (context, target))
-    return prediction_loss(model, *both, batch)[0]
+    parts = pair | {"flow_noise": noise, "context_noise": torch.zeros_like(noise)}
+    batch = {name: part.expand(len(times), *part.shape[1:]) for name, part in parts.items()}
+    time = torch.tensor(times, device=noise.device)
+    return prediction_losses(model, batch | {"time": time, "heard": torch.ones_like(time)})
 
 
 def predict_step(model, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
-    """Stage 2a: loss (batch,) of the core on cached latents."""
-    loss, _ = prediction_loss(model, batch["context"], batch["target"], batch)
-    return loss, {"prediction": loss}
-
-
-def continuation_losses(
-    target: Tensor, continuation: Tensor, sample_rate: int, size: int, in_mid_side: bool
-) -> dict[str, Tensor]:
-    """Distances of a continuation from the true one, audio (batch, channels, samples), (batch,) each: of the spectra,
-    at one window length and in one stereo basis, of the onsets and of the notes. Phases are not asked for: nobody
-    could predict them."""
-    onsets = onset_distance(target, continuation, sample_rate)
-    notes = chroma_distance(target, continuation, sample_rate)
-    if in_mid_side:
-        target, continuation = mid_side(target), mid_side(continuation)
-    with torch.no_grad():
-        reference = spectrum(target, size)[1]
-    spectral = spectral_distance(reference, spectrum(continuation, size)[1])
-    return {"continued_spectral": spectral, "continued_onsets": onsets, "continued_notes": notes}
-
-
-def continuation_sum(parts: dict[str, Tensor]) -> Tensor:
-    """What of stage 2's loss the continuation has: (batch,)."""
-    beat, notes = ONSET_WEIGHT * parts["continued_onsets"], NOTE_WEIGHT * parts["continued_notes"]
-    return parts["continued_spectral"] + beat + notes
-
-
-def onset_distance(target: Tensor, estimate: Tensor, sample_rate: int) -> Tensor:
-    """1 - correlation of the onset strengths, mean over bands, smoothed over 50 ms: (batch,), 0..2."""
-    hop = sample_rate // FRAME_RATE_HZ
-    a, b = (F.avg_pool1d(onset_strength(x, hop).mean(1), ONSET_FRAMES, 1) for x in (target, estimate))
-    power = a.square().sum(1) * b.square().sum(1)
-    return 1 - (a * b).sum(1) * torch.rsqrt(power + 1e-6)
-
-
-def chroma_distance(target: Tensor, estimate: Tensor, sample_rate: int) -> Tensor:
-    """1 - cosine of the mean pitch-class profiles: (batch,), 0..1."""
-    return 1 - F.cosine_similarity(*(pitch_classes(x, sample_rate) for x in (target, estimate)), dim=1)
-
-
-def pitch_classes(x: Tensor, sample_rate: int) -> Tensor:
-    """Mean over frames of the shares of the 12 pitch classes in the power of audio x (batch, channels, samples) from
-    CHROMA_HZ[0] to CHROMA_HZ[1], each bin counted to its nearest semitone: (batch, 12)."""
-    size = 2 * max(spectral_sizes(sample_rate))  # tells semitones apart from 100 Hz on
-    if x.shape[-1] < size:
-        return x.new_ones(len(x), 12)
-    first, end = (min(math.ceil(hz * size / sample_rate), size // 2 + 1) for hz in CHROMA_HZ)
-    frequencies = torch.arange(first, end, device=x.device) * sample_rate / size
-    pitch = (12 * (frequencies / 440).log2()).round().long() % 12
-    power = spectrum(x.mean(1, keepdim=True), size)[1][:, 0, :, first:end].square()
-    classes = power @ (pitch[:, None] == torch.arange(12, device=x.device)).to(power)
-    return (classes / (classes.sum(-1, keepdim=True) + 1e-6)).mean(1)
-
-
-def start_noise(config, noise: Tensor) -> Tensor:
-    """What a prediction starts from: the noise (batch, latent_channels, latents), or the mse objective's zeros."""
-    return noise if config.objective == "flow" else torch.zeros_like(noise)
+    """Stage 2a: loss (batch,) of the core on cached latents and levels."""
+    parts = prediction_losses(model, batch)
+    return prediction_total(parts), parts
 
 
 def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor]]:
-    """Stage 2b: reconstruction, prediction, and the decoded continuation, nothing frozen.
-
-    batch: latents as in stage 2a, and batch["x"], the sound of context and target, (batch, channels, 2 * chunk). The
-    end of the context is reconstructed, as much of it as the noise in the batch covers.
-    CONTINUED_SECONDS of the core's one-step prediction, the same of every item, are decoded with copies of the
-    context, but for those that batch["present"] leaves out: so the core learns to say what helps the decoder.
-    """
-    config, x, cut = model.config, batch["x"], model.config.chunk_samples
-    samples = batch["posterior_noise"].shape[-1] * config.latent_samples
-    heard = x[..., :cut]
-    end = heard[..., -samples:]
-    mean, log_variance = (part[..., : batch["posterior_noise"].shape[-1]] for part in model.posterior(end))
-    again = model.decode_with_levels(latent_noise(model, mean, log_variance, batch))
-    parts = reconstruction_parts(model, end, mean, log_variance, again, draw)
-    loss = total_loss(parts)
-    copies = replace(model.copies(heard), present=batch["present"])
-    parts["prediction"], _ = prediction_loss(model, batch["context"], batch["target"], batch)
-    predicted = model.sample(batch["context"], start_noise(config, batch["flow_noise"]), steps=1, guidance=1.0)
-    latents = min(round(CONTINUED_SECONDS * config.latent_rate), config.chunk_latents)
-    # a tensor: its value is never asked for, which would make the GPU wait, and which the memory estimate has not
-    first = (batch["place"][0] * (config.chunk_latents - latents)).round().long()
-    start, samples = first * config.latent_samples, latents * config.latent_samples
-    part = predicted[..., first + torch.arange(latents, device=x.device)].float()
-    truth = x[..., cut + start + torch.arange(samples, device=x.device)]
-    continuation = model.decode(part, samples, copies, start)
-    parts |= continuation_losses(truth, continuation, **draw)
-    return loss + parts["prediction"] + continuation_sum(parts), parts
+    """Stage 2b: reconstruction as in stage 1 and prediction as in stage 2a, of a batch with the items of both."""
+    reconstruction, parts = reconstruct_step(model, batch, draw)
+    prediction, predicted = predict_step(model, batch)
+    return reconstruction + prediction, parts | predicted
 
 
 # Legacy: mean squared error of the waveform, and nothing else

@@ -17,6 +17,7 @@ import argparse
 import functools
 import itertools
 import json
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -142,9 +143,9 @@ def table(plan: Plan, limit: float, measured: dict[str, float] | None = None) ->
 
 
 def cache_gigabytes(plan: Plan, windows: int) -> float:
-    """Compute the size of the latent cache, contexts and targets of so many windows in fp16; 0 without a cache."""
+    """Compute the size of the latent cache of so many windows, in fp16; 0 where the plan needs none."""
     config = plan.config
-    numbers = windows * config.latent_channels * (config.context_latents + config.chunk_latents)
+    numbers = windows * sum(math.prod(shape) for shape in config.pair_shapes.values())
     return 2 * numbers / 1e9 if "latents" in plan.parts else 0.0
 
 
@@ -237,12 +238,9 @@ class Rehearsal:
         self.plan.train_step(self.state, self.phase, loss_module, batches)
 
     def batch(self) -> dict[str, Tensor]:
-        """Make a batch of zeros in the shapes and types of the phase's items."""
-        batch = {}
-        for name, value in silent_item(self.phase).items():
-            zeros = self.zeros(self.phase.batch_size, *np.shape(value))
-            batch[name] = zeros.bool() if np.asarray(value).dtype == bool else zeros
-        return batch
+        """Make a batch of zeros in the shapes of the phase's items."""
+        item = silent_item(self.phase)
+        return {name: self.zeros(self.phase.batch_size, *np.shape(value)) for name, value in item.items()}
 
     @torch.no_grad()
     def fill_cache(self) -> None:
@@ -261,12 +259,12 @@ class Rehearsal:
             return
         with self.state.autocast():
             mean, log_variance = ema.posterior(x[..., :chunk])
-            context, target = ema.encode_pair(x)
-            losses.fixed_time_losses(ema, context, target, torch.zeros_like(target))
+            pair = ema.encode_pair(x)
+            losses.fixed_time_losses(ema, pair, torch.zeros_like(pair["target"]))
             ema.generate(x[0, :, :chunk], steps=1)
         if self.part == "stage1":
             with self.state.autocast():
-                decoded = ema.decode_with_levels(mean)
+                decoded = ema.decode_with_magnitudes(mean)
             losses.reconstruction_parts(ema, x[..., :chunk], mean, log_variance, decoded, worst_draw(config))
 
     def zeros(self, *shape: int) -> Tensor:
@@ -293,11 +291,8 @@ def silent_item(phase: stages.Phase) -> dict:
     rows = np.zeros((2, config.channels, config.chunk_samples), np.int16)
     split = Split("train", rows, np.array([[0, 1]]), [{"id": "silence", "first_row": 0, "rows": 2}])
     windows = Windows(split, {"chunk_samples": config.chunk_samples, "sample_rate": config.sample_rate})
-    context, target = (
-        np.zeros((config.latent_channels, length), np.float32)
-        for length in (config.context_latents, config.chunk_latents)
-    )
-    return phase.items(windows, SimpleNamespace(read=lambda variant, pair: (context, target)))[0]
+    pair = {part: np.zeros(shape, np.float32) for part, shape in config.pair_shapes.items()}
+    return phase.items(windows, SimpleNamespace(read=lambda variant, number: pair))[0]
 
 
 def worst_draw(config) -> dict:

@@ -1,8 +1,6 @@
-"""How music goes on if it goes on repeating itself: the copies that the decoder may play, and what the core is told.
+"""How music goes on if it goes on repeating itself: the copies of the context that the decoder may play.
 
-In sound a repetition can be exact to the sample, so that tones go on in phase; latents, a hundred a second, can only
-repeat to the nearest, and still do so where bars are alike without being the same. All of it is computed from the
-context alone.
+A repetition can be exact to the sample, so that tones go on in phase. All of it is computed from the context alone.
 """
 
 from dataclasses import dataclass
@@ -14,8 +12,8 @@ from torch import Tensor
 
 from continuation.spectral import stft
 
-COPIES = 6  # candidates for what follows a context
-LAG_OCTAVES = (0.1, 0.2, 0.4, 0.8)  # of a context's length: 1 s, 2 s, 4 s and 8 s
+COPIES = 12  # candidates for what follows a context
+LOOP_LAG, LONGEST_LAG = 0.1, 0.8  # of a context's length: the shortest lag of the loop, and of all the longest
 SHORTEST_LAG = 0.04  # of a context's length, of all candidates but the first
 LAG_DISTANCE = 0.01  # of a context's length, between the lags of two candidates
 PATTERN = 0.2  # of a context's length, at its end: what is looked for in the sound before it
@@ -33,7 +31,6 @@ class Copies:
     context: Tensor  # (batch, channels, samples)
     lags: Tensor  # (batch, copies), in samples
     similarity: Tensor  # (batch, copies, 2): correlation of the sound, and of the onsets, at that lag
-    present: Tensor  # (batch, copies): False for those that may not be played
     hop: int
 
     def play(self, start: int, length: int) -> Tensor:
@@ -51,7 +48,7 @@ class Copies:
 def find_copies(x: Tensor, hop: int, count: int = COPIES) -> Copies:
     """Find the lags at which the context x (batch, channels, samples) repeats itself best, LAG_DISTANCE apart."""
     lags, sound, rhythm, score = lag_scores(x, hop)
-    is_loop = lags >= round(LAG_OCTAVES[0] * x.shape[-1])
+    is_loop = lags >= round(LOOP_LAG * x.shape[-1])
     best = [score.masked_fill(~is_loop, -torch.inf).argmax(-1)]
     for _ in range(count - 1):
         near = (lags - lags[best[-1]][:, None]).abs() < LAG_DISTANCE * x.shape[-1]
@@ -59,14 +56,7 @@ def find_copies(x: Tensor, hop: int, count: int = COPIES) -> Copies:
         best.append(score.argmax(-1))
     best = torch.stack(best, dim=1)
     similarity = torch.stack([sound.gather(1, best), rhythm.gather(1, best)], dim=-1)
-    return Copies(x, lags[best], similarity.clamp(0, 1), torch.ones_like(best, dtype=torch.bool), hop)
-
-
-def loop(x: Tensor, hop: int) -> tuple[Tensor, Tensor]:
-    """What follows audio x (batch, channels, samples) if it goes on repeating itself, of the same shape, and how
-    exactly it has done so (batch,), 0..1: the first of its copies, and the correlation of the sound there."""
-    copies = find_copies(x, hop, count=1)
-    return copies.play(0, x.shape[-1])[:, 0], copies.similarity[:, 0, 0]
+    return Copies(x, lags[best], similarity.clamp(0, 1), hop)
 
 
 def tile_tail(x: Tensor, lag: Tensor, start: int, length: int, seam: int = 0) -> Tensor:
@@ -99,7 +89,7 @@ def lag_scores(x: Tensor, hop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
     x = x.float()
     length = x.shape[-1]
-    lags = torch.arange(round(SHORTEST_LAG * length), round(LAG_OCTAVES[-1] * length) + 1, device=x.device)
+    lags = torch.arange(round(SHORTEST_LAG * length), round(LONGEST_LAG * length) + 1, device=x.device)
     sound = pattern_similarity(x, round(PATTERN * length), lags)
     rhythm = self_similarity(onset_strength(x, hop))[:, (lags + hop // 2) // hop]
     return lags, sound, rhythm, sound + rhythm + LONGER_LAG * (lags / length).log2()
@@ -142,34 +132,3 @@ def self_similarity(z: Tensor) -> Tensor:
     power = F.pad(z.square().sum(1).cumsum(-1), (1, 0))
     energy = power[:, 1:].flip(-1) * (power[:, -1:] - power[:, :-1])  # of both overlapping parts
     return products / energy.clamp(min=1e-6).sqrt()
-
-
-@torch.no_grad()
-def long_term_prediction(z: Tensor) -> Tensor:
-    """What follows latents (batch, latent_channels, latents) if they repeat themselves, of the same shape.
-
-    Their end over and over at each of their `latent_lags`, scaled about their mean by the correlation there; of
-    these the mean weighted by squared correlation: the long-term predictor of speech codecs (Atal and Schroeder
-    1970), for beats, bars and phrases instead of pitch periods.
-    """
-    mean, std = z.mean(-1, keepdim=True), z.std(-1, keepdim=True)
-    lags, correlations = latent_lags((z - mean) / std.clamp(min=1e-6))
-    weights = correlations**3 / correlations.square().sum(1, keepdim=True).clamp(min=1e-6)
-    prediction = mean.expand_as(z)
-    for lag, weight in zip(lags.unbind(1), weights.to(z.dtype).unbind(1), strict=True):
-        prediction = prediction + weight[:, None, None] * tile_tail(z - mean, lag, 0, z.shape[-1])
-    return prediction
-
-
-def latent_lags(z: Tensor) -> tuple[Tensor, Tensor]:
-    """In each octave of lags, LAG_OCTAVES of their length, the one at which standardised latents (batch,
-    latent_channels, latents) resemble themselves the most, in latents, and the correlation coefficient there:
-    (batch, octaves) each."""
-    similarity = self_similarity(z)
-    edges = [round(share * z.shape[-1]) for share in LAG_OCTAVES]
-    found = []
-    for shortest, longest in pairwise(edges):
-        correlation, best = similarity[:, shortest : longest + 1].max(-1)
-        found.append((shortest + best, correlation.clamp(0, 1)))
-    lags, correlations = zip(*found, strict=True)
-    return torch.stack(lags, 1), torch.stack(correlations, 1)

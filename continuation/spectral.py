@@ -1,4 +1,6 @@
-"""Spectra: the STFT that everything uses, mid and side, and the decoder's head, an inverse STFT."""
+"""Spectra: the STFT that everything uses, mid and side, levels in bands, and the decoder's head, an inverse STFT."""
+
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,9 @@ TONES_HZ = (600, 900)  # tones up to the first are whole, at the second they hav
 NOISE_GAIN = 2  # where frames are independent, 6 dB are lost as they overlap
 STEADY_HZ = 350  # tones above may not stay the same from frame to frame
 STEADY_FRAMES = 51  # half a second
+BANDS = 24
+STEP_FRAMES = 4  # frames a step of the levels, 40 ms
+QUIETEST_POWER = 1e-3  # of a band, relative to what is typical; softer ones are alike
 
 
 def stft(x: Tensor, size: int, hop: int) -> Tensor:
@@ -65,13 +70,13 @@ class ISTFTHead(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Frames (batch, width, frames) -> spectrum of mid and side, complex (batch, channels, bins, frames), and the
-        levels asked for in the bins without tones, in the unit of `levels`: (batch, channels, bins, frames)."""
+        magnitudes asked for in the bins without tones, in their unit: (batch, channels, bins, frames)."""
         x = self.project(x).float().view(len(x), self.channels, -1, x.shape[-1])
         real, imaginary, log_magnitudes = x.split([self.tones, self.tones, self.bins], dim=2)
         tones = torch.complex(*(self.subtract_local_mean(part) * self.tone_scale for part in (real, imaginary)))
-        levels = self.magnitude_activation(log_magnitudes)
-        noise = NOISE_GAIN * self.noise(x.shape[-1], x.device) * (levels * self.scale)
-        return F.pad(tones, (0, 0, 0, self.bins - self.tones)) + noise, levels[:, :, self.tones :]
+        magnitudes = self.magnitude_activation(log_magnitudes)
+        noise = NOISE_GAIN * self.noise(x.shape[-1], x.device) * (magnitudes * self.scale)
+        return F.pad(tones, (0, 0, 0, self.bins - self.tones)) + noise, magnitudes[:, :, self.tones :]
 
     def audio(self, spectrum: Tensor) -> Tensor:
         """Spectrum of mid and side (batch, channels, bins, frames) -> audio (batch, channels, frames * hop)."""
@@ -89,7 +94,7 @@ class ISTFTHead(nn.Module):
         envelope = self.overlap_add(self.window.square().expand(1, spectrum.shape[-1], -1))
         return (self.overlap_add(pieces) / envelope.clamp(min=1e-4)).unflatten(0, spectrum.shape[:2])
 
-    def levels(self, x: Tensor) -> Tensor:
+    def magnitudes(self, x: Tensor) -> Tensor:
         """Magnitudes of audio x (batch, channels, frames * hop) in mid and side, relative to half of what is typical,
         in the bins without tones: (batch, channels, bins, frames)."""
         return (self.spectrum(x).abs() / self.scale)[:, :, self.tones :]
@@ -117,3 +122,55 @@ class ISTFTHead(nn.Module):
         parts = pieces.unflatten(-1, (WINDOW_HOPS, self.hop)).unbind(2)
         total = sum(F.pad(part, (0, 0, i, WINDOW_HOPS - 1 - i)) for i, part in enumerate(parts))
         return total.reshape(count, (frames + WINDOW_HOPS - 1) * self.hop)
+
+
+def band_edges(bins: int) -> list[int]:
+    """First bins of at most BANDS bands and the end of the last: single bins of 25 Hz, then equal on a logarithmic
+    scale."""
+    single = BANDS // 3
+    ratio = (bins / single) ** (1 / (BANDS - single))
+    return sorted({*range(single), *(round(single * ratio**i) for i in range(BANDS - single + 1))})
+
+
+def pooling(bins: int) -> Tensor:
+    """Mean over the bins of each band: (bands, bins)."""
+    places = torch.arange(bins)
+    rows = torch.stack([(places >= low) & (places < high) for low, high in pairwise(band_edges(bins))]).float()
+    return rows / rows.sum(1, keepdim=True)
+
+
+def interpolation(bins: int) -> Tensor:
+    """Linear interpolation between the middles of the bands, flat beyond the outermost: (bins, bands)."""
+    edges = torch.tensor(band_edges(bins), dtype=torch.float)
+    middles = (edges[:-1] + edges[1:] - 1) / 2
+    way = ((torch.arange(bins)[:, None] - middles[:-1]) / middles.diff()).clamp(0, 1)  # from each middle to the next
+    return F.pad(way, (1, 0), value=1.0) * F.pad(1 - way, (0, 1), value=1.0)
+
+
+class BandLevels(nn.Module):
+    """Levels of a spectrum of mid and side, in bands and steps of STEP_FRAMES frames, and the way back from bands and
+    steps to bins and frames. It has no weights."""
+
+    def __init__(self, bins: int):
+        super().__init__()
+        full_scale = (bins - 1) / 2  # magnitude of a sine, Hann window
+        self.register_buffer("typical_power", (full_scale * typical_magnitude(bins)).square(), persistent=False)
+        self.register_buffer("pool", pooling(bins), persistent=False)
+        self.register_buffer("interpolate", interpolation(bins), persistent=False)
+
+    def power(self, spectrum: Tensor) -> Tensor:
+        """Compute the power relative to what is typical, (..., bins, frames) -> (..., bands, steps)."""
+        power = (spectrum.real.square() + spectrum.imag.square()) / self.typical_power
+        pooled = F.avg_pool1d(power.flatten(0, -3), STEP_FRAMES, ceil_mode=True).unflatten(0, power.shape[:-2])
+        return self.pool @ pooled
+
+    def forward(self, spectrum: Tensor) -> Tensor:
+        """Compute log magnitudes in nepers, (..., channels, bins, frames) -> (..., channels * bands, steps)."""
+        return (self.power(spectrum) + QUIETEST_POWER).log().flatten(-3, -2) / 2
+
+    def to_bins(self, gains: Tensor, frames: int) -> Tensor:
+        """Interpolate (batch, sources, channels * bands, steps) to (batch, sources, channels, bins, frames), linearly
+        between the middles of bands and steps."""
+        smooth = F.interpolate(gains.flatten(0, 1), scale_factor=STEP_FRAMES, mode="linear")[..., :frames]
+        bands = self.interpolate.shape[1]
+        return self.interpolate @ smooth.unflatten(0, gains.shape[:2]).unflatten(2, (-1, bands))

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from continuation import distributed, losses, muon, repetition, signals
+from continuation import distributed, losses, muon, signals
 from continuation.latent_cache import LatentCache
-from continuation.windows import CropItems, FixedPairItems, PairItems, Windows, make_rng
+from continuation.windows import CropItems, FixedPairItems, JointItems, PairItems, Windows, make_rng
 
 CROP_SECONDS = 1  # of audio in one item of stage 1
 WEIGHT_DECAY = 0.01
-JOINT_BATCH_DIVISOR = 4  # of a step's items: the joint part decodes and compares sound
 JOINT_CODEC_RATE = 0.1  # of the learning rate, for encoder and decoder in the joint part
 CUDA_WORKERS = 4  # processes that read data, by default
 
@@ -78,7 +77,7 @@ class Reconstruct(Phase):
     mean_over_processes = staticmethod(distributed.all_reduce_mean)  # of the latents' statistics
 
     def trained(self, model):
-        return [model.encoder, *model.decoder.own()]
+        return [model.encoder, model.decoder]
 
     def items(self, windows, cache):
         return CropItems(windows, self.crop_noise_shape(), crop_samples(self.config), self.args.seed)
@@ -96,33 +95,25 @@ class Predict(Phase):
         return [model.core]
 
     def items(self, windows, cache):
-        return PairItems(windows, self.latent_shape(), self.args.latent_variants, self.args.seed, cache)
-
-    def latent_shape(self) -> tuple[int, int]:
-        return self.config.latent_channels, self.config.chunk_latents
+        shape = self.config.pair_shapes["target"]
+        return PairItems(len(windows), shape, self.args.latent_variants, self.args.seed, cache)
 
     def loss(self, model, batch, step):
         return losses.predict_step(model, batch)
 
 
 class Joint(Predict):
-    """Stage 2b: the full network learns, nothing frozen. Context and target are still those of the cache, which the
-    encoder hardly leaves behind: encoding them anew would take half of the time."""
+    """Stage 2b: the full network learns, nothing frozen. Pairs are still those of the cache, which the encoder hardly
+    leaves behind: encoding them anew would take half of the time."""
 
     name = "joint"
-
-    def __init__(self, config, args, end: float):
-        super().__init__(config, args, end)
-        self.batch_size, self.accumulate = joint_batches(args.batch_size, args.accumulate, JOINT_BATCH_DIVISOR)
 
     def trained(self, model):
         return [model.core, model.encoder, model.decoder]
 
     def items(self, windows, cache):
-        return PairItems(
-            windows, self.latent_shape(), self.args.latent_variants, self.args.seed, cache,
-            crop=self.crop_noise_shape(), copies=repetition.COPIES,
-        )  # fmt: skip
+        crops = CropItems(windows, self.crop_noise_shape(), crop_samples(self.config), self.args.seed)
+        return JointItems(crops, super().items(windows, cache))
 
     def loss(self, model, batch, step):
         return losses.joint_step(model, batch, self.spectral_draw(step))
@@ -157,14 +148,6 @@ def phases_of(stage: int, config, args: argparse.Namespace) -> list[Phase]:
     return [Predict(config, args, 1.0 - share)] * (share < 1) + [Joint(config, args, 1.0)] * (share > 0)
 
 
-def joint_batches(batch_size: int, accumulate: int, divisor: int) -> tuple[int, int]:
-    """Micro-batch and micro-steps of the joint part: a `divisor`-th of the items of a step, however they are cut."""
-    items = max(1, batch_size * accumulate // divisor)
-    most = max(1, batch_size // divisor)
-    size = max(size for size in range(1, most + 1) if items % size == 0)
-    return size, items // size
-
-
 def crop_samples(config) -> int:
     """Samples of an item of stage 1."""
     return min(int(CROP_SECONDS * config.sample_rate), config.chunk_samples)
@@ -186,12 +169,12 @@ def make_optimiser(model: nn.Module, stage: int, learning_rate: float) -> torch.
     """
     if model.config.is_legacy:
         return torch.optim.Adam([{"params": model.parameters(), "scale": 1.0}], lr=learning_rate)
-    codec = parameters_of(model.encoder, *model.decoder.own())
+    codec = parameters_of(model.encoder, model.decoder)
     if stage == 1:
         groups = [{"params": codec, "scale": 1.0}]
     else:
-        new = parameters_of(model.core, model.decoder.mixer)
-        groups = [{"params": new, "scale": 1.0}, {"params": codec, "scale": JOINT_CODEC_RATE}]
+        core = parameters_of(model.core)
+        groups = [{"params": core, "scale": 1.0}, {"params": codec, "scale": JOINT_CODEC_RATE}]
     return muon.Muon(groups, lr=learning_rate, weight_decay=WEIGHT_DECAY)
 
 
@@ -238,11 +221,11 @@ def print_stages(args: argparse.Namespace, windows: Windows, first: int) -> None
     """Print steps and epochs on these windows of the stages from `first` on."""
     joint_share = 0 if args.preset == "legacy" else args.joint_share
     before_joint = math.ceil(args.stage2_steps * (1 - joint_share))
-    joint_items = math.prod(joint_batches(args.batch_size, args.accumulate, JOINT_BATCH_DIVISOR))
-    for stage, name, steps, items in (
-        (1, "stage 1", args.stage1_steps, items_a_step(args)),
-        (2, "stage 2", before_joint, items_a_step(args)),
-        (2, "stage 2, joint part", args.stage2_steps - before_joint, joint_items * distributed.world_size()),
+    items = items_a_step(args)
+    for stage, name, steps in (
+        (1, "stage 1", args.stage1_steps),
+        (2, "stage 2", before_joint),
+        (2, "stage 2, joint part", args.stage2_steps - before_joint),
     ):
         if stage >= first and steps:
             epochs = steps * items / pairs_an_epoch(args, windows)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from continuation import audio, baselines, checkpoint, losses, metrics
 from continuation.cli import UsageError
+from continuation.context import Context, Prediction
 from continuation.dataset import known_by_group
 from continuation.layers import crossfade
 from continuation.pairs import Pair
@@ -218,11 +219,11 @@ class Network:
         """Encode audio (channels, samples) as latents (1, latent_channels, latents)."""
         return self.model.encode(self.batch(x))
 
-    def encode_context(self, x: np.ndarray) -> Tensor:
-        """Encode audio (channels, samples) as what the core is given of a context."""
-        return self.model.hear(self.batch(x))
+    def encode_context(self, x: np.ndarray) -> Context:
+        """Encode audio (channels, samples) as what the core is told of a context."""
+        return self.model.encode_context(self.batch(x))
 
-    def latents(self, pair: Pair) -> tuple[Tensor, Tensor]:
+    def encode_pair(self, pair: Pair) -> dict[str, Tensor]:
         """Encode a pair's context and target, as training does."""
         return self.model.encode_pair(self.batch(pair.context, pair.target))
 
@@ -233,39 +234,38 @@ class Network:
     # Continuations
 
     def continue_pair(
-        self, pair: Pair, context: Tensor, target: Tensor, baselines: dict[System, Continuation]
+        self, pair: Pair, encoded: dict[str, Tensor], baselines: dict[System, Continuation]
     ) -> dict[System, Continuation]:
-        """Continue a pair by all of the network's systems.
-
-        context, target: the pair's `latents`; baselines: those that the pair has.
-        """
+        """Continue a pair by all of the network's systems; baselines: those that the pair has."""
+        context, target = Context(encoded["context"], encoded.get("outlook")), encoded["target"]
         samplings = dict.fromkeys(system.sampling for system in self.systems if system.sampling)
         predicted = {sampling: self.predict(pair, context, sampling) for sampling in samplings}
         played = {}
         for system in self.systems:
             if system.kind == NETWORK:
-                latents = predicted[system.sampling]
-                played[system] = replace(self.play(pair, context, latents), latents=as_arrays(target, latents))
+                prediction = predicted[system.sampling]
+                latents = as_arrays(target, prediction.latents)
+                played[system] = replace(self.play(pair, context, prediction), latents=latents)
             elif system.kind == OWN_SOUND:
                 played[system] = self.play(pair, context, predicted[system.sampling], with_copies=False)
             elif system.kind == CEILING:
-                played[system] = self.play(pair, context, target, with_copies=False)
+                played[system] = self.play(pair, context, Prediction(target, None), with_copies=False)
             elif system.baseline in baselines:
                 played[system] = self.code(pair, target, baselines[system.baseline].sound)
         return played
 
-    def predict(self, pair: Pair, context: Tensor, sampling: Sampling, purpose: int = NOISE) -> Tensor:
-        """Predict the latents of the pair's target; the noise is the pair's own, the same in every sampling."""
+    def predict(self, pair: Pair, context: Context, sampling: Sampling, purpose: int = NOISE) -> Prediction:
+        """Predict the pair's target; the noise is the pair's own, the same in every sampling."""
         seed = int(self.draw(pair, purpose).integers(2**31))
-        return self.model.predict(context, seed=seed, **asdict(sampling)).float()
+        return self.model.predict(context, seed=seed, **asdict(sampling))
 
     def draw(self, pair: Pair, purpose: int) -> np.random.Generator:
         return make_rng(self.seed, "validation", pair.number, purpose)
 
-    def play(self, pair: Pair, context: Tensor, latents: Tensor, with_copies: bool = True) -> Continuation:
-        """Decode `latents` after the pair's context, whose end is crossfaded, beside copies of it or without any."""
+    def play(self, pair: Pair, context: Context, predicted: Prediction, with_copies: bool = True) -> Continuation:
+        """Decode a prediction after the pair's context, whose end is crossfaded, with copies of it or without."""
         copies = self.model.copies(self.batch(pair.context)) if with_copies else None
-        before, after = map(self.sound, self.model.decode_behind(context, latents, copies))
+        before, after = map(self.sound, self.model.decode_continuation(context, predicted, copies))
         faded = crossfade(torch.from_numpy(pair.context), torch.from_numpy(before)).numpy()
         seams = copies.seams(self.config.chunk_samples) if copies else ()
         return Continuation(faded, after[:, : self.config.chunk_samples], seams)
@@ -283,31 +283,38 @@ class Network:
 
     # Measures that need the network
 
-    def loss(self, pair: Pair, context: Tensor, target: Tensor) -> float:
-        """Validation loss of the prediction from this context."""
+    def loss(self, pair: Pair, encoded: dict[str, Tensor]) -> float:
+        """Validation loss of the prediction of an encoded pair."""
         if self.config.is_legacy:
-            decoded = self.sound(self.model.decode(self.model.predict(context), pair.target.shape[-1]))
-            return metrics.waveform_mse(pair.target, decoded)
-        noise = self.draw(pair, LOSS_NOISE).standard_normal(target.shape, dtype="float32")
-        return losses.fixed_time_losses(self.model, context, target, torch.from_numpy(noise).to(target)).mean().item()
+            predicted = self.model.predict(Context(encoded["context"], None)).latents
+            return metrics.waveform_mse(pair.target, self.sound(self.model.decode(predicted, pair.target.shape[-1])))
+        noise = self.draw(pair, LOSS_NOISE).standard_normal(encoded["target"].shape, dtype="float32")
+        parts = losses.fixed_time_losses(self.model, encoded, torch.from_numpy(noise).to(encoded["target"]))
+        return losses.prediction_total(parts).mean().item()
 
-    def context_gain(self, pair: Pair, context: Tensor, target: Tensor) -> dict[str, float]:
+    def context_gain(self, pair: Pair, encoded: dict[str, Tensor]) -> dict[str, float]:
         """Loss with the true context, and how much other contexts make it worse; nan where the pair has none."""
-        own = self.loss(pair, context, target)
+        own = self.loss(pair, encoded)
         measures = {"loss": own}
         for name, x in (("gain_another_song", pair.other_song), ("gain_same_song", pair.other_passage)):
-            measures[name] = math.nan if x is None else self.loss(pair, self.encode_context(x), target) - own
+            measures[name] = math.nan if x is None else self.loss(pair, encoded | self.foreign_context(x)) - own
         return measures
 
-    def diversity(self, pair: Pair, context: Tensor, predicted: np.ndarray) -> float:
+    def foreign_context(self, x: np.ndarray) -> dict[str, Tensor]:
+        """Parts of an encoded pair that another context replaces."""
+        context = self.encode_context(x)
+        return {"context": context.latents, "outlook": context.outlook}
+
+    def diversity(self, pair: Pair, encoded: dict[str, Tensor], predicted: np.ndarray) -> float:
         """`metrics.latent_diversity` of the predicted latents and of those from another noise."""
-        again = self.predict(pair, context, self.sampling, SECOND_NOISE)
-        return metrics.latent_diversity(predicted, again[0].cpu().numpy())
+        context = Context(encoded["context"], encoded.get("outlook"))
+        again = self.predict(pair, context, self.sampling, SECOND_NOISE).latents
+        return metrics.latent_diversity(predicted, again[0].float().cpu().numpy())
 
 
 def as_arrays(*latents: Tensor) -> tuple[np.ndarray, ...]:
     """Turn batches of one into (latent_channels, latents) each."""
-    return tuple(z[0].cpu().numpy() for z in latents)
+    return tuple(z[0].float().cpu().numpy() for z in latents)
 
 
 def gains_in_training(log: Path, step: int) -> dict[str, tuple[float, float]]:

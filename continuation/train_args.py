@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import asdict, dataclass
 
-from continuation.cli import HelpFormatter, seed_number
+from continuation.cli import HelpFormatter, add_debug_flag, seed_number
 
 CODEC_FLAGS = ("latent_channels", "encoder_widths", "encoder_blocks", "decoder_widths", "decoder_blocks")
 CORE_FLAGS = ("core_layers", "core_width", "core_heads", "core_dropout", "latents_per_token")
@@ -14,6 +14,7 @@ FOLDER_FLAGS = ("dataset_folder", "checkpoint_folder")
 FREE_ON_RESTART = {  # may differ when a run is continued
     "stage1_from", "init_from", "max_minutes", "stage1_steps", "stage2_steps", "device",
     "compile", "batch_size", "accumulate", "num_workers", "checkpoint_minutes", "keep", "dry_run", "memory_limit",
+    "debug",
 }  # fmt: skip
 
 
@@ -48,6 +49,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_schedule_arguments(parser.add_argument_group("schedule"))
     add_hardware_arguments(parser.add_argument_group("hardware"))
     add_memory_arguments(parser.add_argument_group("memory"))
+    add_debug_flag(parser)
     args = parser.parse_args(argv)
     for field, value in asdict(SCHEDULES[args.preset]).items():
         if getattr(args, field) is None:
@@ -106,9 +108,8 @@ def add_schedule_arguments(group) -> None:
     )  # fmt: skip
     group.add_argument(
         "--batch_size", type=batch_size,
-        help="items a process and micro-step (default: the preset's); the joint part takes a quarter of a step's "
-        "items; auto: the most that fit --memory_limit of the preset's batch x --accumulate, and as many micro-steps "
-        "as make it up",
+        help="items a process and micro-step (default: the preset's); auto: the most that fit --memory_limit of the "
+        "preset's batch x --accumulate, and as many micro-steps as make it up",
     )  # fmt: skip
     group.add_argument("--accumulate", type=int, help="micro-steps an optimiser step (default: the preset's)")
     group.add_argument("--learning_rate", type=float, help="peak learning rate (default: the preset's)")

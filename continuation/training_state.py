@@ -290,4 +290,4 @@ def codec_fields(config: dict) -> dict:
 
 def codec_weights(weights: dict) -> dict:
     """What of a network's weights stage 1 trains."""
-    return {name: value for name, value in weights.items() if not name.startswith(("core.", "decoder.mixer."))}
+    return {name: value for name, value in weights.items() if not name.startswith("core.")}

@@ -31,6 +31,15 @@ def means_of(rows: list[dict]) -> dict[str, float]:
     return means
 
 
+def continuation_distance(truth: Tensor, sound: Tensor, sample_rate: int) -> float:
+    """How far a continuation (1, channels, samples) is from the true one, in spectra, onsets and notes: the MR-STFT
+    distance, plus 1 - onset correlation, plus 1 - chroma cosine; an undefined one counts as none."""
+    truth, sound = (x[0].float().cpu().numpy() for x in (truth, sound))
+    onsets = metrics.onset_correlation(*(metrics.Sound(x, sample_rate) for x in (truth, sound)))
+    chroma = metrics.chroma_cosine(truth, sound, sample_rate)
+    return metrics.mr_stft_distance(truth, sound) + sum(1 - np.nan_to_num([onsets, chroma]))
+
+
 class Validation:
     """Validation of a model, the averaged one, on the windows of the validation split.
 
@@ -76,7 +85,7 @@ class Validation:
             x = self.audio(pair)[..., : self.config.chunk_samples]
             with self.autocast():
                 mean, log_variance = self.model.posterior(x)
-                decoded = self.model.decode_with_levels(mean)
+                decoded = self.model.decode_with_magnitudes(mean)
             row = {"loss": self.reconstruction_loss(x, mean, log_variance, decoded)}
             signals = [t[0, :, : x.shape[-1]].float().cpu().numpy() for t in (x, decoded[0])]
             row["waveform_mse"] = metrics.waveform_mse(*signals)
@@ -94,78 +103,67 @@ class Validation:
         return sum(found) / len(found)
 
     def prediction(self) -> dict[str, float]:
-        """Stage 2's loss at fixed times and noise; the context gain: how much the loss grows with the context of
-        another song, or of another passage of the same song."""
-        pairs, latents = self.pairs(PAIRS), self.latents()
-        groups = self.groups(pairs)
-        own, other_song, other_passage = [], [], []
-        for i, (pair, (context, target, same_song)) in enumerate(zip(pairs, latents, strict=True)):
-            own.append(self.prediction_losses(pair, context, target))
+        """Stage 2's loss at fixed times and noise, its parts, and the context gain: how much the loss grows with the
+        context of another song, or of another passage of the same song."""
+        encoded = self.encoded_pairs()
+        groups = self.groups(list(encoded))
+        rows = []
+        for i, (number, (pair, other_passage)) in enumerate(encoded.items()):
+            parts = self.prediction_parts(number, pair)
+            row = {name: part.mean().item() for name, part in parts.items()}
+            row["loss"] = losses.prediction_total(parts).mean().item()
+            row["latent_mse"] = parts["prediction"][0].item()
             other = next_other(groups, i)
-            for gains, foreign in (
-                (other_song, None if other is None else latents[other][0]),
-                (other_passage, same_song),
-            ):
-                if foreign is not None:
-                    loss = self.prediction_losses(pair, foreign, target).mean()
-                    gains.append(loss.item() - own[-1].mean().item())
-        own = torch.stack(own)
-        rows = [self.against_repetition(pair) for pair in self.pairs(2 * DECODED)]
-        continued = means_of([{"loss": row["continuation"], **row} for row in rows])
-        return {
-            "loss": own.mean().item() + continued.pop("loss"),
-            "prediction": own.mean().item(),
-            "latent_mse": own[:, 0].mean().item(),
-            **continued,
-            "context_gain": mean_of(other_song),
-            "context_gain_same_song": mean_of(other_passage),
-        }
+            other_song = None if other is None else list(encoded.values())[other][0]
+            for name, foreign in (("context_gain", other_song), ("context_gain_same_song", other_passage)):
+                row[name] = math.nan if foreign is None else self.loss_with(foreign, number, pair) - row["loss"]
+            rows.append(row)
+        return means_of(rows) | means_of([self.against_repetition(number) for number in self.pairs(2 * DECODED)])
 
-    def against_repetition(self, pair: int) -> dict[str, float]:
-        """Distances from the true continuation: of the one-step continuation, which the joint part trains, and of two
-        without a network, the loop and the input repeated."""
-        heard, truth = self.audio(pair).split(self.config.chunk_samples, dim=-1)
-        noise = self.noise(pair, (1, self.config.latent_channels, self.config.chunk_latents))
+    def loss_with(self, foreign: dict, number: int, pair: dict) -> float:
+        """Loss of predicting a pair's target from a foreign context."""
+        parts = self.prediction_parts(number, pair | {part: foreign[part] for part in ("context", "outlook")})
+        return losses.prediction_total(parts).mean().item()
+
+    def prediction_parts(self, number: int, pair: dict) -> dict[str, Tensor]:
+        """Losses at each of the fixed times, with the fixed noise of the pair."""
         with self.autocast():
-            copies = self.model.copies(heard)
-            predicted = self.model.sample(self.model.hear(heard), losses.start_noise(self.config, noise), 1, 1.0)
-            continuation = self.model.decode(predicted.float(), truth.shape[-1], copies)
+            return losses.fixed_time_losses(self.model, pair, self.noise(number, pair["target"].shape))
+
+    def against_repetition(self, number: int) -> dict[str, float]:
+        """Distances from the true continuation: of the one-step continuation, and of two without a network, the loop
+        and the input repeated."""
+        heard, truth = self.audio(number).split(self.config.chunk_samples, dim=-1)
+        copies = self.model.copies(heard)
+        with self.autocast():
+            latents, levels = self.model.predict(self.model.encode_context(heard, copies), steps=1)
+            continuation = self.model.decode(latents, truth.shape[-1], copies, levels=levels)
         looped = copies.play(0, truth.shape[-1])[:, 0]
         sounds = {"continuation": continuation, "loop": looped, "input_repeated": heard}
-        return {name: self.continuation_loss(truth, sound) for name, sound in sounds.items()}
-
-    def continuation_loss(self, truth: Tensor, sound: Tensor) -> float:
-        """Mean over all window lengths and stereo bases, of which a training step draws one."""
-        draws = ((self.config.sample_rate, *draw) for draw in self.spectral_draws())
-        parts = (losses.continuation_losses(truth, sound, *draw) for draw in draws)
-        found = [losses.continuation_sum(part).item() for part in parts]
-        return sum(found) / len(found)
+        return {name: continuation_distance(truth, sound, self.config.sample_rate) for name, sound in sounds.items()}
 
     def spectral_draws(self) -> list[tuple[int, bool]]:
         """Every window length and stereo basis."""
         return list(product(losses.spectral_sizes(self.config.sample_rate), (False, True)))
 
-    def latents(self) -> list[tuple]:
-        """(context, target, context of another passage of the song or None) of each pair."""
+    def encoded_pairs(self) -> dict[int, tuple[dict, dict | None]]:
+        """By number, a pair as stage 2 reads it, and that of another passage of the song where there is one."""
         if self.cached is None:
-            self.cached = []
-            for pair in self.pairs(PAIRS):
-                x = self.windows.other_passage(pair)
-                with self.autocast():
-                    same_song = None if x is None else self.model.hear(self.batch(x)).float()
-                self.cached.append((*self.encode_pair(self.audio(pair)), same_song))
+            self.cached = {}
+            for number in self.pairs(PAIRS):
+                x = self.windows.other_passage(number)
+                other = None
+                if x is not None:
+                    with self.autocast():
+                        context = self.model.encode_context(self.batch(x))
+                    other = {"context": context.latents, "outlook": context.outlook}
+                self.cached[number] = (self.encode_pair(self.audio(number)), other)
         return self.cached
 
-    def encode_pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Context and target, rounded to fp16 as in the latent cache."""
+    def encode_pair(self, x: Tensor) -> dict[str, Tensor]:
+        """A pair's parts, rounded to fp16 as in the latent cache."""
         with self.autocast():
-            context, target = self.model.encode_pair(x)
-        return context.half().float(), target.half().float()
-
-    def prediction_losses(self, pair: int, context: Tensor, target: Tensor) -> Tensor:
-        """Loss at each of the fixed times, with the fixed noise of the pair."""
-        with self.autocast():
-            return losses.fixed_time_losses(self.model, context, target, self.noise(pair, target.shape))
+            return {name: part.half().float() for name, part in self.model.encode_pair(x).items()}
 
     def noise(self, pair: int, shape: tuple[int, ...]) -> Tensor:
         rng = make_rng(self.seed, "validation", pair)
@@ -182,8 +180,8 @@ class Validation:
             row = {name: value.item() for name, value in parts.items()} | {"context_gain": math.nan}
             row["loss"] = row["waveform_mse"] + (row["decoded_mse"] if stage == 2 else 0.0)
             if other is not None:
-                heard = self.model.hear(self.audio(pairs[other])[..., :cut])
-                foreign = self.model.decode(self.model.predict(heard), cut)
+                context = self.model.encode_context(self.audio(pairs[other])[..., :cut])
+                foreign = self.model.decode(self.model.predict(context).latents, cut)
                 row["context_gain"] = losses.waveform_mse(x[..., cut:], foreign).item() - row["decoded_mse"]
             rows.append(row)
         return means_of(rows)
@@ -195,18 +193,20 @@ class Validation:
         for pair in self.pairs(DECODED):
             x = self.audio(pair)
             cut = self.config.chunk_samples
-            context, target = self.encode_pair(x)
+            heard = x[..., :cut]
+            copies = self.model.copies(heard)
             with self.autocast():
-                sampled = self.model.predict(context).float()
-                copies = self.model.copies(x[..., :cut])
-                decoded = self.model.decode(sampled, cut, copies)[0].float().cpu().numpy()
-                mean = self.model.decode(self.model.predict(context, steps=1, guidance=1.0), cut, copies).float()
-                again = self.model.reconstruct(x[..., :cut]).float()
+                context, target = self.model.encode_context(heard, copies), self.encode_pair(x)["target"]
+                sampled, mean = self.model.predict(context), self.model.predict(context, steps=1)
+                decoded = self.model.decode(sampled.latents, cut, copies, levels=sampled.levels)
+                mean = self.model.decode(mean.latents, cut, copies, levels=mean.levels).float()
+                again = self.model.reconstruct(heard).float()
+            decoded, sampled = decoded[0].float().cpu().numpy(), sampled.latents.float()
             truth = x[0, :, cut:].cpu().numpy()
             rows.append({
                 "latent_std_ratio": (sampled.std(-1) / target.std(-1).clamp(min=1e-5)).median().item(),
                 "loudness_ratio_db": metrics.loudness_ratio_db(truth, decoded),
                 "decoded_mse": losses.waveform_mse(x[..., cut:], mean).item(),
-                "waveform_mse": losses.waveform_mse(x[..., :cut], again).item(),
+                "waveform_mse": losses.waveform_mse(heard, again).item(),
             })  # fmt: skip
         return means_of(rows)

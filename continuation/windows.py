@@ -35,8 +35,6 @@ STREAMS = {
 GAIN_RANGE_DB = (-6, 3)
 SPEED_RANGE = 0.06  # about a semitone
 MARGIN_SECONDS = 0.05  # cut off after a change of speed, where the circular resampling wraps around
-PRESENT_COPY = 0.85  # probability of each copy in the joint part, and that there are any
-ANY_COPIES = 0.9
 TIME_SHIFT = 3  # early times, where only the context can tell what comes, count more than the unshifted flow's
 PASSAGE_DISTANCE = 2  # at least so many chunks lie between a pair and another passage of its song
 
@@ -226,44 +224,32 @@ def sample_latent_noise(rng: np.random.Generator, shape: tuple[int, int]) -> dic
 
 
 class PairItems:
-    """Stage 2, by item number: a context and its target as cached latents and, in the joint part, as 20 s of audio
-    too, with all that the flow samples for them.
+    """Stage 2, by item number: an encoded pair out of the latent cache (see ContinuationModel.encode_pair), with all
+    that the flow samples for it (see `sample_flow`)."""
 
-    Item keys: context, target, flow_noise, context_noise (latents); time, heard (numbers, see `sample_flow`). With
-    audio: x, the noise of CropItems, `present` (see `sample_present_copies`), and the place, 0..1, of what is
-    continued.
-    """
-
-    def __init__(
-        self, windows: Windows, shape: tuple[int, int], variants: int, seed: int, cache, crop=None, copies=0
-    ):
-        """shape: (latent_channels, latents) of a chunk; cache: a LatentCache. For audio too, crop: shape of the noise
-        for the reconstruction, and copies: how many there are of a context."""
-        self.windows, self.shape, self.variants, self.seed = windows, shape, variants, seed
-        self.cache, self.crop, self.copies = cache, crop, copies
-        self.sampler = PairSampler(len(windows), seed, stage=2)
+    def __init__(self, pairs: int, shape: tuple[int, int], variants: int, seed: int, cache):
+        """shape: (latent_channels, latents) of a chunk; cache: a LatentCache."""
+        self.shape, self.variants, self.seed, self.cache = shape, variants, seed, cache
+        self.sampler = PairSampler(pairs, seed, stage=2)
 
     def __getitem__(self, item: int) -> dict:
-        pair = self.sampler[item]
         rng = make_rng(self.seed, "pair", item)
         variant = int(rng.integers(self.variants))
-        drawn = sample_flow(rng, self.shape)
-        context, target = self.cache.read(variant, pair)
-        latents = {"context": context, "target": target, **drawn}
-        if self.crop is None:
-            return latents
-        audio = WindowItems(self.windows, variant, self.seed)[pair] | sample_latent_noise(rng, self.crop)
-        present = sample_present_copies(rng, self.copies)
-        return latents | audio | {"present": present, "place": np.float32(rng.uniform())}
+        return self.cache.read(variant, self.sampler[item]) | sample_flow(rng, self.shape)
 
 
-def sample_present_copies(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Sample which of so many copies the decoder may play, bool (count,): it must do without any, and without all."""
-    return (rng.random(count) < PRESENT_COPY) & (rng.random() < ANY_COPIES)
+class JointItems:
+    """The joint part of stage 2, by item number: a crop, as in stage 1, and an encoded pair."""
+
+    def __init__(self, crops: CropItems, pairs: PairItems):
+        self.crops, self.pairs = crops, pairs
+
+    def __getitem__(self, item: int) -> dict:
+        return self.crops[item] | self.pairs[item]
 
 
 class WindowItems:
-    """What one variant of the latent cache encodes, by pair: x (channels, 2 * chunk), the same as in PairItems."""
+    """What one variant of the latent cache encodes, by pair: x (channels, 2 * chunk)."""
 
     def __init__(self, windows: Windows, variant: int, seed: int):
         self.windows, self.variant, self.seed = windows, variant, seed
@@ -291,8 +277,8 @@ def sample_flow(rng: np.random.Generator, shape: tuple[int, int]) -> dict:
     """Sample what the rectified flow needs for one item of latents (channels, latents).
 
     time: logit-normal, shifted to the noise (Esser et al. 2024), 0 in 15 % of the samples. heard: the share of the
-    context that is given, all of it in 70 %, its near end in 20 %, none in 10 %. context_noise: on the context, not
-    on its hints, in half of the samples.
+    context that is given, all of it in 70 %, its near end in 20 %, none in 10 %. context_noise: on the context's
+    latents, in half of the samples.
     """
     flow_noise, context_noise = rng.standard_normal((2, *shape), dtype=np.float32)
     time = 0.0 if rng.random() < 0.15 else 1 / (1 + TIME_SHIFT * np.exp(-rng.standard_normal()))

@@ -23,7 +23,8 @@ CHUNK_SECONDS = 3
 SONGS = 5
 NETWORK = (
     "--preset tiny --encoder_widths 8 8 --encoder_blocks 1 1 --decoder_widths 8 8 --decoder_blocks 1 1 "
-    "--latent_channels 4 --core_layers 1 --core_width 16 --core_heads 2 --latent_variants 1 --batch_size 2"
+    "--latent_channels 4 --core_layers 1 --core_width 16 --core_heads 2 --latents_per_token 4 --latent_variants 1 "
+    "--batch_size 2"
 )
 STEPS = "--stage1_steps 2 --stage2_steps 3 --joint_share 0.34"
 

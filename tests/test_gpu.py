@@ -13,7 +13,7 @@ import torch
 from tiny import NETWORK, write_dataset
 
 from continuation import checkpoint, losses
-from model import ContinuationModel, with_overrides
+from model import ContinuationModel, make_model, with_overrides
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,8 +33,9 @@ def dataset(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def model() -> ContinuationModel:
     torch.manual_seed(0)
-    model = ContinuationModel(with_overrides("tiny")).eval()
-    torch.nn.init.normal_(model.core.head.to_velocity.weight, std=0.02)
+    model = make_model(with_overrides("tiny")).eval()
+    for layer in (model.core.head.to_velocity, model.core.to_levels):
+        torch.nn.init.normal_(layer.weight, std=0.02)
     return model
 
 
@@ -70,7 +71,7 @@ def test_gpu_computes_what_the_cpu_computes(model, song, monkeypatch):
 def stage1(model, song) -> tuple[ContinuationModel, dict]:
     """A network some steps into stage 1, and its batch. An untrained one is so quiet that its gradient is nearly
     singular, and bf16 gives three quarters of it."""
-    network = ContinuationModel(model.config).cuda()
+    network = make_model(model.config).cuda()
     noise = torch.zeros(1, 32, 100, device="cuda")
     batch = {"x": song[None, :, :12000].cuda(), "posterior_noise": noise, "robust_noise": noise}
     optimiser = torch.optim.Adam([*network.encoder.parameters(), *network.decoder.parameters()], 1e-3)
@@ -87,7 +88,7 @@ def test_losses_and_gradients_of_every_precision_are_near_those_of_fp32(stage1, 
     trained, batch = stage1
     found = {}
     for name in ("fp32", precision):
-        network = ContinuationModel(trained.config).cuda()
+        network = make_model(trained.config).cuda()
         network.load_state_dict(trained.state_dict())
         dtype = checkpoint.choose_precision(name, torch.device("cuda"))
         with torch.autocast("cuda", dtype, enabled=dtype is not None):

@@ -13,11 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import train
 from continuation import distributed, latents, losses, memory, muon, stages
-from model import PRESETS, ContinuationModel, with_overrides
+from model import PRESETS, make_model, with_overrides
 
 ROOM = 0.2  # between the estimate and the truth, relative
 CODEC = {"encoder_widths": (16, 16), "encoder_blocks": (1, 1), "decoder_widths": (16, 16), "decoder_blocks": (1, 1)}
-CORE = {"latent_channels": 4, "core_layers": 2, "core_width": 32, "core_heads": 2}
+CORE = {"latent_channels": 4, "core_layers": 2, "core_width": 32, "core_heads": 2, "latents_per_token": 4}
 SMALL = with_overrides("tiny", sample_rate=8000, channels=2, chunk_samples=24000, **CODEC, **CORE)
 
 
@@ -25,7 +25,7 @@ def plan(config=SMALL, **fields) -> memory.Plan:
     """Of a training on the CPU in fp32, unless `fields` say otherwise."""
     parts = ("stage1", "stage2") if config.is_legacy else memory.PARTS
     given = {"parts": parts, "batch_size": 8, "accumulate": 1, "device": "cpu", "precision": None}
-    given |= {"network": ContinuationModel, "train_step": train.train_step}
+    given |= {"network": make_model, "train_step": train.train_step}
     return memory.Plan(config=config, **given | fields)
 
 
@@ -74,7 +74,6 @@ def test_base_fits_into_15_gb_in_every_stage_even_in_fp32(short_optimiser):
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("part", memory.PARTS)
 def test_estimate_of_base_is_what_the_profiler_sees_in_a_real_step(part, batch_size, short_optimiser, monkeypatch):
-    monkeypatch.setattr(stages, "JOINT_BATCH_DIVISOR", 1)
     monkeypatch.setattr(latents, "CACHE_BATCH", batch_size)
     given = plan(PRESETS["base"], batch_size=batch_size)
     estimated = allocated_gigabytes(lambda: do_once(given, part))
@@ -171,14 +170,6 @@ def test_no_draw_of_the_spectral_losses_takes_more_than_the_one_that_is_rehearse
         monkeypatch.setattr(memory, "worst_draw", lambda config, draw=draw: draw)
         peaks.append(allocated_gigabytes(lambda: memory.Rehearsal(given, "stage1").step()))
     assert peaks[0] == max(peaks)
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "accumulate", "found"),
-    [(16, 1, (2, 1)), (8, 2, (1, 2)), (1, 16, (1, 2)), (40, 1, (5, 1)), (20, 2, (1, 5)), (4, 1, (1, 1))],
-)
-def test_joint_part_has_the_same_items_a_step_however_the_batch_is_cut(batch_size, accumulate, found):
-    assert stages.joint_batches(batch_size, accumulate, divisor=8) == found
 
 
 def test_accumulated_gradients_lie_beside_the_activations():
@@ -283,7 +274,7 @@ def test_dry_run_ends_with_its_figures_and_writes_nothing(arguments, tmp_path, c
     [
         (
             f"{tiny.TINY} --batch_size 16 --stage2_steps 70 --joint_share 0.3",  # of 7 pairs
-            ["stage 2: 49 steps of 16 items, 112.0 epochs", "stage 2, joint part: 21 steps of 4 items, 12.0 epochs"],
+            ["stage 2: 49 steps of 16 items, 112.0 epochs", "stage 2, joint part: 21 steps of 16 items, 48.0 epochs"],
         ),
         (f"{tiny.TINY} --joint_share 0", ["stage 2: 6 steps of 2 items, 1.7 epochs"]),
         (f"{tiny.LEGACY} --stage2_steps 8", ["stage 2: 8 steps of 1 items, 2.0 epochs"]),  # of 4 fixed pairs

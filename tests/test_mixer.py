@@ -1,20 +1,20 @@
-"""The mixer: at first it plays the loop, it plays only what is there, it leads levels to what the copies expect, and
-what it mixes keeps its power."""
+"""The mixer: it plays the copies that repeat best, at the levels that are wanted, with the copies' power."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 
-from continuation.mixer import PULL, STEP_FRAMES, Mixer, band_edges, interpolation, pooling
+from continuation.mixer import LEAST_ERROR, PULL, TRUST, Mixer, agreement, expectation, past_error
 from continuation.repetition import Copies, find_copies
-from model import ContinuationModel, with_overrides
+from continuation.spectral import STEP_FRAMES, BandLevels, band_edges, interpolation, pooling
+from model import ContinuationModel, make_model, with_overrides
 
 HOP, LENGTH = 120, 36000  # 3 s at 12 kHz
-BINS = 241
+BINS, STEPS = 241, 75
+BANDS = len(band_edges(BINS)) - 1
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -24,16 +24,24 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def model() -> ContinuationModel:
     torch.manual_seed(0)
-    return ContinuationModel(with_overrides("tiny", chunk_samples=LENGTH)).eval()
+    return make_model(with_overrides("tiny", chunk_samples=24000)).eval().requires_grad_(False)
 
 
-@pytest.fixture
-def trained(model) -> ContinuationModel:
-    """With shares that differ from source to source and from frame to frame."""
-    logits = model.decoder.mixer.to_logits
-    torch.nn.init.normal_(logits.weight, std=0.3, generator=torch.Generator().manual_seed(1))
-    yield model
-    torch.nn.init.zeros_(logits.weight)
+@pytest.fixture(scope="module")
+def mixer() -> Mixer:
+    return Mixer(BINS)
+
+
+LAGS = (12, 15, 17)  # in steps
+
+
+def copies_of(*similarity: tuple[float, float], lags: tuple[int, ...] = LAGS) -> Copies:
+    """Of one context, whose sound is not told, as similar as is said, in sound and in onsets."""
+    samples = STEP_FRAMES * HOP * torch.tensor([lags[: len(similarity)]])
+    return Copies(torch.zeros(1, 1, LENGTH), samples, torch.tensor([similarity]), HOP)
+
+
+# ---- bands ----
 
 
 @pytest.mark.parametrize("bins", [21, 161, 241, 481, 961])
@@ -56,143 +64,307 @@ def test_interpolation_keeps_what_is_linear(bins):
     assert torch.allclose((weights @ middles)[inner], inner.float(), atol=1e-3)
 
 
+def spectra(*nepers: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """Sources with the same phases, whose magnitudes follow `nepers` (steps,) in all bins: (1, sources, 1, bins,
+    frames)."""
+    phases = torch.exp(6.28j * torch.rand(BINS, 1, generator=torch.Generator().manual_seed(seed)))
+    swell = torch.stack([level.exp().repeat_interleave(STEP_FRAMES) for level in nepers])[:, None, None]
+    return (swell * phases * BandLevels(BINS).typical_power.sqrt())[None]
+
+
+def test_levels_are_the_logarithms_of_magnitudes_relative_to_what_is_typical():
+    swell = 0.3 * torch.sin(torch.arange(STEPS) / 10)
+    levels = BandLevels(BINS)(spectra(swell, swell - 1))
+    assert levels.shape == (1, 2, BANDS, STEPS)
+    assert torch.allclose(levels[0, 0], swell.expand(BANDS, -1), atol=1e-3)
+    assert torch.allclose(levels[0, 1], swell.expand(BANDS, -1) - 1, atol=1e-2)
+
+
+def test_bands_of_mid_and_side_are_rows_of_their_own():
+    mid, side = spectra(torch.zeros(STEPS)), spectra(torch.full((STEPS,), -1.0))
+    levels = BandLevels(BINS)(torch.cat([mid, side], dim=2))
+    assert levels.shape == (1, 1, 2 * BANDS, STEPS)
+    assert torch.allclose(levels[0, 0, :BANDS], torch.zeros(()), atol=1e-2)
+    assert torch.allclose(levels[0, 0, BANDS:], torch.tensor(-1.0), atol=1e-2)
+
+
+@pytest.mark.parametrize("frames", [300, 299, 297])
+def test_steps_are_interpolated_to_frames_and_the_last_may_be_short(frames):
+    bands = BandLevels(BINS)
+    gains = torch.linspace(0, 1, STEPS).expand(1, 2, 2 * BANDS, STEPS)
+    found = bands.to_bins(gains, frames)
+    assert found.shape == (1, 2, 2, BINS, frames)
+    assert torch.allclose(found, found[:, :1, :1, :1].expand_as(found), atol=1e-6)
+    assert found[0, 0, 0, 0].diff().min() >= 0
+    assert bands(torch.zeros(1, 1, 1, BINS, frames, dtype=torch.cfloat)).shape[-1] == STEPS
+
+
+# ---- which sources are played ----
+
+
+def periodic(x: torch.Tensor, steps: int) -> torch.Tensor:
+    """The beginning of x (..., steps) over and over."""
+    return x[..., torch.arange(x.shape[-1]) % steps]
+
+
+EQUAL = copies_of((0.5, 0.5), (0.5, 0.5), (0.5, 0.5))
+
+
+@pytest.mark.parametrize("copy", [0, 1, 2])
+def test_past_error_is_the_least_at_the_lag_of_a_context_that_repeats_itself(copy):
+    error = past_error(periodic(noise(1, BANDS, STEPS), LAGS[copy]), EQUAL)
+    assert error.shape == (1, 3, BANDS)
+    assert torch.equal(error[:, copy], torch.full((1, BANDS), LEAST_ERROR))
+    others = [other for other in range(3) if other != copy]
+    assert error[:, others].min() > 10 * LEAST_ERROR
+
+
+def test_past_error_is_the_mean_distance_of_levels_from_those_a_lag_before():
+    rising = torch.arange(float(STEPS)).expand(1, BANDS, STEPS) / STEPS
+    expected = torch.tensor(LAGS)[:, None].expand(3, BANDS) / STEPS
+    assert torch.allclose(past_error(rising, EQUAL)[0], expected)
+
+
+def test_past_error_leaves_out_what_would_lie_before_the_context():
+    """Its last steps are its first: a lag of all but these has no error, whatever the steps between."""
+    past = noise(1, BANDS, STEPS)
+    past[..., -5:] = past[..., :5]
+    error = past_error(past, copies_of((0.5, 0.5), lags=(STEPS - 5,)))
+    assert torch.equal(error, torch.full((1, 1, BANDS), LEAST_ERROR))
+
+
+def test_past_error_is_measured_at_the_end_of_a_context():
+    """Over the last 60 of 75 steps: a lag of 12 steps does not hear the first three, one of 15 steps does."""
+    past = noise(1, BANDS, STEPS)
+    changed = past.clone()
+    changed[..., :3] += 9
+    plain, other = past_error(past, EQUAL), past_error(changed, EQUAL)
+    assert torch.equal(plain[:, 0], other[:, 0])
+    assert (other[:, 1] > plain[:, 1]).all()
+
+
+def test_copies_are_weighed_by_a_power_of_their_error_and_weights_add_up_to_1():
+    error = 0.1 + noise(2, 3, BANDS).abs()
+    weights = agreement(error)
+    assert torch.allclose(weights.sum(1), torch.ones(2, BANDS))
+    assert torch.allclose(weights[:, 0] / weights[:, 1], (error[:, 1] / error[:, 0]) ** TRUST, rtol=1e-3)
+
+
+def test_every_band_trusts_the_copy_at_whose_lag_it_has_repeated_itself():
+    low, high = BANDS // 3, BANDS - BANDS // 3
+    past = torch.cat([periodic(noise(1, low, STEPS), LAGS[1]), periodic(noise(1, high, STEPS), LAGS[2])], dim=1)
+    weights = agreement(past_error(past, EQUAL))
+    assert weights[:, 1, :low].min() > 0.999
+    assert weights[:, 2, low:].min() > 0.999
+
+
+def test_outlook_is_the_weighted_mean_of_the_copies_levels_and_the_mean_distance_from_it():
+    levels, weights = torch.tensor([1.0, 2.0, 4.0]).expand(BANDS, STEPS, 3).movedim(-1, 0), torch.empty(3, BANDS)
+    weights[:, 0], weights[:, 1:] = torch.tensor([0.0, 0.5, 0.5]), torch.tensor([0.2, 0.8, 0.0])[:, None]
+    mean, spread = expectation(levels[None], weights[None])
+    assert mean.shape == spread.shape == (1, BANDS, STEPS)
+    assert torch.allclose(mean[0, :, 0], torch.tensor([3.0] + (BANDS - 1) * [1.8]))
+    assert torch.allclose(spread[0, :, 0], torch.tensor([1.0] + (BANDS - 1) * [0.32]))
+
+
+def test_copies_that_are_alike_agree():
+    levels = noise(1, 1, BANDS, STEPS)
+    mean, spread = expectation(levels.expand(1, 3, -1, -1), agreement(0.1 + noise(1, 3, BANDS, seed=1).abs()))
+    assert torch.allclose(mean, levels[:, 0], atol=1e-5)
+    assert spread.abs().max() < 1e-5
+
+
+def test_shares_add_up_to_1_and_grow_with_similarity_and_most_for_the_loop():
+    shares = Mixer.shares(copies_of((0.5, 0.5), (0.5, 0.5), (0.3, 0.5)), torch.ones(1, 3, BANDS))
+    assert shares.shape == (1, 4, BANDS)
+    own, loop, twin, worse = shares[0, :, 0].tolist()
+    assert own + loop + twin + worse == pytest.approx(1)
+    assert loop > twin > worse > own
+    assert torch.equal(shares, shares[..., :1].expand_as(shares))
+
+
+def test_shares_of_a_band_grow_as_its_past_error_falls():
+    error = torch.full((1, 3, BANDS), 0.5)
+    error[:, 1, 3], error[:, 2, 5] = 0.2, 1.0
+    shares = Mixer.shares(EQUAL, error)[0]
+    assert torch.allclose(shares.sum(0), torch.ones(BANDS))
+    assert shares[2, 3] > 0.9 and shares[2, 4] < 0.2
+    assert shares[3, 5] < 0.01 and shares[3, 4] > 0.05
+
+
+def test_mixer_has_no_weights(mixer):
+    assert not list(mixer.parameters())
+    assert not mixer.state_dict()
+
+
 @torch.no_grad()
-def test_untrained_mixer_plays_what_repeats_itself_as_it_was(model):
+def test_what_repeats_itself_is_played_as_it_was(model):
+    """A lone perfect copy is as sharp as the song, whatever the latents are."""
     song = 0.1 * noise(1, 2, 7001).repeat(1, 1, 12)[..., : 2 * LENGTH]
-    played = model.decode(noise(1, 32, 300, seed=1), copies=model.copies(song[..., :LENGTH]))
-    error = (played - song[..., LENGTH:])[..., 500:-500].square().mean()  # the very ends have half a window
-    assert error < 1e-3 * song.square().mean()
+    for seed in (1, 2):
+        played = model.decode(noise(1, 32, 300, seed=seed), copies=model.copies(song[..., :LENGTH]))
+        error = (played - song[..., LENGTH:])[..., 500:-500].square().mean()  # the very ends have half a window
+        assert error < 1e-3 * song.square().mean()
 
 
 @torch.no_grad()
-def test_untrained_mixer_plays_own_sound_where_there_are_no_copies(model):
-    z, copies = noise(2, 32, 300, seed=1), model.copies(0.1 * noise(2, 2, LENGTH))
-    absent = replace(copies, present=torch.zeros_like(copies.present))
-    assert torch.allclose(model.decode(z, copies=absent), model.decode(z), atol=1e-5)
+def test_lone_perfect_copy_among_poor_ones_is_played_to_the_bin(mixer):
+    sources = mixer_noise(4)
+    mixed = mixer(sources, periodic_spectrum(LAGS[0]), copies_of((1.0, 1.0), (0.1, 0.1), (0.1, 0.1)))
+    error = (mixed - sources[:, 1]).abs().square().mean()
+    assert error < 0.02 * sources[:, 1].abs().square().mean()
 
 
 @torch.no_grad()
-def test_absent_copy_is_not_heard(trained):
-    z, copies = noise(1, 32, 300, seed=1), trained.copies(0.1 * noise(1, 2, LENGTH))
-    present = torch.tensor([[True, False, False, False, False, False]])
-    alone = replace(copies, present=present)
-    shares = shares_of(trained, z, alone)
-    assert shares[:, 2:].abs().max() == 0
-    assert torch.allclose(shares[:, :2].sum(1), torch.ones(()))
+def test_bands_that_repeat_themselves_at_different_lags_each_play_their_copy(mixer):
+    """Copies that are equally similar on the whole: the loop is played where nothing speaks for another."""
+    sources, middle = mixer_noise(4), band_edges(BINS)[BANDS // 2]
+    past = torch.cat([periodic_spectrum(LAGS[1])[:, :, :middle], periodic_spectrum(LAGS[2])[:, :, middle:]], dim=2)
+    mixed = mixer(sources, past, EQUAL)
+    for copy, bins in ((2, slice(0, middle - 10)), (3, slice(middle + 10, None))):
+        played = sources[:, copy, :, bins]
+        assert (mixed[:, :, bins] - played).abs().square().mean() < 0.02 * played.abs().square().mean()
 
 
-def shares_of(model: ContinuationModel, z: torch.Tensor, copies) -> torch.Tensor:
-    decoder, mixer = model.decoder, model.decoder.mixer
-    hidden = decoder.trunk(z)
-    sources, context = decoder.sources(decoder.head(hidden)[0], copies, 0)
-    features = mixer.features(mixer.levels(sources), mixer.levels(context), copies, 0)
-    return mixer.shares(features, hidden, torch.nn.functional.pad(copies.present, (1, 0), value=True))
+def periodic_spectrum(steps: int) -> torch.Tensor:
+    """Spectrum of a context of noise that repeats itself after so many steps: (1, 1, bins, frames)."""
+    return periodic(mixer_noise(1)[:, 0], steps * STEP_FRAMES)
 
 
-@torch.no_grad()
-def test_copies_that_cancel_are_given_back_their_power():
-    """Of a copy and half of its opposite at equal shares a quarter is left; it gets the power that both have in the
-    mean, as far as a neper leads."""
-    mixer, copies = Mixer(1, BINS, 8), copies_of([[0.5, 0.5], [0.5, 0.5]])
-    copy = torch.complex(noise(1, 1, 1, BINS, 40), noise(1, 1, 1, BINS, 40, seed=1)) * mixer.typical_power.sqrt()
-    sources = torch.cat([torch.zeros_like(copy), copy, -0.5 * copy], dim=1)
-    shares = torch.zeros(1, 3, len(band_edges(BINS)) - 1, 10)
-    shares[:, 1:] = 0.5
-    mixed = (sources * mixer.to_bins(shares, 40)).sum(1)
-    again = mixed * mixer.power_correction(sources, mixed, copies)
-    wanted = 0.5 * copy.abs().square().mean() * (1 + 0.25)
-    assert mixed.abs().square().mean() < 0.15 * wanted
-    most = math.e**2 * mixed.abs().square().mean().item()
-    assert again.abs().square().mean().item() == pytest.approx(min(wanted.item(), most), rel=0.1)
+def mixer_noise(sources: int, seed: int = 0) -> torch.Tensor:
+    """Independent noises of typical power: (1, sources, 1, bins, frames)."""
+    real, imaginary = noise(2, 1, sources, 1, BINS, STEPS * STEP_FRAMES, seed=seed) / math.sqrt(2)
+    return torch.complex(real, imaginary) * BandLevels(BINS).typical_power.sqrt()
 
 
-def copies_of(similarity: list[list[float]], present: tuple[bool, ...] | None = None) -> Copies:
-    """Of one silent context, as similar as is said."""
-    count = len(similarity)
-    present = torch.tensor([present or (True,) * count])
-    lags = 6000 + 1000 * torch.arange(count)[None]
-    return Copies(torch.zeros(1, 1, LENGTH), lags, torch.tensor([similarity]), present, HOP)
+# ---- levels ----
+
+ALIKE = copies_of((0.9, 0.9), (0.9, 0.9))
+SILENCE = torch.zeros(1, 1, BINS, STEPS * STEP_FRAMES, dtype=torch.cfloat)  # a past that says nothing
 
 
 @torch.no_grad()
-def test_songs_of_a_batch_do_not_hear_each_other(trained):
-    z, songs = noise(2, 32, 300, seed=1), 0.1 * noise(2, 2, LENGTH)
-    both = trained.decode(z, copies=trained.copies(songs))
-    alone = trained.decode(z[1:], copies=trained.copies(songs[1:]))
+def test_levels_that_the_copies_agree_on_leave_the_mix_as_it_is_without_levels(mixer):
+    sources = mixer_noise(3)
+    past = mixer_noise(1)[:, 0]
+    weights = agreement(past_error(mixer.bands(past), ALIKE))
+    levels, _ = expectation(mixer.bands(sources)[:, 1:], weights)
+    plain = mixer(sources, past, ALIKE)
+    assert torch.allclose(mixer(sources, past, ALIKE, levels), plain, atol=1e-5)
+    assert torch.allclose(mixer(sources, past, ALIKE, levels[..., -10:]), plain, atol=1e-5)
+
+
+@torch.no_grad()
+def test_copies_of_one_level_are_played_as_they_are(mixer):
+    swell = 0.3 * torch.sin(torch.arange(STEPS) / STEPS * 6.2832)
+    sources = spectra(swell, swell, swell)
+    assert torch.allclose(mixer(sources, SILENCE, ALIKE), sources[:, 1], rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_wanted_levels_lead_the_mix_by_a_share_of_the_way_band_by_band(mixer):
+    """PULL where the difference is small; over the whole, a band keeps the copies' power."""
+    flat = torch.zeros(STEPS)
+    sources = spectra(flat, flat, flat)
+    swell = 0.2 * torch.sin(torch.arange(STEPS) / STEPS * 6.2832 * 2)
+    wanted = mixer.bands(sources)[:, 1].clone()
+    wanted[:, BANDS // 2 :] += swell
+    found = mixer.bands(mixer(sources, SILENCE, ALIKE, wanted)[:, None])[0, 0]
+    led = found[BANDS // 2 + 2 :, 1:-1] - found[BANDS // 2 + 2 :].mean()
+    assert torch.allclose(led, PULL * swell[1:-1].expand_as(led), atol=0.02)
+    assert torch.allclose(found[: BANDS // 2 - 2], torch.zeros(()), atol=0.02)
+
+
+@torch.no_grad()
+def test_wanted_levels_move_the_levels_of_real_copies_towards_them(model):
+    """A burst where the copies have none, in sound that is mixed, decoded and measured anew."""
+    copies = model.copies(0.1 * noise(1, 2, 24000))
+    z = noise(1, 32, 200, seed=1)
+    plain = model.decode(z, copies=copies)
+    levels = model.levels(plain)
+    wanted = levels.clone()
+    wanted[..., 20:30] += 1
+    found = model.levels(model.decode(z, copies=copies, levels=wanted))
+    change = (found - levels).mean((0, 1))
+    assert change[22:28].min() > 0.25
+    assert change[22:28].mean() > change[:18].mean() + 0.3
+
+
+@torch.no_grad()
+def test_wanted_levels_are_those_of_the_last_steps_and_before_them_the_copies_lead(mixer):
+    flat = torch.zeros(STEPS)
+    sources = spectra(flat, flat, flat)
+    wanted = mixer.bands(sources)[:, 1, :, -25:] + 0.2 * torch.sin(torch.arange(25) / 4)
+    found = mixer.bands(mixer(sources, SILENCE, ALIKE, wanted)[:, None])[0, 0]
+    assert found[:, :48].std(-1).max() < 1e-3
+    assert found[:, 50:].std(-1).min() > 0.03
+
+
+@pytest.mark.parametrize("distance", [-5.0, 5.0])
+@torch.no_grad()
+def test_no_level_is_led_by_more_than_6_db(mixer, distance):
+    """Of one band and step: another's power is what it was."""
+    flat = torch.zeros(STEPS)
+    sources = spectra(flat, flat, flat)
+    wanted = mixer.bands(sources)[:, 1].clone()
+    wanted[..., 40:44] += distance
+    found = mixer.bands(mixer(sources, SILENCE, ALIKE, wanted)[:, None])[0, 0]
+    change = found[:, 41:43].mean() - found[:, :30].mean()
+    assert abs(change.item()) == pytest.approx(0.7, abs=0.05)
+
+
+# ---- power ----
+
+
+@torch.no_grad()
+def test_every_band_gets_the_power_that_the_copies_have(mixer):
+    """Copies that differ cancel in part when they are added up; own sound counts for nothing."""
+    sources, tilt = mixer_noise(4), torch.linspace(1, 0.3, BINS)[:, None]
+    sources = torch.cat([5 * sources[:, :1], tilt * sources[:, 1:]], dim=1)
+    copies = copies_of((0.6, 0.6), (0.6, 0.6), (0.6, 0.6))
+    power = (
+        mixer.bands.power(x).mean(-1)
+        for x in (mixer(sources, SILENCE, copies), sources[:, 1:].mean(1), sources[:, 1:])
+    )
+    mixed, added, each = power
+    assert torch.allclose(mixed[0], each[0].mean(0), rtol=0.1)
+    assert (added < 0.5 * each.mean(1)).all()
+
+
+@torch.no_grad()
+def test_power_of_a_band_is_that_of_the_copies_it_trusts(mixer):
+    sources, weights = mixer_noise(3), torch.zeros(1, 2, BANDS)
+    sources = sources * torch.tensor([1.0, 0.5, 2.0])[:, None, None, None]
+    weights[:, 0, : BANDS // 2], weights[:, 1, BANDS // 2 :] = 1, 1
+    mixed = mixer_noise(1, seed=1)[:, 0]
+    power = mixer.bands.power(mixed * mixer.power_correction(sources, mixed, weights)).mean(-1)[0, 0]
+    assert torch.allclose(power[: BANDS // 2 - 2], torch.tensor(0.25), rtol=0.2)
+    assert torch.allclose(power[BANDS // 2 + 2 :], torch.tensor(4.0), rtol=0.2)
+
+
+@torch.no_grad()
+def test_power_is_corrected_by_no_more_than_a_neper(mixer):
+    """Of a copy and its opposite next to nothing is left, and what is left is not made loud."""
+    copy = mixer_noise(1)
+    sources = torch.cat([torch.zeros_like(copy), copy, -0.9 * copy], dim=1)
+    mixed = 0.05 * copy[:, 0]
+    again = mixed * mixer.power_correction(sources, mixed, torch.full((1, 2, BANDS), 0.5))
+    assert torch.allclose(again, math.e * mixed, rtol=1e-3)
+
+
+# ---- shapes ----
+
+
+@torch.no_grad()
+def test_songs_of_a_batch_do_not_hear_each_other(model):
+    z, songs, levels = noise(2, 32, 200, seed=1), 0.1 * noise(2, 2, 24000), noise(2, 2 * BANDS, 50, seed=2)
+    both = model.decode(z, copies=model.copies(songs), levels=levels)
+    alone = model.decode(z[1:], copies=model.copies(songs[1:]), levels=levels[1:])
     assert torch.allclose(both[1:], alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("latents", [100, 101, 299])
+@torch.no_grad()
 def test_any_number_of_latents_is_decoded_with_copies(model, latents):
     copies = find_copies(0.1 * noise(1, 2, LENGTH), HOP)
     assert model.decode(noise(1, 32, latents), copies=copies, start=-HOP).shape == (1, 2, latents * HOP)
-
-
-# ---- levels are led to what the copies expect together ----
-
-STEPS = 100
-
-
-def test_what_is_expected_is_the_mean_of_the_copies_that_are_present_weighted_by_their_similarity():
-    mixer = Mixer(1, BINS, 8)
-    levels = noise(1, 4, len(band_edges(BINS)) - 1, STEPS)
-    copies = copies_of([[0.9, 0.6], [0.2, 0.3], [1.0, 1.0]], (True, True, False))
-    trust = torch.tensor([math.exp(2 * 0.6) / (1.02 - 0.9**2), math.exp(2 * 0.3) / (1.02 - 0.2**2)])
-    weights = trust / trust.sum()
-    assert weights[0] > 0.8  # that is, by far more than a mean
-    expected = weights[0] * levels[:, 1] + weights[1] * levels[:, 2]
-    assert torch.allclose(mixer.expected(levels, copies)[:, 0], expected, atol=1e-5)
-
-
-def test_without_copies_own_sound_expects_itself():
-    levels = noise(1, 3, len(band_edges(BINS)) - 1, STEPS)
-    copies = copies_of([[1.0, 1.0], [1.0, 1.0]], (False, False))
-    assert torch.equal(Mixer(1, BINS, 8).expected(levels, copies), levels[:, :1])
-
-
-def with_levels(mixer: Mixer, *nepers: torch.Tensor) -> torch.Tensor:
-    """Spectra of noise-like phases, whose magnitudes follow `nepers` (steps,) in all bins."""
-    phases = torch.exp(6.28j * torch.rand(BINS, 1, generator=torch.Generator().manual_seed(0)))
-    swell = torch.stack([level.exp().repeat_interleave(STEP_FRAMES) for level in nepers])[:, None, None]
-    return (swell * phases * mixer.typical_power.sqrt())[None]
-
-
-def played(mixer: Mixer, sources: torch.Tensor, copies: Copies, chosen: int) -> torch.Tensor:
-    """Levels of what a mixer plays that has chosen one of the sources: (bands, steps)."""
-    shares = torch.zeros(1, sources.shape[1], len(band_edges(BINS)) - 1, STEPS)
-    shares[:, chosen] = 1
-    mixer.shares = lambda *given: shares
-    with torch.no_grad():
-        mixed = mixer(sources, torch.zeros(1, 1, BINS, LENGTH // HOP, dtype=torch.cfloat), None, copies, 0)
-    return mixer.levels(mixed)[0]
-
-
-@pytest.mark.parametrize("chosen", [0, 3], ids=["own sound", "copy that disagrees"])
-def test_level_of_a_source_is_led_to_that_of_copies_that_agree(chosen):
-    """Step by step by a share of the way, PULL at first; over the whole it gets all of the copies' power."""
-    mixer = Mixer(1, BINS, 8)
-    swell = 0.3 * torch.sin(torch.arange(STEPS) / STEPS * 6.2832)
-    sources = with_levels(mixer, -0.5 - swell, swell, swell, -0.5 - swell)
-    copies = copies_of([[0.9, 0.9], [0.9, 0.9], [0.0, 0.0]])
-    before, after = mixer.levels(sources)[0, chosen], played(mixer, sources, copies, chosen)
-    assert torch.allclose(mixer.expected(mixer.levels(sources), copies)[0, 0, 0], swell, atol=0.02)
-    change = (after - before)[:, 2:-2]
-    change = change - change.mean(1, keepdim=True)
-    assert torch.allclose(change, PULL * 2 * swell[2:-2].expand_as(change), atol=0.03)
-    assert after.mul(2).exp().mean().item() == pytest.approx(swell.mul(2).exp().mean().item(), rel=0.05)
-
-
-@pytest.mark.parametrize("present", [(False, False), (True, True)], ids=["no copies", "copies of the same level"])
-def test_nothing_is_led_anywhere_without_copies_or_where_they_agree_with_the_source(present):
-    mixer = Mixer(1, BINS, 8)
-    swell = 0.3 * torch.sin(torch.arange(STEPS) / STEPS * 6.2832)
-    other = swell if any(present) else -swell
-    sources = with_levels(mixer, swell, other, other)
-    copies = copies_of([[0.9, 0.9], [0.9, 0.9]], present)
-    assert torch.allclose(played(mixer, sources, copies, 0), mixer.levels(sources)[0, 0], atol=1e-3)
-
-
-@torch.no_grad()
-def test_pull_is_trained_and_is_of_each_band(model):
-    assert model.decoder.mixer.pull.requires_grad
-    assert model.decoder.mixer.pull.shape == (2 * (len(band_edges(BINS)) - 1), 1)

@@ -15,15 +15,14 @@ import torch.nn.functional as F
 from torch import nn
 
 import model as network
+from continuation import model_tables, transformer
+from continuation.context import Context
+from continuation.layers import typical_magnitude
+from continuation.mixer import agreement, expectation, past_error
 from continuation.spectral import STEADY_HZ, TONES_HZ, ISTFTHead, stft
-from model import (
-    PRESETS,
-    ContinuationModel,
-    ModelConfig,
-    Stem,
-    typical_magnitude,
-    with_overrides,
-)
+from continuation.stems import Stem
+from continuation.transformer import patchify, unpatchify
+from model import PRESETS, ContinuationModel, LegacyModel, ModelConfig, make_model, on_meta, with_overrides
 
 torch.set_num_threads(1)
 RATE = 2000
@@ -35,27 +34,24 @@ SMALL = {
 
 
 def small(channels: int = 2, **fields) -> ContinuationModel:
-    """A small network whose core says something and whose mixer plays all sources: as it is made, the core says zero
-    whatever it hears, and the mixer plays the loop."""
+    """A small network whose core says something: as it is made, it says zero whatever it hears."""
     model = untrained(channels, **fields)
     torch.manual_seed(0)
     for weights in model.core.parameters():
         nn.init.normal_(weights, 0, 0.3)
-    nn.init.normal_(model.decoder.mixer.to_logits.weight, 0, 0.3)
-    nn.init.zeros_(model.decoder.mixer.prior)
     return model
 
 
 def untrained(channels: int = 2, **fields) -> ContinuationModel:
     torch.manual_seed(0)
     shape = {"sample_rate": RATE, "channels": channels, "chunk_samples": CHUNK}
-    return ContinuationModel(with_overrides("tiny", **SMALL | shape | fields)).eval().requires_grad_(False)
+    return make_model(with_overrides("tiny", **SMALL | shape | fields)).eval().requires_grad_(False)
 
 
-def legacy(channels: int = 2) -> ContinuationModel:
+def legacy(channels: int = 2) -> LegacyModel:
     torch.manual_seed(0)
     config = with_overrides("legacy", channels=channels, chunk_samples=CHUNK, sample_rate=RATE)
-    return ContinuationModel(config).eval().requires_grad_(False)
+    return make_model(config).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +76,7 @@ def test_ten_seconds_are_exactly_1000_latents_at_every_rate(sample_rate):
     shape = {"sample_rate": sample_rate, "channels": 1, "chunk_samples": 10 * sample_rate}
     config = with_overrides("tiny", **SMALL | shape)
     with torch.device("meta"):
-        model = ContinuationModel(config)
+        model = make_model(config)
         z = model.encode(torch.zeros(1, 1, 10 * sample_rate))
         y = model.decode(z)
     assert z.shape == (1, 4, 1000)
@@ -91,7 +87,7 @@ def test_ten_seconds_are_exactly_1000_latents_at_every_rate(sample_rate):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_convolves_with_trainable_weights_and_pools_by_the_maximum(preset):
     with torch.device("meta"):
-        model = ContinuationModel(PRESETS[preset])
+        model = make_model(PRESETS[preset])
         used = []
         for module in model.modules():
             module.register_forward_hook(lambda module, *_: used.append(module))
@@ -105,7 +101,7 @@ def test_every_preset_convolves_with_trainable_weights_and_pools_by_the_maximum(
 @pytest.mark.parametrize("preset", ["tiny", "base", "large"])
 def test_no_preset_but_legacy_uses_a_transposed_convolution(preset):
     with torch.device("meta"):
-        model = ContinuationModel(PRESETS[preset])
+        model = make_model(PRESETS[preset])
     assert not any(isinstance(module, nn.ConvTranspose1d) for module in model.modules())
 
 
@@ -131,6 +127,7 @@ def test_both_outputs_have_the_length_of_the_context(make):
         ({"sample_rate": 22050}, "multiple of 100"),
         ({"chunk_samples": CHUNK + 1}, "chunk"),
         ({"core_heads": 3}, "core_width"),
+        ({"latents_per_token": 10}, "multiple of 4"),
         ({"objective": "hope"}, "hope"),
     ],
 )
@@ -283,7 +280,7 @@ def test_sound_above_the_tones_has_the_power_asked_for(monkeypatch, channels):
     head = ISTFTHead(width=8, channels=channels, hop=120)
     monkeypatch.setattr(head, "magnitude_activation", torch.ones_like)
     spectrum, asked = head(torch.zeros(1, 8, 200))
-    found = head.levels(head.audio(spectrum))[..., 4:-4]
+    found = head.magnitudes(head.audio(spectrum))[..., 4:-4]
     decibels = 10 * (found.square().mean((0, 2, 3)) / asked.square().mean((0, 2, 3))).log10()
     assert decibels.abs().max() < 0.3
 
@@ -302,11 +299,11 @@ def tone_power(frames: torch.Tensor, above_hz: float) -> float:
 
 
 @torch.no_grad()
-def test_levels_are_those_of_half_the_sum_and_half_the_difference_of_the_sides():
+def test_magnitudes_are_those_of_half_the_sum_and_half_the_difference_of_the_sides():
     one, two = (ISTFTHead(width=8, channels=channels, hop=120) for channels in (1, 2))
     x, y = noise(2, 1, 1, 2400)
-    mid, side = one.levels(x), one.levels(y)
-    found = two.levels(torch.cat([x + y, x - y], dim=1))
+    mid, side = one.magnitudes(x), one.magnitudes(y)
+    found = two.magnitudes(torch.cat([x + y, x - y], dim=1))
     assert torch.allclose(found, torch.cat([mid, side], dim=1), rtol=1e-3, atol=1e-5)
 
 
@@ -358,61 +355,50 @@ def test_decoding_twice_gives_the_same_samples(model):
 # ---- the core ----
 
 
-@pytest.fixture
-def core_inputs():
-    return {"noisy": noise(2, 4, 100, seed=1), "context": noise(2, 4, 300, seed=2), "time": torch.tensor([0.2, 0.7])}
+def context_of(seed: int = 1, items: int = 2, model: ContinuationModel | None = None) -> Context:
+    """Latents and an outlook that have nothing to do with each other."""
+    shapes = (model or untrained()).config.pair_shapes
+    return Context(noise(items, *shapes["context"], seed=seed), noise(items, *shapes["outlook"], seed=seed + 100))
 
 
-def reordered(context: torch.Tensor) -> torch.Tensor:
-    """Whole tokens (four latents each) in reverse order, but for those that the head sees itself and the hints."""
-    near = network.VELOCITY_REACH + 2  # whole tokens
-    far, rest = context[..., : 100 - near], context[..., 100 - near :]
-    return torch.cat([far.unflatten(-1, (-1, 4)).flip(2).flatten(2), rest], dim=-1)
+def agreed(context: Context) -> torch.Tensor:
+    """The half of the outlook that is levels."""
+    return context.outlook.chunk(2, dim=1)[0]
 
 
-def test_attention_sees_the_order_of_the_context(model, core_inputs):
-    plain = model.core(**core_inputs)
-    changed = model.core(**core_inputs | {"context": reordered(core_inputs["context"])})
-    assert (plain - changed).abs().mean() > 0.01 * plain.abs().mean()
+@pytest.fixture(scope="module")
+def context() -> Context:
+    return context_of()
 
 
-def test_far_order_is_seen_through_rotary_positions_alone(model, core_inputs, monkeypatch):
-    monkeypatch.setattr(network, "rotate", lambda x, angles: x)
-    plain = model.core(**core_inputs)
-    changed = model.core(**core_inputs | {"context": reordered(core_inputs["context"])})
-    assert torch.allclose(plain, changed, atol=1e-4)
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_patches_are_neighbours_and_are_put_back_in_their_places(count):
+    x = noise(2, 3, 8)
+    tokens = patchify(x, count)
+    assert tokens.shape == (2, 8 // count, 3 * count)
+    assert torch.equal(tokens[:, 1].unflatten(-1, (count, 3)), x[..., count : 2 * count].transpose(1, 2))
+    assert torch.equal(unpatchify(tokens, count), x)
 
 
-def test_head_sees_the_end_of_the_context_in_its_order(model, core_inputs):
-    """In double precision: what reaches the outermost is small. Nothing farther away is given to the head at all."""
-    head, reach = copy.deepcopy(model.core.head).double(), network.VELOCITY_REACH
-    tokens, before = noise(2, 25, 16).double(), core_inputs["context"][..., 100 - reach : 100].double()
-    noisy, hints = core_inputs["noisy"].double(), noise(2, 8, 100).double()
-    plain = head(tokens, noisy, hints, before)
-    for distance in (1, 5, reach):  # from the cut
-        changed = before.clone()
-        changed[..., -distance] += 1
-        difference = (head(tokens, noisy, hints, changed) - plain).abs().sum((0, 1))
-        assert difference.nonzero().flatten().tolist() == list(range(reach + 1 - distance))
+def reordered(context: Context) -> Context:
+    """The context's tokens (four latents each) in reverse order."""
+    return dataclasses.replace(context, latents=context.latents.unflatten(-1, (-1, 4)).flip(2).flatten(2))
 
 
-def test_head_sees_each_latent_and_its_neighbours_to_both_sides(model, core_inputs):
-    """In double precision: what reaches the outermost is small."""
-    head = copy.deepcopy(model.core.head).double()
-    tokens = noise(2, 25, 16).double()
-    noisy, hints = core_inputs["noisy"].double(), noise(2, 8, 100).double()
-    before = noise(2, 4, network.VELOCITY_REACH).double()
-    changed = noisy.clone()
-    changed[..., 50] += 1
-    difference = head(tokens, changed, hints, before) - head(tokens, noisy, hints, before)
-    seen = difference.abs().sum((0, 1)).nonzero().flatten().tolist()
-    assert seen == list(range(50 - network.VELOCITY_REACH, 51 + network.VELOCITY_REACH))
+def test_attention_sees_the_order_of_the_context(model, context):
+    plain, changed = model.core(context), model.core(reordered(context))
+    assert (plain - changed).abs().mean() > 0.003 * plain.abs().mean()
+
+
+def test_order_is_seen_through_rotary_positions_alone(model, context, monkeypatch):
+    monkeypatch.setattr(transformer, "rotate", lambda x, angles: x)
+    assert torch.allclose(model.core(context), model.core(reordered(context)), atol=1e-4)
 
 
 def test_rotation_keeps_lengths_and_its_products_depend_on_the_distance_alone():
-    angles = network.rotary_angles(12, 8, "cpu")
+    angles = transformer.rotary_angles(12, 8, "cpu")
     query, key = noise(8, seed=1), noise(8, seed=2)
-    queries, keys = (network.rotate(x.expand(12, 8), angles) for x in (query, key))
+    queries, keys = (transformer.rotate(x.expand(12, 8), angles) for x in (query, key))
     products = queries @ keys.T
     assert torch.allclose(queries.norm(dim=1), query.norm().expand(12), atol=1e-5)
     for distance in (0, 1, 5):
@@ -421,163 +407,261 @@ def test_rotation_keeps_lengths_and_its_products_depend_on_the_distance_alone():
     assert not torch.isclose(products[0, 1], products[0, 5], atol=1e-2)
 
 
-def test_without_context_the_output_does_not_depend_on_it(model, core_inputs):
-    heard = torch.zeros(2)
-    plain = model.core(**core_inputs, heard=heard)
-    changed = model.core(**core_inputs | {"context": noise(2, 4, 300, seed=9)}, heard=heard)
-    assert torch.equal(plain, changed)
+def test_every_token_of_the_target_is_one(model, context):
+    assert model.core(context).shape == (2, 50, 16)
 
 
-def test_shorter_context_is_its_near_end(model, core_inputs):
+def test_without_context_neither_its_latents_nor_its_outlook_matter(model, context):
+    unheard = torch.zeros(2)
+    assert torch.equal(model.core(context, unheard), model.core(context_of(seed=9), unheard))
+    assert not torch.allclose(model.core(context, unheard), model.core(context), atol=1e-2)
+
+
+def test_shorter_context_is_its_near_end(model, context):
     heard = torch.full((2,), 0.4)
-    plain = model.core(**core_inputs, heard=heard)
-    far, near = core_inputs["context"].clone(), core_inputs["context"].clone()
-    far[..., :60] = 0.0
-    near[..., 60:62] = 0.0
-    assert torch.equal(plain, model.core(**core_inputs | {"context": far}, heard=heard))
-    assert not torch.allclose(plain, model.core(**core_inputs | {"context": near}, heard=heard))
+    plain = model.core(context, heard)
+    far, near = context.latents.clone(), context.latents.clone()
+    far[..., :120] = 0.0
+    near[..., 120:124] = 0.0
+    assert torch.equal(plain, model.core(dataclasses.replace(context, latents=far), heard))
+    assert not torch.allclose(plain, model.core(dataclasses.replace(context, latents=near), heard))
 
 
-@pytest.mark.parametrize("hint", [1, 2])
-def test_hints_are_heard_in_their_places(model, core_inputs, hint):
-    """The last token of each moves the last of the velocity more than the first."""
-    changed = core_inputs["context"].clone()
-    changed[..., 100 * (hint + 1) - 4 : 100 * (hint + 1)] += 1
-    difference = (model.core(**core_inputs | {"context": changed}) - model.core(**core_inputs)).abs().mean((0, 1))
-    assert difference[-4:].mean() > 3 * difference[:50].mean()
+def test_whole_context_heard_is_the_plain_pass(model, context):
+    assert torch.equal(model.core(context), model.core(context, torch.ones(2)))
 
 
-def test_whole_context_heard_is_the_plain_pass(model, core_inputs):
-    assert torch.equal(model.core(**core_inputs), model.core(**core_inputs, heard=torch.ones(2)))
+@pytest.mark.parametrize("half", [0, 1], ids=["agreed", "spread"])
+def test_outlook_is_heard_in_its_place(model, context, half):
+    """What is in the last token's place moves the last token more than the first ones."""
+    outlook = context.outlook.clone()
+    outlook.chunk(2, dim=1)[half][..., -1:] += 1
+    difference = (model.core(dataclasses.replace(context, outlook=outlook)) - model.core(context)).abs().mean((0, 2))
+    assert difference[-1] > 3 * difference[:25].mean()
 
 
-def test_items_of_a_batch_do_not_hear_each_other(model, core_inputs):
+def test_level_that_all_copies_have_leaves_the_tokens_and_is_the_level_that_follows(model, context):
+    """In every band: what the core says is by how much levels will differ."""
+    offset = noise(2, agreed(context).shape[1], 1)
+    louder = dataclasses.replace(context, outlook=context.outlook + F.pad(offset, (0, 0, 0, offset.shape[1])))
+    tokens = model.core(context)
+    assert torch.allclose(model.core(louder), tokens, atol=1e-4)
+    levels = model.core.levels(tokens, context)
+    assert torch.allclose(model.core.levels(tokens, louder), levels + offset, atol=1e-5)
+
+
+def test_spread_of_the_copies_is_heard_as_it_is_and_is_no_level(model, context):
+    """Also one that all steps have."""
+    offset = torch.ones(2, agreed(context).shape[1], 1)
+    unsure = dataclasses.replace(context, outlook=context.outlook + F.pad(offset, (0, 0, offset.shape[1], 0)))
+    tokens = model.core(context)
+    assert not torch.allclose(model.core(unsure), tokens, atol=0.1)
+    assert torch.equal(model.core.levels(tokens, unsure), model.core.levels(tokens, context))
+
+
+def test_items_of_a_batch_do_not_hear_each_other(model, context):
     heard = torch.tensor([1.0, 0.3])
-    both = model.core(**core_inputs, heard=heard)
-    alone = model.core(**{name: value[1:] for name, value in core_inputs.items()}, heard=heard[1:])
-    assert torch.allclose(both[1:], alone, atol=1e-5)
+    second = Context(context.latents[1:], context.outlook[1:])
+    assert torch.allclose(model.core(context, heard)[1:], model.core(second, heard[1:]), atol=1e-5)
 
 
-def test_flow_time_changes_the_velocity(model, core_inputs):
-    plain = model.core(**core_inputs)
-    later = model.core(**core_inputs | {"time": core_inputs["time"] + 0.1})
-    assert not torch.allclose(plain, later, atol=1e-2)
+def test_levels_of_an_untrained_core_are_those_that_the_copies_agree_on(context):
+    core = untrained().core
+    assert torch.equal(core.levels(core(context), context), agreed(context))
 
 
-@pytest.mark.parametrize("time", [0.0, 0.3, 0.5, 0.9])
-def test_untrained_core_says_the_best_linear_guess_of_the_velocity(time):
-    """Of music that varies by 1 around the context's guess."""
-    core = ContinuationModel(with_overrides("tiny", **SMALL)).core
-    around, start, guess = (noise(8, 4, 1000, seed=i) for i in range(3))
-    noisy, t = (1 - time) * start + time * (guess + around), torch.full((8,), time)
-    velocity = core(noisy, torch.cat([torch.zeros_like(guess), guess, guess], dim=-1), t) - guess
-    error = (velocity - (around - start)).square().mean()
-    assert error.item() == pytest.approx(1 / (time**2 + (1 - time) ** 2), rel=0.02)
-    for scale in (0.9, 1.1):
-        assert (scale * velocity - (around - start)).square().mean() >= error
+def test_levels_of_a_token_are_those_of_its_own_steps(context):
+    model = small(latents_per_token=8)
+    tokens = noise(2, 25, 16)
+    changed = tokens.clone()
+    changed[:, 7] += 1
+    difference = model.core.levels(changed, context) - model.core.levels(tokens, context)
+    assert difference.abs().sum((0, 1)).nonzero().flatten().tolist() == [14, 15]
 
 
-def test_untrained_core_continues_with_the_guess():
-    core = ContinuationModel(with_overrides("tiny", **SMALL)).core
-    own, guess, repetition = noise(3, 1, 4, 200)
-    context, start = torch.cat([own, guess, repetition], dim=-1), torch.zeros_like(own)
-    assert torch.allclose(core(start, context, torch.zeros(1)), guess, atol=1e-5)
-    assert not core(start, context, torch.zeros(1), torch.zeros(1)).any()
+# ---- the head of the flow ----
+
+REACH = 15  # latents to either side: two kernels of 7, the second dilated by 4
+
+
+@pytest.fixture
+def head_inputs() -> dict[str, torch.Tensor]:
+    """In double precision: what reaches the outermost latent is small."""
+    shapes = {"noisy": (2, 4, 100), "tokens": (2, 25, 16)}
+    inputs = {name: noise(*shape, seed=i).double() for i, (name, shape) in enumerate(shapes.items())}
+    return inputs | {"time": torch.tensor([0.2, 0.7]).double()}
+
+
+@pytest.fixture
+def head(model) -> nn.Module:
+    return copy.deepcopy(model.core.head).double()
+
+
+@pytest.mark.parametrize("name", ["noisy", "tokens", "time"])
+def test_velocity_depends_on_the_noisy_latents_the_tokens_and_the_time(head, head_inputs, name):
+    velocity, changed = head(**head_inputs), head(**head_inputs | {name: head_inputs[name] + 0.1})
+    assert velocity.shape == (2, 4, 100)
+    assert (velocity - changed).abs().mean() > 1e-3 * velocity.abs().mean()
+
+
+def changed_places(head, inputs: dict, name: str, place: tuple) -> list[int]:
+    """Latents whose velocity changes with a part of the head's inputs."""
+    changed = inputs[name].clone()
+    changed[place] += 1
+    return (head(**inputs | {name: changed}) - head(**inputs)).abs().sum((0, 1)).nonzero().flatten().tolist()
+
+
+def test_head_sees_each_latent_and_its_neighbours_to_both_sides(head, head_inputs):
+    found = changed_places(head, head_inputs, "noisy", (..., 50))
+    assert found == list(range(50 - REACH, 51 + REACH))
+
+
+def test_token_speaks_for_its_own_latents_and_their_neighbours(head, head_inputs):
+    found = changed_places(head, head_inputs, "tokens", (slice(None), 12))
+    assert found == list(range(48 - REACH, 52 + REACH))
+
+
+def test_untrained_head_leaves_the_noise_as_it_is(context):
+    model = untrained()
+    latents = model.predict(context, steps=3, seed=5).latents
+    assert torch.equal(latents, noise(2, 4, 200, seed=5))
 
 
 # ---- what is heard ----
 
 
-def test_context_is_the_song_and_twice_what_comes_next_where_it_repeats_itself(model, song):
-    """To the sample."""
-    period = 1237  # samples: no whole number of latents
-    x = song[None, :, :period].repeat(1, 1, 8)
-    truth = model.encode(x[..., : 2 * CHUNK])
-    heard = model.hear(x[..., :CHUNK])
-    assert torch.allclose(heard, torch.cat([truth, truth[..., 200:]], dim=-1), atol=1e-3)
+def test_copies_agree_on_the_levels_that_follow_where_the_song_repeats_itself(model, song):
+    x = song[None, :, :1237].repeat(1, 1, 8)
+    context = model.encode_context(x[..., :CHUNK])
+    truth = model.levels(x[..., CHUNK : 2 * CHUNK])
+    assert context.outlook.shape == (1, *model.config.pair_shapes["outlook"])
+    levels, spread = context.outlook.chunk(2, dim=1)
+    assert levels.shape == spread.shape == truth.shape
+    assert (levels - truth).abs().mean() < 0.05
+    assert spread.mean() < 0.05
+    assert truth.std() > 0.5
 
 
-def test_guess_at_what_never_repeats_itself_is_the_long_term_prediction_of_its_latents(model):
-    x = noise(1, 2, CHUNK)
-    own, guess, repetition = model.hear(x).chunk(3, dim=-1)
-    assert torch.allclose(guess, network.long_term_prediction(own), atol=1e-2)
-    assert not torch.allclose(repetition, guess, atol=0.1)
+def test_level_of_all_bands_rises_by_a_neper_where_the_sound_is_e_times_as_loud(model, song):
+    x = song[None, :, :CHUNK]
+    rise = model.levels(math.e * x) - model.levels(x)
+    loud = model.levels(x) > -1.5  # of the quietest levels none matters
+    assert rise[loud].mean().item() == pytest.approx(1, abs=0.05)
 
 
-def test_odd_number_of_latents_is_heard():
-    """Two chunks of it are no multiple of what the encoder rounds up to."""
-    model = small(latents_per_token=1, chunk_samples=101 * RATE // 100)
-    heard = model.hear(noise(1, 2, model.config.chunk_samples))
-    assert heard.shape == (1, 4, 303)
-    assert torch.isfinite(model.predict(heard, steps=1)).all()
-    context, target = model.encode_pair(noise(1, 2, 2 * model.config.chunk_samples))
-    assert (context.shape, target.shape) == (heard.shape, (1, 4, 101))
+def test_context_and_outlook_are_the_same_whatever_the_target_is(model, song):
+    x = torch.cat([song[None, :, :CHUNK], 0.1 * noise(1, 2, CHUNK)], dim=-1)
+    pair, other = model.encode_pair(song[None, :, : 2 * CHUNK]), model.encode_pair(x)
+    assert {name: part.shape[1:] for name, part in pair.items()} == model.config.pair_shapes
+    for name in ("context", "outlook"):
+        assert torch.equal(pair[name], other[name])
+    for name in ("target", "levels"):
+        assert not torch.allclose(pair[name], other[name], atol=0.1)
+
+
+@torch.no_grad()
+def test_parts_of_a_pair_are_what_is_told_of_its_first_half_and_what_the_second_is(model, song):
+    x = song[None, :, : 2 * CHUNK]
+    pair, context = model.encode_pair(x), model.encode_context(x[..., :CHUNK])
+    assert torch.equal(pair["context"], context.latents)
+    assert torch.equal(pair["outlook"], context.outlook)
+    assert torch.equal(pair["target"], model.encode(x)[..., 200:])
+    assert torch.equal(pair["levels"], model.levels(x[..., CHUNK:]))
+
+
+def test_further_on_the_copies_are_heard_further_on(model, song):
+    """From a start behind the cut on, and trusted as in their own sound, whatever the own sound is by then."""
+    x, own = song[None, :, :CHUNK], 0.1 * noise(1, 2, CHUNK)
+    copies = model.copies(x)
+    context = model.encode_context(own, copies, start=CHUNK)
+    assert torch.equal(context.latents, model.encode(own))
+    levels = torch.stack([model.levels(played) for played in copies.play(CHUNK, CHUNK).unbind(1)], dim=1)
+    expected = expectation(levels, agreement(past_error(model.levels(x), copies)))
+    assert torch.allclose(context.outlook, torch.cat(expected, dim=1), atol=1e-5)
+    assert not torch.allclose(context.outlook, model.encode_context(own, copies).outlook, atol=0.1)
 
 
 def test_batch_hears_what_its_songs_hear_alone(model):
     songs = noise(2, 2, CHUNK)
-    assert torch.allclose(model.hear(songs)[1:], model.hear(songs[1:]), atol=1e-5)
+    both, alone = model.encode_context(songs), model.encode_context(songs[1:])
+    assert torch.allclose(both.latents[1:], alone.latents, atol=1e-5)
+    assert torch.allclose(both.outlook[1:], alone.outlook, atol=1e-4)
 
 
 def test_legacy_hears_its_latents_and_no_repetition(song):
-    model, x = legacy(), song[None, :, :CHUNK]
-    assert torch.equal(model.hear(x), model.encode(x))
+    model, x = legacy(), song[None, :, : 2 * CHUNK]
+    heard, following = x.split(CHUNK, dim=-1)
+    context = model.encode_context(heard, model.copies(heard), start=0)
+    assert torch.equal(context.latents, model.encode(heard))
+    assert context.outlook is None
+    latents, levels = model.predict(context, 8, 1.0, 0, 1.0)
+    assert torch.equal(latents, model.core(context.latents))
+    assert levels is None
+    pair = model.encode_pair(x)
+    assert torch.equal(pair["context"], context.latents)
+    assert torch.equal(pair["target"], model.encode(following))
 
 
 # ---- prediction ----
 
 
-def test_guidance_1_is_the_plain_flow(model):
-    context = noise(2, 4, 600)
+def standard(model: ContinuationModel, context: Context) -> Context:
+    return dataclasses.replace(context, latents=model.standardise(context.latents))
+
+
+def test_guidance_1_is_the_plain_flow(model, context):
     z = noise(2, 4, 200, seed=5)
-    standard = model.standardise(context)
+    tokens = model.core(standard(model, context))
     for step in range(3):
-        z = z + model.core(z, standard, torch.full((2,), step / 3)) / 3
-    assert torch.equal(model.predict(context, steps=3, guidance=1.0, seed=5), model.destandardise(z))
+        z = z + model.core.head(z, tokens, torch.full((2,), step / 3)) / 3
+    predicted = model.predict(context, steps=3, guidance=1.0, seed=5)
+    assert torch.equal(predicted.latents, model.destandardise(z))
+    assert torch.equal(predicted.levels, model.core.levels(tokens, context))
+
+
+@pytest.mark.parametrize(("guidance", "runs"), [(1.0, 1), (2.0, 2)])
+def test_transformer_runs_once_whatever_the_steps_and_once_more_for_guidance(model, context, guidance, runs):
+    ran = []
+    hook = model.core.register_forward_hook(lambda *_: ran.append(1))
+    model.predict(context, steps=7, guidance=guidance)
+    hook.remove()
+    assert len(ran) == runs
 
 
 def test_guidance_0_does_not_hear_the_context_and_guidance_leads_away_from_that(model):
-    first, second = noise(1, 4, 600, seed=1), noise(1, 4, 600, seed=2)
-    unheard, plain, weak, strong = (model.predict(first, steps=1, guidance=g) for g in (0.0, 1.0, 0.5, 3.0))
-    assert torch.allclose(unheard, model.predict(second, steps=1, guidance=0.0), atol=1e-5)
-    assert torch.allclose(weak - unheard, (plain - unheard) / 2, atol=1e-3)
-    straight = unheard + 3 * (plain - unheard)
-    shapes = [(z - z.mean(-1, keepdim=True)) / z.std(-1, keepdim=True) for z in (straight, strong)]
-    assert torch.allclose(*shapes, atol=1e-3)
+    first, second = context_of(seed=1, items=1), context_of(seed=2, items=1)
+    unheard, plain, strong = (model.predict(first, steps=1, guidance=g).latents for g in (0.0, 1.0, 3.0))
+    assert torch.allclose(unheard, model.predict(second, steps=1, guidance=0.0).latents, atol=1e-5)
+    assert not torch.allclose(unheard, plain, atol=0.1)
+    assert torch.allclose(strong, unheard + 3 * (plain - unheard), atol=1e-3)
 
 
-def test_guidance_is_rescaled_to_mean_and_deviation_without_it(model, monkeypatch):
-    context = noise(1, 4, 600)
-    distances = []
-    for share in (0.0, 0.7, 1.0):
-        monkeypatch.setattr(network, "GUIDANCE_RESCALE", share)
-        plain, strong = (model.predict(context, steps=1, guidance=g) for g in (1.0, 3.0))
-        means, deviations = ((f(plain) - f(strong)).abs().mean() for f in (lambda z: z.mean(-1), lambda z: z.std(-1)))
-        distances.append((means + deviations).item())
-    assert distances[1] == pytest.approx(0.3 * distances[0], rel=0.01)
-    assert distances[2] < 1e-4
+def test_levels_do_not_depend_on_how_the_latents_are_sampled(model, context):
+    levels = model.predict(context, steps=1).levels
+    assert torch.equal(levels, model.predict(context, steps=3, guidance=2.0, seed=7, temperature=0.5).levels)
 
 
-def test_same_seed_same_latents_and_another_seed_others(model):
-    context = noise(1, 4, 600)
+def test_same_seed_same_latents_and_another_seed_others(model, context):
     torch.manual_seed(1)
-    first = model.predict(context, steps=2, seed=3)
+    first = model.predict(context, steps=2, seed=3).latents
     torch.manual_seed(2)
-    assert torch.equal(first, model.predict(context, steps=2, seed=3))
-    assert not torch.allclose(first, model.predict(context, steps=2, seed=4))
+    assert torch.equal(first, model.predict(context, steps=2, seed=3).latents)
+    assert not torch.allclose(first, model.predict(context, steps=2, seed=4).latents)
 
 
-def test_temperature_0_does_not_depend_on_the_seed(model):
-    context = noise(1, 4, 600)
-    first, second = (model.predict(context, steps=2, seed=seed, temperature=0.0) for seed in (0, 1))
+def test_temperature_0_does_not_depend_on_the_seed(model, context):
+    first, second = (model.predict(context, steps=2, seed=seed, temperature=0.0).latents for seed in (0, 1))
     assert torch.equal(first, second)
 
 
-def test_network_trained_to_say_the_mean_takes_one_step_from_zero():
-    model = small(objective="mse")
-    context = noise(1, 4, 600)
-    z = model.core(torch.zeros(1, 4, 200), model.standardise(context), torch.zeros(1))
-    assert torch.equal(model.predict(context, steps=9, guidance=3.0, seed=7), model.destandardise(z))
+def test_network_trained_to_say_the_mean_takes_one_step_from_zero(context):
+    model, ran = small(objective="mse"), []
+    tokens = model.core(standard(model, context))
+    z = model.core.head(torch.zeros(2, 4, 200), tokens, torch.zeros(2))
+    model.core.head.register_forward_hook(lambda *_: ran.append(1))
+    predicted = model.predict(context, steps=9, guidance=3.0, seed=7)
+    assert torch.equal(predicted.latents, model.destandardise(z))
+    assert len(ran) == 1
 
 
 def test_standardised_latents_have_the_tracked_mean_and_deviation():
@@ -603,7 +687,9 @@ def test_generation_has_exactly_the_length_asked_for(make, song, seconds):
     assert torch.isfinite(y).all()
 
 
-def test_same_seed_same_samples_and_another_seed_others(model, song):
+def test_same_seed_same_samples_and_another_seed_others(model, song, monkeypatch):
+    """Where the decoder's own sound is heard."""
+    monkeypatch.setattr("continuation.mixer.OWN_LOGIT", 64.0)
     first, again, other = (model.generate(song, seconds=1, seed=seed, steps=2) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.allclose(first, other, atol=1e-3)
@@ -660,12 +746,19 @@ def test_crossfade_runs_from_the_song_to_what_the_network_decodes(model, song, m
 
 
 def test_longer_generation_hears_its_own_sound_and_plays_copies_of_the_song(model, song, monkeypatch):
-    heard, copied, hear, copies = [], [], model.hear, model.copies
-    monkeypatch.setattr(model, "hear", lambda x: heard.append(x[0]) or hear(x))
+    heard, starts, copied, encode_context, copies = [], [], [], model.encode_context, model.copies
+
+    def note(x, its_copies, start):
+        heard.append(x[0])
+        starts.append(start)
+        return encode_context(x, its_copies, start)
+
+    monkeypatch.setattr(model, "encode_context", note)
     monkeypatch.setattr(model, "copies", lambda x: copied.append(x[0]) or copies(x))
     fade = RATE // 50
     whole = model.generate(song, seconds=4, steps=1)
     assert len(copied) == 1
+    assert starts == [0, CHUNK]
     assert torch.allclose(at_level(copied[0]), at_level(song[:, -CHUNK:]), atol=1e-5)
     second = at_level(heard[1])[:, :-fade]
     assert torch.allclose(
@@ -697,8 +790,13 @@ def test_errors_in_level_do_not_add_up(model, song, monkeypatch):
 
 
 def test_every_context_is_heard_at_the_same_level(model, song, monkeypatch):
-    levels, hear = [], model.hear
-    monkeypatch.setattr(model, "hear", lambda x: levels.append(x.square().mean().sqrt().item()) or hear(x))
+    levels, encode_context = [], model.encode_context
+
+    def note(x, *more):
+        levels.append(x.square().mean().sqrt().item())
+        return encode_context(x, *more)
+
+    monkeypatch.setattr(model, "encode_context", note)
     model.generate(song, seconds=5, steps=1)
     assert levels == pytest.approx([network.CONTEXT_LEVEL] * 3, rel=1e-3)
 
@@ -722,17 +820,17 @@ def test_bf16_reconstruction_stays_near_fp32(model, song):
 
 
 def test_bf16_continuation_with_copies_stays_near_fp32(model, song):
-    """Of copies chosen by levels and added up in spectra, both in fp32."""
-    z, copies = noise(1, 4, 200), model.copies(song[None, :, :CHUNK])
+    """Of levels and of copies that are added up in spectra, both in fp32."""
+    x = song[None, :, :CHUNK]
     with torch.autocast("cpu", torch.bfloat16):
-        half = model.decode(z, copies=copies)
-    full = model.decode(z, copies=copies)
+        half = model(x)[1]
+    full = model(x)[1]
     assert half.dtype == torch.float32
     assert (half - full).square().mean() < 0.02 * full.square().mean()
 
 
 def test_table_of_legacy_names_its_layers_parameters_and_flops(capsys):
-    network.print_preset("legacy")
+    model_tables.print_tables("legacy", on_meta(PRESETS["legacy"]))
     printed = capsys.readouterr().out
     assert "legacy: 12000 Hz, 2 channels, latents 64 x 3000 for 10 s" in printed
     assert "251,778 parameters" in printed
@@ -743,15 +841,14 @@ def test_table_of_legacy_names_its_layers_parameters_and_flops(capsys):
 def test_counted_flops_of_legacys_reconstruction_are_those_counted_by_hand():
     encoder = 60000 * 128 * 2 * 9 + 15000 * 64 * 128 * 7
     decoder = 3000 * 64 * 128 * 7 + 6000 * 128 * 128 * 2 + 12000 * 128 * 128 * 3 + 60000 * 128 * 2 * 9
-    counted = network.gigaflops(PRESETS["legacy"])
+    counted = model_tables.gigaflops(on_meta(PRESETS["legacy"]))
     assert next(iter(counted.values())) == pytest.approx(2 * (encoder + decoder) / 1e9)
 
 
 def test_rows_of_the_table_hold_all_convolutions_and_linear_layers():
-    model = network.on_meta(with_overrides("tiny", **SMALL))
-    rows = network.layer_rows(model)
+    model = on_meta(with_overrides("tiny", **SMALL))
+    rows = model_tables.layer_rows(model)
     expected = [m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Linear))]
     counted = sum(count for _, kind, _, count in rows if kind in ("Conv1d", "Linear"))
     assert counted == sum(p.numel() for module in expected for p in module.parameters())
     assert ("encoder.pool", "MaxPool1d", "8 x 1000", 0) in rows
-    assert any(name.startswith("decoder.mixer.") for name, *_ in rows)

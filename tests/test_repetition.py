@@ -5,13 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from continuation.repetition import COPIES, find_copies, long_term_prediction, loop, onset_strength, tile_tail
+from continuation.layers import crossfade
+from continuation.repetition import COPIES, find_copies, onset_strength, tile_tail
 
 HOP = 20
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def loop(song: torch.Tensor, hop: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What follows songs by their loop, as long as they are, and its correlation: (batch,)."""
+    copies = find_copies(song, hop, count=1)
+    return copies.play(0, song.shape[-1])[:, 0], copies.similarity[:, 0, 0]
 
 
 def loop_lag(song: torch.Tensor, hop: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,35 +120,6 @@ def test_onset_strength_rises_where_a_sound_begins_and_in_its_band():
     assert abs(frame - start // HOP) <= 2
 
 
-# ---- of latents ----
-
-
-@pytest.mark.parametrize("period", [130, 300, 799])
-def test_long_term_prediction_continues_what_repeats_itself_in_phase(period):
-    song = 0.5 + noise(2, 4, period).repeat(1, 1, 2 + 2000 // period)[..., :2000]
-    prediction = long_term_prediction(song[..., :1000])
-    assert torch.allclose(prediction, song[..., 1000:], atol=0.1)  # octaves without the period weigh next to nothing
-    assert torch.corrcoef(torch.stack([prediction.flatten(), song[..., 1000:].flatten()]))[0, 1] > 0.999
-
-
-def test_long_term_prediction_of_what_never_repeats_is_nearly_its_mean():
-    prediction = long_term_prediction(3 + noise(2, 16, 1000))
-    assert torch.allclose(prediction.mean(-1), torch.tensor(3.0), atol=0.1)
-    assert prediction.std() < 0.15
-
-
-def test_long_term_prediction_of_silence_is_silence():
-    assert not long_term_prediction(torch.zeros(2, 4, 1000)).any()
-
-
-def test_scale_and_offset_of_a_channel_do_not_matter():
-    """What is measured of the latents after they are cached may not change what is told of them."""
-    z, scale, offset = noise(2, 4, 1000), torch.tensor([[0.01], [1.0], [3.0], [50.0]]), noise(4, 1, seed=1)
-    z = z + z.roll(300, dims=-1)
-    moved = long_term_prediction(scale * z + offset)
-    assert torch.allclose(moved, scale * long_term_prediction(z) + offset, rtol=1e-3, atol=1e-3)
-
-
 # ---- copies ----
 
 
@@ -186,3 +164,10 @@ def test_seams_are_where_copies_begin_anew():
     copies = find_copies(song, HOP, count=1)
     lag = copies.lags.item()
     assert copies.seams(20000) == list(range(lag, 20000, lag))
+
+
+def test_crossfade_is_a_straight_line_from_one_sound_to_the_other():
+    faded = crossfade(torch.zeros(1, 2, 100), torch.ones(1, 2, 11))
+    assert faded.shape == (1, 2, 100)
+    assert not faded[..., :89].any()
+    assert torch.allclose(faded[..., 89:], torch.linspace(0, 1, 11).expand(1, 2, 11))

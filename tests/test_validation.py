@@ -9,15 +9,15 @@ import pytest
 import torch
 from tiny import CHANNELS, CHUNK, RATE, write_dataset
 
-from continuation import losses, validation
+from continuation import losses, metrics, validation
 from continuation.dataset import open_dataset
 from continuation.windows import Windows
-from model import ContinuationModel, with_overrides
+from model import make_model, with_overrides
 
 torch.set_num_threads(1)
 SMALL = {
     "encoder_widths": (8, 8), "encoder_blocks": (1, 1), "decoder_widths": (8, 8), "decoder_blocks": (1, 1),
-    "latent_channels": 4, "core_layers": 1, "core_width": 16, "core_heads": 2,
+    "latent_channels": 4, "core_layers": 1, "core_width": 16, "core_heads": 2, "latents_per_token": 4,
 }  # fmt: skip
 
 
@@ -26,7 +26,7 @@ def checks(tmp_path) -> validation.Validation:
     """Two validation songs, of four pairs and of one."""
     torch.manual_seed(0)
     shape = {"sample_rate": RATE, "channels": CHANNELS, "chunk_samples": CHUNK}
-    model = ContinuationModel(with_overrides("tiny", **SMALL | shape)).eval().requires_grad_(False)
+    model = make_model(with_overrides("tiny", **SMALL | shape)).eval().requires_grad_(False)
     meta, splits = open_dataset(write_dataset(tmp_path / "dataset"))
     return validation.Validation(model, Windows(splits["val"], meta), seed=0, autocast=nullcontext)
 
@@ -51,17 +51,38 @@ def test_reconstruction_loss_that_is_not_finite_at_one_window_length_is_not_left
 
 def test_gain_is_what_another_context_costs_more(checks, monkeypatch):
     """With a loss of 1 for a target's own context and of 1.5 for any other."""
-    pairs = [(context, target) for context, target, _ in checks.latents()]
+    pairs = [pair for pair, _ in checks.encoded_pairs().values()]
 
-    def fixed_time_losses(model, context, target, noise):
-        is_own = any(torch.equal(context, own) and torch.equal(target, its) for own, its in pairs)
-        return torch.tensor([1.0 if is_own else 1.5])
+    def fixed_time_losses(model, given, noise):
+        is_own = any(all(torch.equal(given[part], pair[part]) for part in pair) for pair in pairs)
+        return {"prediction": torch.tensor([1.0 if is_own else 1.5]), "predicted_levels": torch.tensor([0.5])}
 
     monkeypatch.setattr(losses, "fixed_time_losses", fixed_time_losses)
     figures = checks.figures(2, codec_learns=False)
     assert figures["prediction"] == figures["latent_mse"] == 1.0
-    assert figures["loss"] == pytest.approx(1.0 + figures["continuation"])
-    assert figures["context_gain"] == pytest.approx(0.5)
+    assert figures["predicted_levels"] == 0.5
+    assert figures["loss"] == pytest.approx(1.0 + losses.LEVELS_WEIGHT * 0.5)
+    assert figures["context_gain"] == figures["context_gain_same_song"] == pytest.approx(0.5)
+
+
+def test_foreign_context_is_latents_and_copies_of_other_music_and_the_target_stays(checks, monkeypatch):
+    own, seen = checks.encoded_pairs(), []
+    monkeypatch.setattr(losses, "prediction_total", lambda parts: parts)
+    monkeypatch.setattr(checks, "prediction_parts", lambda number, pair: seen.append(pair) or torch.zeros(1))
+    first, other = own[0][0], own[4][0]
+    checks.loss_with(other, 0, first)
+    assert seen[0].keys() == first.keys()
+    for part in ("context", "copies"):
+        assert torch.equal(seen[0][part], other[part])
+    for part in ("target", "levels"):
+        assert torch.equal(seen[0][part], first[part])
+
+
+def test_encoded_pair_is_rounded_as_the_cache_rounds_it(checks):
+    pair, _ = checks.encoded_pairs()[0]
+    exact = checks.model.encode_pair(checks.audio(0))
+    assert pair.keys() == exact.keys()
+    assert all(torch.equal(pair[part], exact[part].half().float()) for part in pair)
 
 
 def test_latents_are_kept_until_the_encoder_learns(checks):
@@ -81,12 +102,12 @@ def test_continuation_and_loop_are_distances_from_the_true_continuation(checks, 
     """With a decoder that plays the loop, and with one that knows the truth; the input repeated is neither."""
     chunk, pairs = CHUNK, checks.pairs(2 * validation.DECODED)
     truths = iter([checks.audio(pair)[..., chunk:] for pair in pairs])
-    monkeypatch.setattr(checks.model, "decode", lambda z, length, copies: copies.play(0, length)[:, 0])
+    monkeypatch.setattr(checks.model, "decode", lambda z, length, copies, levels: copies.play(0, length)[:, 0])
     figures = checks.figures(2, codec_learns=True)
     assert figures["continuation"] == figures["loop"] > 0.5
     assert figures["input_repeated"] > 0.5
     assert figures["input_repeated"] != figures["loop"]
-    monkeypatch.setattr(checks.model, "decode", lambda z, length, copies: next(truths))
+    monkeypatch.setattr(checks.model, "decode", lambda z, length, copies, levels: next(truths))
     perfect = checks.figures(2, codec_learns=True)
     assert perfect["continuation"] < 0.02
     assert [perfect[name] for name in ("loop", "input_repeated")] == [
@@ -94,37 +115,42 @@ def test_continuation_and_loop_are_distances_from_the_true_continuation(checks, 
     ]
 
 
-def test_distance_is_the_mean_over_all_window_lengths_and_both_stereo_bases(checks, monkeypatch):
-    asked, scored = [], losses.continuation_losses
-
-    def note(truth, sound, *draw):
-        asked.append(draw)
-        return scored(truth, sound, *draw)
-
-    monkeypatch.setattr(losses, "continuation_losses", note)
-    truth, sound = 0.1 * torch.randn(2, 1, CHANNELS, CHUNK)
-    found = checks.continuation_loss(truth, sound)
-    assert set(asked) == {(RATE, size, basis) for size in losses.spectral_sizes(RATE) for basis in (False, True)}
-    each = [losses.continuation_sum(scored(truth, sound, *draw)).item() for draw in asked]
-    assert found == pytest.approx(sum(each) / len(each))
+def test_distance_is_of_spectra_onsets_and_notes(checks):
+    truth, sound = (checks.audio(pair)[..., :CHUNK] for pair in (0, 4))
+    one, other = (x[0].numpy() for x in (truth, sound))
+    onsets = metrics.onset_correlation(metrics.Sound(one, RATE), metrics.Sound(other, RATE))
+    expected = metrics.mr_stft_distance(one, other) + (1 - onsets) + (1 - metrics.chroma_cosine(one, other, RATE))
+    assert validation.continuation_distance(truth, sound, RATE) == pytest.approx(expected)
+    assert validation.continuation_distance(truth, truth, RATE) == pytest.approx(0, abs=0.01)
 
 
-def test_decoded_continuation_is_one_step_from_the_pairs_own_noise(checks, monkeypatch):
-    """As the joint part trains it."""
+def test_distance_of_silence_has_no_onsets_and_no_notes(checks):
+    truth = checks.audio(0)[..., :CHUNK]
+    silence = torch.zeros_like(truth)
+    expected = metrics.mr_stft_distance(truth[0].numpy(), silence[0].numpy()) + 2
+    assert validation.continuation_distance(truth, silence, RATE) == pytest.approx(expected)
+
+
+def test_decoded_continuation_is_one_step_at_the_levels_that_are_predicted(checks, monkeypatch):
     given, decode = [], checks.model.decode
-    monkeypatch.setattr(checks.model, "decode", lambda z, *rest: given.append(z) or decode(z, *rest))
+
+    def note(z, length, copies, levels):
+        given.append((z, levels))
+        return decode(z, length, copies, levels=levels)
+
+    monkeypatch.setattr(checks.model, "decode", note)
     checks.against_repetition(1)
-    heard = checks.audio(1)[..., :CHUNK]
-    noise = checks.noise(1, given[0].shape)
-    assert torch.equal(given[0], checks.model.sample(checks.model.hear(heard), noise, 1, 1.0))
+    predicted = checks.model.predict(checks.model.encode_context(checks.audio(1)[..., :CHUNK]), steps=1)
+    assert torch.equal(given[0][0], predicted.latents)
+    assert torch.equal(given[0][1], predicted.levels)
 
 
 def test_continuation_hears_nothing_of_the_truth(checks, monkeypatch):
     played = []
     decode, audio = checks.model.decode, checks.audio
 
-    def note(z, length, copies):
-        played.append(decode(z, length, copies))
+    def note(z, length, copies, levels):
+        played.append(decode(z, length, copies, levels=levels))
         return played[-1]
 
     monkeypatch.setattr(checks.model, "decode", note)
@@ -135,21 +161,14 @@ def test_continuation_hears_nothing_of_the_truth(checks, monkeypatch):
     assert torch.equal(*played)
 
 
-def test_continuation_that_is_not_finite_at_one_pair_is_not_left_out_of_the_loss(checks, monkeypatch):
-    scales = iter([1.0, math.nan])
-    decode = checks.model.decode
-    monkeypatch.setattr(checks.model, "decode", lambda z, *rest: next(scales, 1.0) * decode(z, *rest))
-    assert not math.isfinite(checks.figures(2, codec_learns=True)["loss"])
+def test_prediction_loss_that_is_not_finite_at_one_pair_is_not_left_out(checks, monkeypatch):
+    scales = iter([1.0, 1.0, 1.0, math.nan])
+    found = losses.fixed_time_losses
 
+    def broken(*given):
+        scale = next(scales, 1.0)
+        return {name: scale * part for name, part in found(*given).items()}
 
-def test_continuation_loss_that_is_not_finite_at_one_window_length_is_not_left_out(checks, monkeypatch):
-    shortest, parts = min(losses.spectral_sizes(RATE)), losses.continuation_losses
-
-    def broken(truth, sound, rate, size, in_mid_side):
-        scale = math.nan if size == shortest else 1.0
-        return {name: scale * value for name, value in parts(truth, sound, rate, size, in_mid_side).items()}
-
-    truth, sound = 0.1 * torch.randn(2, 1, CHANNELS, CHUNK)
-    assert math.isfinite(checks.continuation_loss(truth, sound))
-    monkeypatch.setattr(losses, "continuation_losses", broken)
-    assert not math.isfinite(checks.continuation_loss(truth, sound))
+    assert math.isfinite(checks.figures(2, codec_learns=False)["loss"])
+    monkeypatch.setattr(losses, "fixed_time_losses", broken)
+    assert not math.isfinite(checks.figures(2, codec_learns=False)["loss"])

@@ -13,17 +13,16 @@ import model
 from continuation import audio
 from continuation.dataset import read_window
 from continuation.windows import (
-    ANY_COPIES,
     CONTEXT_LEVEL,
     GAIN_RANGE_DB,
     MARGIN_SECONDS,
-    PRESENT_COPY,
     QUIETEST_RMS,
     SPEED_RANGE,
     STREAMS,
     Augmentation,
     CropItems,
     FixedPairItems,
+    JointItems,
     PairItems,
     PairSampler,
     WindowItems,
@@ -34,7 +33,6 @@ from continuation.windows import (
     next_other,
     rms_gain,
     sample_flow,
-    sample_present_copies,
 )
 
 PLAIN = {"gain": 1.0, "swap": False, "speed": 1.0}
@@ -82,12 +80,6 @@ def test_augmentation_keeps_its_ranges_and_uses_all_of_them():
     assert speeds.max() == pytest.approx(1 + SPEED_RANGE, abs=1e-3)
     for share in ((speeds == 1).mean(), np.mean([c.swap for c in changes]), np.mean([c.gain < 0 for c in changes])):
         assert share == pytest.approx(0.5, abs=0.05)
-
-
-def test_decoder_must_do_without_some_copies_and_without_all():
-    present = np.array([sample_present_copies(make_rng(0, "pair", item), 6) for item in range(4000)])
-    assert present.any(1).mean() == pytest.approx(ANY_COPIES, abs=0.02)
-    assert present[present.any(1)].mean(0) == pytest.approx([PRESENT_COPY] * 6, abs=0.03)
 
 
 def test_flow_samples_have_the_documented_shares():
@@ -343,22 +335,22 @@ def test_order_is_a_function_of_seed_stage_and_item_whatever_was_asked_before():
 
 
 def items_of(kind: str, windows: Windows, seed: int = 0):
-    if kind == "crop":
-        return CropItems(windows, (3, 4), 200, seed)
-    if kind == "fixed":
-        return FixedPairItems(windows, seed, stage=1)
-    return PairItems(windows, SHAPE, variants=2, seed=seed, cache=NumberedCache(), crop=(3, 4), copies=6)
+    crops = CropItems(windows, (3, 4), 200, seed)
+    pairs = PairItems(len(windows), SHAPE, variants=2, seed=seed, cache=NumberedCache())
+    fixed = FixedPairItems(windows, seed, stage=1)
+    return {"crop": crops, "pair": pairs, "joint": JointItems(crops, pairs), "fixed": fixed}[kind]
 
 
 class NumberedCache:
     """A cache whose latents are the numbers of variant and pair."""
 
-    def read(self, variant: int, pair: int) -> tuple[np.ndarray, np.ndarray]:
-        latents = np.float32([variant, pair, 0])[:, None].repeat(3 * SHAPE[1], 1)
-        return latents, latents[:, : SHAPE[1]]
+    def read(self, variant: int, pair: int) -> dict[str, np.ndarray]:
+        latents = np.float32([variant, pair, 0])[:, None].repeat(SHAPE[1], 1)
+        outlook, levels = np.zeros((10, 2), np.float32), np.zeros((5, 2), np.float32)
+        return {"context": latents, "outlook": outlook, "target": latents, "levels": levels}
 
 
-@pytest.mark.parametrize("kind", ["crop", "pair", "fixed"])
+@pytest.mark.parametrize("kind", ["crop", "pair", "joint", "fixed"])
 def test_item_is_a_function_of_its_number_whatever_was_read_before(noisy, kind):
     in_order = items_of(kind, noisy)
     expected = [in_order[item] for item in range(20)]
@@ -368,41 +360,48 @@ def test_item_is_a_function_of_its_number_whatever_was_read_before(noisy, kind):
         assert all(np.array_equal(alone[key], expected[item][key]) for key in alone)
 
 
-@pytest.mark.parametrize("kind", ["crop", "pair"])
-def test_another_seed_draws_other_items(noisy, kind):
+@pytest.mark.parametrize(("kind", "drawn"), [("crop", "x"), ("crop", "posterior_noise"), ("pair", "flow_noise")])
+def test_another_seed_draws_other_items(noisy, kind, drawn):
     first, second = (items_of(kind, noisy, seed)[0] for seed in (0, 1))
-    assert not np.array_equal(first["x"], second["x"])
-    assert not np.array_equal(first["posterior_noise"], second["posterior_noise"])
+    assert not np.array_equal(first[drawn], second[drawn])
 
 
 def test_items_are_float32_of_the_shapes_that_the_losses_read(noisy):
     crop, pair = items_of("crop", noisy)[0], items_of("pair", noisy)[0]
     assert crop["x"].shape == (2, 200)
-    assert pair["x"].shape == (2, 2 * CHUNK)
-    assert pair["context"].shape == (3, 30)
-    assert pair["target"].shape == pair["flow_noise"].shape == pair["context_noise"].shape == SHAPE
+    assert crop["posterior_noise"].shape == crop["robust_noise"].shape == (3, 4)
+    assert pair["flow_noise"].shape == pair["context_noise"].shape == SHAPE
+    assert pair["time"].shape == pair["heard"].shape == ()
     for item in (crop, pair):
-        assert item["posterior_noise"].shape == item["robust_noise"].shape == (3, 4)
-        assert all(value.dtype == np.float32 for name, value in item.items() if name != "present")
-    assert (pair["present"].dtype, pair["present"].shape) == (bool, (6,))
-    assert pair["place"].shape == pair["time"].shape == pair["heard"].shape == ()
+        assert all(value.dtype == np.float32 for value in item.values())
 
 
-def test_audio_of_a_pair_is_what_the_cached_latents_are_of(noisy):
-    items = items_of("pair", noisy)
+def test_item_of_a_pair_is_what_the_cache_has_of_it_in_one_of_the_variants(noisy):
+    items, sampler = items_of("pair", noisy), PairSampler(len(noisy), seed=0, stage=2)
     variants = set()
     for item in range(14):
-        given = items[item]
-        variant, pair = given["context"][:2, 0].astype(int)
-        assert np.array_equal(given["x"], WindowItems(noisy, int(variant), seed=0)[int(pair)]["x"])
+        variant, pair = items[item]["context"][:2, 0].astype(int)
+        assert pair == sampler[item]
+        cached = NumberedCache().read(variant, pair)
+        assert all(np.array_equal(items[item][part], cached[part]) for part in cached)
         variants.add(int(variant))
     assert variants == {0, 1}
 
 
-def test_places_of_what_is_continued_are_spread_over_the_whole(noisy):
-    items = items_of("pair", noisy)
-    places = np.array([items[item]["place"] for item in range(200)])
-    assert np.histogram(places, bins=4, range=(0, 1))[0].min() > 30
+def test_item_of_the_joint_part_is_a_crop_as_in_stage_1_and_an_encoded_pair(noisy):
+    joint, crop, pair = (items_of(kind, noisy) for kind in ("joint", "crop", "pair"))
+    for item in range(5):
+        assert not crop[item].keys() & pair[item].keys()
+        assert joint[item].keys() == crop[item].keys() | pair[item].keys()
+        assert all(np.array_equal(joint[item][key], value) for key, value in (crop[item] | pair[item]).items())
+
+
+def test_what_a_variant_encodes_is_a_window_of_two_chunks_of_its_own(noisy):
+    found = [WindowItems(noisy, variant, seed)[3]["x"] for variant, seed in ((0, 0), (0, 0), (1, 0), (0, 1))]
+    assert found[0].shape == (2, 2 * CHUNK)
+    assert np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+    assert not np.array_equal(found[0], found[3])
 
 
 def test_legacy_learns_the_pairs_0_1_and_2_3_of_every_song_as_they_are(counting):

@@ -15,7 +15,7 @@ RATE, CHANNELS, CHUNK = 8000, 1, 24000  # rows of 3 s
 SONG_ROWS = {"train": (4, 3, 3), "val": (5, 2), "test": (2,)}
 NETWORK = (
     "--encoder_widths 8 8 --encoder_blocks 1 1 --decoder_widths 8 8 --decoder_blocks 1 1 --latent_channels 4 "
-    "--core_layers 1 --core_width 16 --core_heads 2"
+    "--core_layers 1 --core_width 16 --core_heads 2 --latents_per_token 4"
 )
 SCHEDULE = "--batch_size 2 --stage1_steps 3 --stage2_steps 6 --joint_share 0.34 --latent_variants 2 --device cpu"
 TINY = f"--preset tiny {NETWORK} {SCHEDULE}"  # stage 2: four steps of 2a, two of 2b

@@ -10,7 +10,7 @@ import torch
 
 import evaluate
 from continuation import audio, checkpoint
-from model import PRESETS, ContinuationModel
+from model import PRESETS, make_model
 
 PROJECT = Path(evaluate.__file__).parent
 RATE, CHUNK_SECONDS = 4000, 10
@@ -46,15 +46,13 @@ def write_dataset(folder: Path, song_rows=SONG_ROWS) -> Path:
 
 
 def write_checkpoint(folder: Path, config=SMALL, stage=2, trained_on=()) -> Path:
-    """A network whose core's output layer is not zero, and whose mixer plays all sources, so that contexts and seeds
-    matter."""
+    """A network whose core says something, so that contexts and seeds matter."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    model = ContinuationModel(config)
+    model = make_model(config)
     if not config.is_legacy:
-        torch.nn.init.normal_(model.core.head.to_velocity.weight, std=0.1)
-        torch.nn.init.normal_(model.core.from_time[-1].bias, std=0.1)
-        torch.nn.init.zeros_(model.decoder.mixer.prior)
+        for layer in (model.core.head.to_velocity, model.core.to_levels):
+            torch.nn.init.normal_(layer.weight, std=0.1)
     songs = [{"id": name, "split": "train"} for name in trained_on]
     state = {"config": dataclasses.asdict(config), "ema": model.state_dict(), "stage": stage, "step": 5}
     checkpoint.save(folder / "best.pt", {**state, "data_meta": {"songs": songs}})

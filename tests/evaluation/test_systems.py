@@ -13,9 +13,11 @@ import torch
 from evaluation_helpers import CHUNK, CHUNK_SECONDS, RATE, arguments
 
 import evaluate
-from continuation import audio, checkpoint, losses, systems
+from continuation import checkpoint, losses, systems
 from continuation.cli import UsageError
+from continuation.context import Context, Prediction
 from continuation.dataset import open_dataset
+from continuation.fingerprint import Fingerprinter
 from continuation.systems import PREDICTIONS, Sampling, System, file_name, load_prediction, play_predictions
 from model import GUIDANCE
 
@@ -32,7 +34,7 @@ def test_trained_songs_are_told_by_their_content_and_not_by_their_names(tmp_path
     shutil.copytree(dataset, told)
     meta = json.loads((told / "meta.json").read_text())
     for song in meta["songs"]:
-        song |= {"sha256": f"file of {song['id']}", "fingerprint": audio.Fingerprinter(RATE).result()}
+        song |= {"sha256": f"file of {song['id']}", "fingerprint": Fingerprinter(RATE).result()}
     (told / "meta.json").write_text(json.dumps(meta))
     first, second = (song for song in meta["songs"] if song["split"] == "test")
     state = checkpoint.load(checkpoints[0] / "best.pt")
@@ -90,7 +92,7 @@ def test_files_of_a_system_with_a_long_name_have_short_names_of_their_own():
 def test_continuation_is_what_generate_plays(network, pairs, name):
     judged, pair = network(name), next(pairs.of_song(0))
     with torch.inference_mode():
-        context, _ = judged.latents(pair)
+        context = judged.encode_context(pair.context)
         played = judged.play(pair, context, judged.predict(pair, context, judged.sampling))
         seed = int(judged.draw(pair, 1).integers(2**31))
         whole = judged.model.generate(pair.context, seed=seed, steps=2, guidance=2, with_input=True).numpy()
@@ -98,30 +100,35 @@ def test_continuation_is_what_generate_plays(network, pairs, name):
 
 
 @pytest.mark.parametrize("name", ["flow", "mse"])
-def test_fixed_losses_are_the_squared_error_of_the_velocity(network, pairs, name):
+def test_loss_of_a_pair_is_that_of_the_fixed_times_with_its_own_noise(network, pairs, name):
     judged, pair = network(name), next(pairs.of_song(0))
     with torch.inference_mode():
-        context, target = judged.latents(pair)
-        noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
-        found = losses.fixed_time_losses(judged.model, context, target, noise)
-        context, target = judged.model.standardise(context), judged.model.standardise(target)
-        noise = noise if name == "flow" else torch.zeros_like(noise)
-        expected = []
-        for time in losses.FIXED_TIMES if name == "flow" else (0.0,):
-            velocity = judged.model.core((1 - time) * noise + time * target, context, torch.tensor([time]))
-            expected.append((velocity - (target - noise)).square().mean())
-    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-6)
+        encoded = judged.encode_pair(pair)
+        model, context = judged.model, Context(judged.model.standardise(encoded["context"]), encoded["copies"])
+        target, tokens = model.standardise(encoded["target"]), model.core(context)
+        noise = judged.draw(pair, systems.LOSS_NOISE).standard_normal(target.shape, dtype="float32")
+        noise = torch.from_numpy(noise) * (name == "flow")
+        times = losses.FIXED_TIMES if name == "flow" else (0.0,)
+        errors = [
+            model.core.head((1 - time) * noise + time * target, tokens, torch.tensor([time])) - (target - noise)
+            for time in times
+        ]
+        levels = (model.core.levels(tokens, context) - encoded["levels"]).abs().mean()
+        expected = torch.stack(errors).square().mean() + losses.LEVELS_WEIGHT * levels
+    assert judged.loss(pair, encoded) == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_prediction_never_hears_the_target(network, pairs):
     judged, pair = network("flow"), next(pairs.of_song(0))
     other = dataclasses.replace(pair, target=synth.noise(0, CHUNK_SECONDS, RATE, 2))
     with torch.inference_mode():
-        (context, target), (same, changed) = judged.latents(pair), judged.latents(other)
-        sampling = Sampling(2, GUIDANCE)
-        played = [judged.play(each, context, judged.predict(each, context, sampling)) for each in (pair, other)]
-    assert torch.equal(context, same)
-    assert not torch.equal(target, changed)
+        first, second = judged.encode_pair(pair), judged.encode_pair(other)
+        sampling, played = Sampling(2, GUIDANCE), []
+        for each, encoded in ((pair, first), (other, second)):
+            context = Context(encoded["context"], encoded["copies"])
+            played.append(judged.play(each, context, judged.predict(each, context, sampling)))
+    assert all(torch.equal(first[part], second[part]) for part in ("context", "copies"))
+    assert not any(torch.equal(first[part], second[part]) for part in ("target", "levels"))
     assert np.array_equal(played[0].sound, played[1].sound)
     assert played[0].seams == played[1].seams
 
@@ -129,10 +136,11 @@ def test_prediction_never_hears_the_target(network, pairs):
 def test_own_sound_is_what_the_decoder_plays_without_copies(network, pairs):
     judged, pair = network("flow"), next(pairs.of_song(0))
     with torch.inference_mode():
-        context, target = judged.latents(pair)
-        mixed, own = (judged.play(pair, context, target, with_copies=copies) for copies in (True, False))
-        join = judged.model.parts(context)[0][..., -100:]
-        decoded = judged.model.decode(torch.cat([join, target], dim=-1))[0, :, RATE:].numpy()
+        encoded = judged.encode_pair(pair)
+        context, target = Context(encoded["context"], encoded["copies"]), encoded["target"]
+        predicted = Prediction(target, None)
+        mixed, own = (judged.play(pair, context, predicted, with_copies=copies) for copies in (True, False))
+        decoded = judged.model.decode(torch.cat([context.latents[..., -100:], target], dim=-1))[0, :, RATE:].numpy()
     np.testing.assert_allclose(own.sound, decoded, atol=1e-6)
     assert not np.allclose(own.sound, mixed.sound, atol=1e-3)
     assert list(own.seams) == []
@@ -142,6 +150,7 @@ def test_own_sound_is_what_the_decoder_plays_without_copies(network, pairs):
 def test_gain_of_the_true_context_against_itself_is_zero_and_depends_on_the_context(network, pairs):
     judged, pair = network("flow"), next(pairs.of_song(0))
     with torch.inference_mode():
-        measures = judged.context_gain(dataclasses.replace(pair, other_song=pair.context), *judged.latents(pair))
+        own = dataclasses.replace(pair, other_song=pair.context)
+        measures = judged.context_gain(own, judged.encode_pair(pair))
     assert measures["gain_another_song"] == 0
     assert measures["gain_same_song"] != 0

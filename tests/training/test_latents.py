@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import synth
 import torch
 from tiny import CHANNELS, CHUNK, RATE, NotStopped
 
 from continuation import audio, latents
-from continuation.windows import Windows
+from continuation.windows import WindowItems, Windows
 
 # ---- the cache ----
 
@@ -63,7 +64,7 @@ def damage_gone(path: Path) -> None:
     path.unlink()
 
 
-@pytest.mark.parametrize("part", ["context", "target"])
+@pytest.mark.parametrize("part", ["context", "levels"])
 @pytest.mark.parametrize(
     "damage", [damage_truncate, damage_zeros, damage_zeros_behind_the_header, damage_bit, damage_gone]
 )
@@ -106,20 +107,22 @@ def test_latent_cache_behind_a_link_holds_the_latents_of_its_own_encoder(filled,
 # ---- no future ----
 
 
-def test_context_latents_do_not_change_when_the_target_audio_is_replaced_by_noise(new_run):
+def test_context_does_not_change_when_the_target_audio_is_replaced_by_noise(new_run):
     run = new_run()
     x = torch.from_numpy(run.windows["train"].pair(0))[None]
     other = torch.cat([x[..., :CHUNK], 0.1 * torch.randn(1, CHANNELS, CHUNK)], dim=-1)
-    (context, target), (same, different) = run.state.ema.encode_pair(x), run.state.ema.encode_pair(other)
-    assert torch.equal(context, same)
-    assert not torch.equal(target, different)
+    first, second = run.state.ema.encode_pair(x), run.state.ema.encode_pair(other)
+    for part in ("context", "copies"):
+        assert torch.equal(first[part], second[part])
+    for part in ("target", "levels"):
+        assert not torch.equal(first[part], second[part])
     leaky = [run.state.ema.encode(audio)[..., : run.state.config.chunk_latents] for audio in (x, other)]
     assert not torch.equal(*leaky)  # cut out of the 20 s encoded together, they would have heard the future
 
 
 def test_cached_context_does_not_change_when_the_target_audio_is_replaced_by_noise(new_run, monkeypatch):
     """Through the windows, the encoder and the cache, up to the batches that stage 2 trains on."""
-    contexts, targets = [], []
+    batches = []
     window = Windows.window
     for level in (0.0, 0.1):
 
@@ -133,31 +136,45 @@ def test_cached_context_does_not_change_when_the_target_audio_is_replaced_by_noi
         run.open_cache().clear()
         run.state.begin_stage(2)
         run.fill_cache(NotStopped)
-        batch = next(iter(run.loader(run.phases()[0])))
-        contexts.append(batch["context"])
-        targets.append(batch["target"])
-    assert torch.equal(*contexts)
-    assert not torch.equal(*targets)
+        batches.append(next(iter(run.loader(run.phases()[0]))))
+    first, second = batches
+    for part in ("context", "copies"):
+        assert torch.equal(first[part], second[part])
+    for part in ("target", "levels"):
+        assert not torch.equal(first[part], second[part])
 
 
-def test_cached_latents_are_those_of_the_audio_that_the_joint_part_would_hear(new_run):
+def test_cached_pair_is_the_encoded_window_of_its_variant(new_run):
     run = new_run()
     run.state.begin_stage(2)
     run.fill_cache(NotStopped)
-    predict, joint = run.phases()
+    for variant, pair in ((0, 0), (1, 6)):
+        x = torch.from_numpy(WindowItems(run.windows["train"], variant, seed=0)[pair]["x"])[None]
+        encoded = run.state.ema.encode_pair(x)
+        for part, cached in run.open_cache().read(variant, pair).items():
+            assert torch.allclose(torch.from_numpy(cached), encoded[part][0].float(), atol=4e-3), part
+
+
+def test_both_phases_of_stage_2_read_the_same_pairs(new_run):
+    run = new_run()
+    run.state.begin_stage(2)
+    run.fill_cache(NotStopped)
+    predict, joint = (phase.items(run.windows["train"], run.open_cache()) for phase in run.phases())
     for item in (0, 5):
-        cached, heard = (phase.items(run.windows["train"], run.open_cache())[item] for phase in (predict, joint))
-        context, target = run.state.ema.encode_pair(torch.from_numpy(heard["x"])[None])
-        assert torch.allclose(torch.from_numpy(cached["context"]), context[0].float(), atol=2e-3)
-        assert torch.allclose(torch.from_numpy(cached["target"]), target[0].float(), atol=2e-3)
+        assert all(np.array_equal(joint[item][name], value) for name, value in predict[item].items())
 
 
 def test_validation_context_is_what_generation_would_hear(new_run, monkeypatch):
     run = new_run()
     row = run.windows["val"].split.rows[run.windows["val"].split.pairs[0, 0]]
-    context, _, _ = run.validation.latents()[0]
-    heard = []
-    hear = run.state.ema.hear
-    monkeypatch.setattr(run.state.ema, "hear", lambda x: heard.append(hear(x)) or heard[0])
+    pair, _ = run.validation.encoded_pairs()[0]
+    heard, encode_context = [], run.state.ema.encode_context
+
+    def note(*given):
+        heard.append(encode_context(*given))
+        return heard[-1]
+
+    monkeypatch.setattr(run.state.ema, "encode_context", note)
     run.state.ema.generate(audio.from_int16(row), seconds=0.1, steps=1)
-    assert torch.allclose(context, heard[0], atol=2e-3)
+    assert torch.allclose(pair["context"], heard[0].latents, atol=2e-3)
+    assert torch.allclose(pair["copies"], heard[0].copies, atol=4e-3)

@@ -7,19 +7,18 @@ import weakref
 
 import pytest
 import torch
-from tiny import LEGACY, RATE, NotStopped, assert_same_tensors, moved, snapshot
+from tiny import CHANNELS, LEGACY, RATE, NotStopped, assert_same_tensors, moved, snapshot
 
 import train
 from continuation import checkpoint, distributed, losses, muon, stages, training_state
-from continuation.repetition import COPIES
 from model import ContinuationModel
 
 # ---- phases ----
 
 
 def parts_of(model: ContinuationModel) -> tuple:
-    """Encoder, core, trunk, head and mixer."""
-    return model.encoder, model.core, model.decoder.trunk, model.decoder.head, model.decoder.mixer
+    """Encoder, core and decoder."""
+    return model.encoder, model.core, model.decoder
 
 
 def test_frozen_parameters_do_not_move_in_2a_and_do_move_in_2b(new_run):
@@ -30,30 +29,30 @@ def test_frozen_parameters_do_not_move_in_2a_and_do_move_in_2b(new_run):
     parts = parts_of(run.state.model)
     before, averaged = [snapshot(part) for part in parts], snapshot(run.state.ema.encoder)
     run.train_phase(predict, NotStopped)
-    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [False, True, False, False, False]
+    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [False, True, False]
     assert not moved(run.state.ema.encoder, averaged)
     before = [snapshot(part) for part in parts]
     run.train_phase(joint, NotStopped)
-    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [True] * 5
+    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [True] * 3
     assert run.state.step == 6
 
 
 @pytest.mark.parametrize("more", ["--batch_size 16", "--batch_size 2 --accumulate 8"])
-def test_step_of_the_joint_part_takes_a_quarter_of_the_items_however_they_are_cut(new_run, more):
+def test_step_of_the_joint_part_takes_the_same_items_however_they_are_cut(new_run, more):
     run = new_run(more=more)
     run.state.begin_stage(2)
     run.fill_cache(NotStopped)
     joint = run.phases()[1]
     train.train_step(run.state, joint, distributed.loss_module(joint, run.state.model), iter(run.loader(joint)))
-    assert run.state.item == 4
+    assert run.state.item == 16
 
 
-def test_stage_1_trains_encoder_and_decoder_and_leaves_core_and_mixer(new_run):
+def test_stage_1_trains_encoder_and_decoder_and_leaves_the_core(new_run):
     run = new_run()
     parts = parts_of(run.state.model)
     before = [snapshot(part) for part in parts]
     run.train_phase(run.phases()[0], NotStopped)
-    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [True, False, True, True, False]
+    assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [True, False, True]
 
 
 @pytest.mark.parametrize(("share", "names"), [(0, ["predict"]), (0.5, ["predict", "joint"]), (1, ["joint"])])
@@ -97,23 +96,24 @@ def test_finished_stage_1_is_not_held_in_memory_during_stage_2(new_run, monkeypa
     assert run.state.stage == 2
 
 
-def test_joint_part_moves_what_is_new_at_the_full_rate_and_the_codec_more_slowly(new_run):
+def test_joint_part_moves_the_core_at_the_full_rate_and_the_codec_more_slowly(new_run):
     run = new_run()
     run.state.begin_stage(2)
     fast, slow = ({id(p) for p in group["params"]} for group in run.state.optimiser.param_groups)
-    encoder, core, trunk, head, mixer = ({id(p) for p in part.parameters()} for part in parts_of(run.state.model))
-    assert (fast, slow) == (core | mixer, encoder | trunk | head)
+    encoder, core, decoder = ({id(p) for p in part.parameters()} for part in parts_of(run.state.model))
+    assert (fast, slow) == (core, encoder | decoder)
     assert [group["scale"] for group in run.state.optimiser.param_groups] == [1.0, stages.JOINT_CODEC_RATE]
 
 
-def test_copies_that_may_be_played_differ_from_item_to_item(new_run):
-    run = new_run(more="--batch_size 64")
+def test_batch_of_the_joint_part_has_crops_and_pairs(new_run):
+    run = new_run()
     run.state.begin_stage(2)
     run.fill_cache(NotStopped)
-    present = next(iter(run.loader(run.phases()[1])))["present"]
-    assert present.shape == (16, COPIES)
-    assert present.dtype == torch.bool
-    assert present.any() and not present.all()
+    batch = next(iter(run.loader(run.phases()[1])))
+    shapes = {name: (2, *shape) for name, shape in run.state.config.pair_shapes.items()}
+    assert {name: tuple(batch[name].shape) for name in shapes} == shapes
+    assert batch["x"].shape == (2, CHANNELS, RATE)  # a second
+    assert batch["posterior_noise"].shape == (2, 4, 100)
 
 
 def test_learning_rate_warms_up_stays_and_cools_down_to_nearly_zero(new_run):
