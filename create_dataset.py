@@ -38,7 +38,18 @@ import numpy as np
 from tqdm import tqdm
 
 from continuation import audio, files, manifests, signals
-from continuation.cli import INTERRUPTED, HelpFormatter, UsageError, listed, make_folder, one_line, steady_output
+from continuation.cli import (
+    INTERRUPTED,
+    HelpFormatter,
+    UsageError,
+    add_debug_flag,
+    existing_folder,
+    listed,
+    make_folder,
+    output_code,
+    print_error,
+    steady_output,
+)
 from continuation.dataset import SPLITS, known_by_group, read_meta
 from continuation.fingerprint import find_same_music, read_fingerprint
 
@@ -67,6 +78,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--min_rms_db", type=float, default=-60.0, help="drop pairs with a quieter input or target, dBFS")
     add("--seed", type=int, default=0, help="another seed draws another split")
     add("--plot", action="store_true", help="draw hours, loudness, silence and tempo to DS/dataset.png")
+    add("--dry_run", action="store_true", help="print the split and how large the dataset gets; write nothing")
+    add_debug_flag(parser)
     args = parser.parse_args(argv)
     if args.val_fraction + args.test_fraction >= 1:
         parser.error("--val_fraction and --test_fraction leave nothing to train on: their sum must be below 1")
@@ -245,10 +258,12 @@ def known_songs(folder: Path, settings: dict) -> list[dict]:
 
 
 def check_space(songs: list[Song], folder: Path) -> None:
-    """Print how large the dataset becomes; raise OSError when there is no room for it beside what is there."""
+    """Print how large the dataset becomes; raise OSError when there is no room for it beside what is there.
+
+    folder: on the disk that it goes to."""
     size = sum(song.bytes + song.pairs.nbytes + 1000 for song in songs)
     free = shutil.disk_usage(folder).free
-    print(f"writing {size / 1e9:.2f} GB to {folder} ({free / 1e9:.1f} GB free)", flush=True)
+    print(f"the dataset takes {size / 1e9:.2f} GB ({free / 1e9:.1f} GB free)", flush=True)
     if size > free:
         raise OSError(f"the dataset needs {size / 1e9:.2f} GB and only {free / 1e9:.2f} GB are free")
 
@@ -378,21 +393,42 @@ def tempo_bpm(song: Song, meta: dict) -> float:
 # The run
 
 
-def run(args: argparse.Namespace) -> None:
+def plan(args: argparse.Namespace, meta: dict, earlier: list[dict]) -> tuple[list[Song], dict[str, list[dict]]]:
+    """Return all songs with their splits, and which songs of the `earlier` dataset are in which group."""
+    songs = open_songs(args.output_folder, meta, args.min_rms_db)
+    group_same_music(songs)
+    known = known_by_group([song.identity for song in songs], earlier)
+    split_songs(songs, known, args)
+    return songs, known
+
+
+def dry_run(args: argparse.Namespace, meta: dict) -> None:
+    """Print what `run` would make of the chunks."""
+    target = args.dataset_folder
+    unfinished = target / UNFINISHED  # a run would put it in its place, were it whole
+    earlier = known_songs(unfinished if (unfinished / "meta.json").exists() else target, meta["settings"])
+    songs, known = plan(args, meta, earlier)
+    check_space(songs, existing_folder(target, "--dataset_folder"))
+    print_summary(songs, meta)
+    print_changes(songs, earlier, known)
+    print("dry run: nothing is written")
+
+
+def run(args: argparse.Namespace) -> int:
     source, target = args.output_folder, args.dataset_folder
     if source.resolve() == target.resolve():
         raise UsageError("--output_folder and --dataset_folder must not be the same folder")
     chunks_meta = read_meta(source, "chunks")
     settings = {name: getattr(args, name) for name in ("val_fraction", "test_fraction", "min_rms_db", "seed")}
     meta = chunks_meta | {"kind": "dataset", "settings": settings | {"chunks": chunks_meta["settings"]}}
+    if args.dry_run:
+        dry_run(args, meta)
+        return output_code()
     make_folder(target, "--dataset_folder")
     with files.locked(target / ".lock"):
         put_in_place(target)  # finishes what a killed run left, or frees its space
         earlier = known_songs(target, settings)
-        songs = open_songs(source, meta, args.min_rms_db)
-        group_same_music(songs)
-        known = known_by_group([song.identity for song in songs], earlier)
-        split_songs(songs, known, args)
+        songs, known = plan(args, meta, earlier)
         check_space(songs, target)
         write_dataset(target, songs, meta)
         print_summary(songs, meta)
@@ -400,22 +436,22 @@ def run(args: argparse.Namespace) -> None:
         if args.plot:
             plot_songs(target / "dataset.png", songs, meta)
     print(f"next: python train.py --dataset_folder {shlex.quote(str(target))} --checkpoint_folder CHECKPOINTS")
+    return 0
 
 
 @steady_output()
 def main(args: argparse.Namespace) -> int:
     try:
         with signals.sigterm_as_ctrl_c():
-            run(args)
-        return 0
+            return run(args)
     except KeyboardInterrupt:
         print("interrupted: run the same command again", file=sys.stderr)
         return INTERRUPTED
     except UsageError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error, args.debug)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or args.dataset_folder}: {error.strerror or error}", file=sys.stderr)
+        print_error(f"{error.filename or args.dataset_folder}: {error.strerror or error}", args.debug)
         return 1
 
 

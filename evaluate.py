@@ -21,10 +21,12 @@ from continuation.cli import (
     INTERRUPTED,
     HelpFormatter,
     UsageError,
+    add_debug_flag,
     make_folder,
     not_negative_float,
     one_line,
     positive_int,
+    print_error,
     repetitions,
     seed_number,
     steady_output,
@@ -80,6 +82,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         help="how strongly the input is followed; 1: as trained",
     )  # fmt: skip
     sampling.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+    add_debug_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -284,13 +287,13 @@ def main(args: argparse.Namespace) -> int:
         print(f"interrupted by {stop.name}: run the same command again", file=sys.stderr)
         return INTERRUPTED
     except UsageError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error, args.debug)
         return 2
     except (audio.AudioError, OSError, FloatingPointError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error, args.debug)
         return 1
     except torch.cuda.OutOfMemoryError:
-        print("error: the GPU's memory ran out: free some of it, or use --device cpu", file=sys.stderr)
+        print_error("the GPU's memory ran out: free some of it, or use --device cpu", args.debug)
         return 1
     return 0
 

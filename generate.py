@@ -1,8 +1,10 @@
 """Play the next seconds of a song.
 
-    python generate.py --checkpoint_folder checkpoints --input song.mp3 --output next.mp3
+    python generate.py --input song.mp3 --output next.mp3
+    python generate.py --input songs --output continuations --checkpoint_folder checkpoints
 
-The network hears 10 seconds of the song, by default the first ones, and writes what it thinks comes next.
+The network hears 10 seconds of the song, by default the first ones, and writes what it thinks comes next. Of several
+songs, those that cannot be continued are left out and named at the end; then the exit code is 1.
 Exit codes: 0 done, 1 failed, 2 wrong usage or refused input, 75 interrupted: run the same command again.
 """
 
@@ -10,28 +12,37 @@ import argparse
 import math
 import sys
 import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from continuation import audio, checkpoint, decoders, signals
 from continuation.cli import (
     INTERRUPTED,
     HelpFormatter,
     UsageError,
+    add_debug_flag,
+    listed,
     make_folder,
     not_negative_float,
     one_line,
+    print_error,
     repetitions,
     seed_number,
     steady_output,
     up_to_a_day,
 )
-from model import GUIDANCE, SAMPLING_STEPS, build_model, load_checkpoint
+from continuation.song_files import find_songs
+from model import FADE_SECONDS, GUIDANCE, SAMPLING_STEPS, build_model, load_checkpoint
 
+PRETRAINED = Path(__file__).resolve().parent / "pretrained" / "tiny.pt"
 OUTPUT_SUFFIXES = (".mp3", ".wav", ".flac", ".ogg", ".m4a")
 SHORTEST_SECONDS = 0.1
+SONG_ERRORS = (UsageError, audio.AudioError, OSError, FloatingPointError)  # of one song; the next may do
 
 
 # Arguments
@@ -40,11 +51,30 @@ SHORTEST_SECONDS = 0.1
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=HelpFormatter)
     files = parser.add_argument_group("files")
-    files.add_argument("--checkpoint_folder", required=True, type=Path, help="what train.py wrote; best.pt is used")
-    files.add_argument("--input", required=True, type=Path, help="song to continue")
-    files.add_argument("--output", required=True, type=Path, help="sound file: " + " ".join(OUTPUT_SUFFIXES))
-    files.add_argument("--with_input", action="store_true", help="write the heard seconds before the continuation")
-    files.add_argument("--plot", metavar="PNG", type=Path, help="picture of input and continuation (default: none)")
+    files.add_argument(
+        "--checkpoint_folder", type=Path,
+        help="what train.py wrote; best.pt is used (default: pretrained/tiny.pt, which comes with this program)",
+    )  # fmt: skip
+    files.add_argument(
+        "--input", required=True, type=Path, nargs="+", metavar="SONG",
+        help="song to continue; or several, or a folder with its subfolders",
+    )  # fmt: skip
+    files.add_argument(
+        "--output", required=True, type=Path,
+        help="sound file: " + " ".join(OUTPUT_SUFFIXES) + "; of several songs or a folder: a folder",
+    )  # fmt: skip
+    files.add_argument(
+        "--format", choices=[suffix[1:] for suffix in OUTPUT_SUFFIXES], default="mp3",
+        help="of the sound files where --output is a folder",
+    )  # fmt: skip
+    files.add_argument(
+        "--with_input", action="store_true",
+        help="write the heard seconds before the continuation, all at the song's own sample rate and channels",
+    )  # fmt: skip
+    files.add_argument(
+        "--plot", metavar="PNG", type=Path,
+        help="picture of input and continuation; of several songs: a folder (default: none)",
+    )  # fmt: skip
     music = parser.add_argument_group("music")
     music.add_argument(
         "--start", type=start_seconds, default=0.0, help="where the heard seconds begin, s; or 'end': the last ones"
@@ -72,6 +102,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
         help="auto: bf16 or else fp16 on CUDA, fp32 on the CPU",
     )  # fmt: skip
+    add_debug_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -87,25 +118,89 @@ def start_seconds(text: str) -> float | None:
     return None if text == "end" else up_to_a_day(not_negative_float(text))
 
 
-# Input
+# Files
 
 
-def check_files(args: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Task:
+    """A song and where its continuation and its picture go, before they are numbered."""
+
+    source: Path
+    output: Path
+    plot: Path | None
+
+
+def is_batch(args: argparse.Namespace) -> bool:
+    return len(args.input) > 1 or args.input[0].is_dir()
+
+
+def make_tasks(args: argparse.Namespace) -> list[Task]:
+    """List what there is to do. Raises UsageError for what can be refused before any work."""
+    if not is_batch(args):
+        task = Task(args.input[0], args.output, args.plot)
+        check_task(task, args)
+        return [task]
+    check_suffix(f"--format {args.format}", f".{args.format}")
+    for flag, folder in (("--output", args.output), ("--plot", args.plot)):
+        if folder and folder.exists() and not folder.is_dir():
+            raise UsageError(f"{flag} {folder} is a file, and of several songs it must be a folder")
+    sources = find_sources(args)
+    return [
+        Task(source, args.output / f"{name}.{args.format}", args.plot and args.plot / f"{name}.png")
+        for source, name in zip(sources, names_of(sources, args), strict=True)
+    ]
+
+
+def find_sources(args: argparse.Namespace) -> list[Path]:
+    """All songs of --input, in its order, each once. Raises UsageError where a folder holds none."""
+    sources = []
+    for path in args.input:
+        if not path.is_dir():
+            sources.append(path)
+            continue
+        if path.resolve() == args.output.resolve():
+            raise UsageError(f"--output {args.output} is the folder of the input: take another one")
+        found, _ = find_songs(path, skipped_folder=args.output)
+        if not found:
+            raise UsageError(f"--input {path}: no audio file is in this folder")
+        sources += [path / source for source in found]
+    return list(dict.fromkeys(sources))
+
+
+def names_of(sources: list[Path], args: argparse.Namespace) -> list[str]:
+    """Names of the outputs without suffix: the song's, below an input folder with its subfolders; with the song's own
+    suffix where there would be two of a name. Raises UsageError where there still are."""
+    folders = {folder for folder in args.input if folder.is_dir()}
+
+    def below(source: Path) -> Path:
+        folder = next((folder for folder in source.parents if folder in folders), source.parent)
+        return source.relative_to(folder)
+
+    short = [str(below(source).with_suffix("")) for source in sources]
+    count = Counter(short)
+    names = [str(below(source)) if count[name] > 1 else name for source, name in zip(sources, short, strict=True)]
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
+        raise UsageError(f"--input has more than one song called {listed(twice)}: continue them one by one")
+    return names
+
+
+def check_task(task: Task, args: argparse.Namespace) -> None:
     """Refuse what can be refused before any work."""
-    suffix = args.output.suffix.lower()
-    if suffix not in OUTPUT_SUFFIXES:
-        raise UsageError(f"--output {args.output}: cannot write '{suffix}', only {' '.join(OUTPUT_SUFFIXES)}")
-    if suffix == ".m4a" and decoders.find_ffmpeg() is None:
-        raise UsageError(f"--output {args.output}: .m4a needs ffmpeg; write .mp3 or .wav instead")
-    if args.plot and args.plot.suffix.lower() != ".png":
-        raise UsageError(f"--plot {args.plot}: pictures are .png files")
-    if not args.input.is_file():
-        raise UsageError(f"{args.input}: there is no such file")
-    for flag, path in (("--output", args.output), ("--plot", args.plot)):
+    check_suffix(f"--output {task.output}", task.output.suffix.lower())
+    if task.plot and task.plot.suffix.lower() != ".png":
+        raise UsageError(f"--plot {task.plot}: pictures are .png files")
+    if not task.source.is_file():
+        raise UsageError(f"{task.source}: there is no such file")
+    for flag, path in (("--output", task.output), ("--plot", task.plot)):
         for number in range(1, args.num_samples + 1) if path else ():
-            check_output(flag, numbered(path, number, args.num_samples), args.input)
-    if not args.checkpoint_folder.is_dir():
-        raise UsageError(f"there is no checkpoint folder {args.checkpoint_folder}")
+            check_output(flag, numbered(path, number, args.num_samples), task.source)
+
+
+def check_suffix(flag: str, suffix: str) -> None:
+    if suffix not in OUTPUT_SUFFIXES:
+        raise UsageError(f"{flag}: cannot write '{suffix}', only {' '.join(OUTPUT_SUFFIXES)}")
+    if suffix == ".m4a" and decoders.find_ffmpeg() is None:
+        raise UsageError(f"{flag}: .m4a needs ffmpeg; write .mp3 or .wav instead")
 
 
 def check_output(flag: str, path: Path, source: Path) -> None:
@@ -116,24 +211,43 @@ def check_output(flag: str, path: Path, source: Path) -> None:
         raise UsageError(f"{flag} {path} would overwrite the input")
 
 
+def check_rate(path: Path, rate: int) -> None:
+    if path.suffix.lower() == ".mp3" and rate not in audio.MP3_SAMPLE_RATES:
+        raise UsageError(f"--output {path}: mp3 cannot hold {rate} Hz; write .wav or .flac instead")
+
+
+# Input
+
+
+def find_weights(folder: Path | None) -> Path:
+    """Return the checkpoint file: best.pt of the folder, or the weights that come with this program."""
+    if folder is None:
+        if not PRETRAINED.is_file():
+            raise UsageError(f"{PRETRAINED} is missing: give the --checkpoint_folder of a training")
+        return PRETRAINED
+    if not folder.is_dir():
+        raise UsageError(f"there is no checkpoint folder {folder}")
+    return folder / checkpoint.BEST_NAME
+
+
 def load_network(args: argparse.Namespace):
-    """Return the network of best.pt on its device, and the precision to run it in."""
-    path = args.checkpoint_folder / checkpoint.BEST_NAME
+    """Return the network on its device, and the precision to run it in."""
+    path = find_weights(args.checkpoint_folder)
     device = checkpoint.choose_device(args.device)
     state = load_checkpoint(path)
     if state.get("stage") != 2:
         raise UsageError(f"{path} is still in stage 1, and only stage 2 learns to continue a song: train on")
     model = build_model(state, device)
-    rate = model.config.sample_rate
-    if args.output.suffix.lower() == ".mp3" and rate not in audio.MP3_SAMPLE_RATES:
-        raise UsageError(f"--output {args.output}: mp3 cannot hold {rate} Hz; write .wav or .flac instead")
     what = f"{model.config.preset}, {model.config.objective}, step {state['step']}"
     print(one_line(f"{path}: {what}, on {device.type}"))
     return model, checkpoint.choose_precision(args.precision, device)
 
 
-def read_context(path: Path, sample_rate: int, channels: int, samples: int, start: float | None) -> np.ndarray:
-    """The `samples` samples from `start` seconds on (None: the song's last ones), float32 (channels, samples).
+def read_context(
+    path: Path, sample_rate: int, channels: int, samples: int, start: float | None
+) -> tuple[np.ndarray, float]:
+    """The `samples` samples from `start` seconds on (None: the song's last ones), float32 (channels, samples), and
+    where they begin, s.
 
     The song is decoded from its beginning and rounded to int16, as preprocess.py does: at the place of a stored
     chunk this is that very chunk.
@@ -149,7 +263,7 @@ def read_context(path: Path, sample_rate: int, channels: int, samples: int, star
     except audio.AudioError as error:
         raise UsageError(f"{path}: {error}") from error
     for note in decoder.notes:
-        print(one_line(f"note: {path}: {note}"))
+        say(f"note: {path}: {note}")
     need, found = samples / sample_rate, length / sample_rate
     if length < samples:
         raise UsageError(f"{path} is {found:.2f} s long, and the network needs to hear {need:g} s")
@@ -159,10 +273,16 @@ def read_context(path: Path, sample_rate: int, channels: int, samples: int, star
             f"{path} is {found:.2f} s long: --start {start:g} leaves less than the {need:g} s that the network "
             f"needs to hear, start at {latest:g} at the latest"
         )
-    return audio.from_int16(audio.to_int16(last))
+    begin = length - samples if start is None else first
+    return audio.from_int16(audio.to_int16(last)), begin / sample_rate
 
 
 # Output
+
+
+def say(line: str) -> None:
+    """Print a line, above the progress bar where there is one."""
+    tqdm.write(one_line(line))
 
 
 def continue_song(model, precision, context: np.ndarray, seed: int, args: argparse.Namespace) -> np.ndarray:
@@ -176,20 +296,24 @@ def continue_song(model, precision, context: np.ndarray, seed: int, args: argpar
     return whole
 
 
-def write_sample(
-    whole: np.ndarray, join: int, sample_rate: int, path: Path, plot: Path | None, with_input: bool
-) -> int:
-    """Write the continuation, or all of it, and the picture of both; return the number of samples written."""
-    sound = whole if with_input else whole[:, join:]
+def join(heard: np.ndarray, rate: int, whole: np.ndarray, whole_rate: int) -> np.ndarray:
+    """Put the heard seconds, at the song's own rate and channels, in front of their continuation.
+
+    heard: float32 (channels, samples); whole: the network's sound of the same seconds and what follows them. Both are
+    crossfaded over the FADE_SECONDS before the cut, where `whole` is fading to the network's own sound already.
+    """
+    whole = audio.resample(whole, whole_rate, rate, channels=len(heard))
+    cut, fade = heard.shape[1], round(FADE_SECONDS * rate)
+    ramp = np.linspace(0, 1, fade, dtype=np.float32)
+    faded = heard[:, cut - fade :] * (1 - ramp) + whole[:, cut - fade : cut] * ramp
+    return np.concatenate([heard[:, : cut - fade], faded, whole[:, cut:]], axis=1)
+
+
+def write_sound(path: Path, sound: np.ndarray, sample_rate: int) -> None:
     limited = audio.limit_peaks(sound, sample_rate)
     if (peak := float(np.abs(sound).max())) > audio.PEAK_LIMIT:
-        print(one_line(f"{path}: peaks of up to {peak:.2f} are limited"))
+        say(f"{path}: peaks of up to {peak:.2f} are limited")
     audio.encode_audio(path, limited, sample_rate)
-    if plot:
-        from continuation import plots
-
-        plots.plot_continuation(plot, whole[:, :join], whole[:, join:], sample_rate, path.name)
-    return sound.shape[1]
 
 
 def numbered(path: Path | None, number: int, count: int) -> Path | None:
@@ -197,45 +321,80 @@ def numbered(path: Path | None, number: int, count: int) -> Path | None:
     return path if path is None or count == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
-def run(args: argparse.Namespace) -> None:
-    check_files(args)
-    model, precision = load_network(args)
+# The run
+
+
+def continue_task(task: Task, model, precision, args: argparse.Namespace) -> None:
+    """Write all continuations of one song, and their pictures."""
     config = model.config
-    context = read_context(args.input, config.sample_rate, config.channels, config.chunk_samples, args.start)
-    for flag, path in (("--output", args.output), ("--plot", args.plot)):
+    context, begin = read_context(task.source, config.sample_rate, config.channels, config.chunk_samples, args.start)
+    cut, rate, heard = context.shape[1], config.sample_rate, None
+    if args.with_input:
+        rate, channels = audio.native_format(task.source)
+        heard = audio.load_audio(task.source, rate, channels, begin, cut / config.sample_rate)
+    check_rate(task.output, rate)
+    for flag, path in (("--output", task.output), ("--plot", task.plot)):
         if path:
             make_folder(path.parent, flag)
     for number in range(1, args.num_samples + 1):
         began = time.perf_counter()
         whole = continue_song(model, precision, context, args.seed + number - 1, args)
         taken = time.perf_counter() - began
-        path, plot = (numbered(name, number, args.num_samples) for name in (args.output, args.plot))
-        samples = write_sample(whole, context.shape[1], config.sample_rate, path, plot, args.with_input)
-        speed = (whole.shape[1] - context.shape[1]) / config.sample_rate / taken
-        length = f"{samples / config.sample_rate:.2f} s"
-        print(one_line(f"{path}: {length}, generated in {taken:.2f} s, {speed:.1f} x real time"))
+        path, plot = (numbered(name, number, args.num_samples) for name in (task.output, task.plot))
+        sound = whole[:, cut:] if heard is None else join(heard, rate, whole, config.sample_rate)
+        write_sound(path, sound, rate)
+        speed = (whole.shape[1] - cut) / config.sample_rate / taken
+        length = f"{sound.shape[1] / rate:.2f} s"
+        say(f"{path}: {length}, generated in {taken:.2f} s, {speed:.1f} x real time")
         if plot:
-            print(one_line(f"{plot}: its picture"))
+            from continuation import plots
+
+            plots.plot_continuation(plot, whole[:, :cut], whole[:, cut:], config.sample_rate, path.name)
+            say(f"{plot}: its picture")
+
+
+def continue_all(tasks: list[Task], model, precision, args: argparse.Namespace) -> int:
+    """Continue one song after the other, and name at the end those where it failed. Return the exit code."""
+    failed = []
+    for task in tqdm(tasks, unit="song", disable=None):  # None: on a terminal alone
+        try:
+            check_task(task, args)
+            continue_task(task, model, precision, args)
+        except SONG_ERRORS as error:
+            with tqdm.external_write_mode():
+                print_error(error, args.debug)
+            failed.append(str(task.source))
+    if failed:
+        print(f"error: {len(failed)} of {len(tasks)} songs are not continued: {listed(failed)}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def run(args: argparse.Namespace) -> int:
+    tasks = make_tasks(args)
+    model, precision = load_network(args)
+    if is_batch(args):
+        return continue_all(tasks, model, precision, args)
+    continue_task(tasks[0], model, precision, args)
+    return 0
 
 
 @steady_output()
 def main(args: argparse.Namespace) -> int:
     try:
         with signals.sigterm_as_ctrl_c():
-            run(args)
+            return run(args)
     except KeyboardInterrupt:
         print("interrupted: run the same command again", file=sys.stderr)
         return INTERRUPTED
     except UsageError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error, args.debug)
         return 2
     except (audio.AudioError, OSError, FloatingPointError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error, args.debug)
         return 1
     except torch.cuda.OutOfMemoryError:
-        print("error: the GPU has not enough free memory: try --device cpu", file=sys.stderr)
+        print_error("the GPU has not enough free memory: try --device cpu", args.debug)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,21 +27,26 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from continuation import audio, containers, files, manifests
+from continuation import audio, decoders, files, manifests
 from continuation.cli import (
     INTERRUPTED,
     HelpFormatter,
     UsageError,
+    add_debug_flag,
     environment_int,
+    existing_folder,
     listed,
     make_folder,
     one_line,
+    output_code,
     positive_float,
     positive_int,
+    print_error,
     steady_output,
     up_to_a_day,
 )
 from continuation.signals import StopSignals
+from continuation.song_files import find_songs
 from continuation.song_workers import Settings, Song, file_sha256, run_workers, song_id
 
 # Tokens a second of every preset but tiny, which has 10: a chunk must hold a whole number.
@@ -72,6 +79,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="OUT was made of another folder: remove its songs that IN lacks, replace those that differ")  # fmt: skip
     add("--verify", action="store_true", help="compare what is there with its checksums, do again what differs")
     add("--plot", action="store_true", help="draw the waveforms of a few songs to OUT/waveforms.png")
+    add("--dry_run", action="store_true", help="print what is to do and how large it gets; write nothing")
+    add_debug_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -130,8 +139,9 @@ def default_workers() -> int:
 # The output folder
 
 
-def agree_on_meta(folder: Path, settings: Settings) -> None:
+def agree_on_meta(folder: Path, settings: Settings, dry_run: bool) -> None:
     """Write meta.json, or check that it is what this run would write. Raises UsageError when it differs."""
+    path = folder / "meta.json"
     meta = {
         "format": 1,
         "kind": "chunks",
@@ -141,8 +151,9 @@ def agree_on_meta(folder: Path, settings: Settings) -> None:
         "dtype": "int16",
         "settings": {"chunk_seconds": settings.chunk_seconds, "clip_seconds": settings.clip_seconds},
     }
-    path = folder / "meta.json"
     if not path.exists():
+        if dry_run:
+            return
         files.write_first(path, json.dumps(meta, indent=2) + "\n")
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
@@ -180,46 +191,6 @@ def is_as_it_was(line: dict, song: Song) -> bool:
     """Tell whether the file has the size and time of its line. Raises OSError when it cannot be read."""
     status = os.stat(song.path)
     return (status.st_size, status.st_mtime_ns) == (line["size"], line["mtime"])
-
-
-# ---------------------------------------------------------------------------------------------------
-# The input folder
-
-
-def find_songs(folder: Path, skipped_folder: Path) -> tuple[list[str], bool]:
-    """Return (sources, complete): the relative paths of all audio files, sorted; whether all folders could be read.
-
-    A file without an audio file's suffix is recognised by its first bytes; such files are printed. Linked folders are
-    followed, after all real ones, and each real folder is entered once.
-    """
-    seen = {os.path.realpath(skipped_folder)}
-    folders, links = deque([""]), deque()
-    sources, by_content, is_complete = [], [], True
-    while folders or links:
-        here = folders.popleft() if folders else links.popleft()
-        real = os.path.realpath(os.path.join(folder, here))
-        if real in seen:
-            continue
-        seen.add(real)
-        try:
-            names = sorted(os.listdir(real))
-        except OSError as error:
-            print(f"warning: folder {here!r} is left out: {error.strerror}", file=sys.stderr)
-            is_complete = False
-            continue
-        for name in names:
-            path, source = os.path.join(folder, here, name), f"{here}/{name}".lstrip("/")
-            if os.path.isdir(path):
-                (links if os.path.islink(path) else folders).append(source)
-            elif os.path.splitext(name)[1].lower() in audio.AUDIO_SUFFIXES:
-                sources.append(source)
-            elif containers.begins_as_audio(path):
-                by_content.append(source)
-    if by_content:
-        shown = ", ".join(repr(source) for source in sorted(by_content)[:LISTED_REJECTIONS])
-        more = ", ..." if len(by_content) > LISTED_REJECTIONS else ""
-        print(f"audio by content and not by name, read too: {len(by_content)} ({shown}{more})")
-    return sorted(sources + by_content), is_complete
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -341,6 +312,29 @@ def do_songs(plan: Plan, settings: Settings, workers: int, stop: StopSignals) ->
     return undone
 
 
+def print_dry_run(plan: Plan, settings: Settings, folder: Path) -> None:
+    """Print what this run has to do, by the lengths that the files' headers state; `folder`: on the same disk."""
+    stated = [decoders.stated_seconds(Path(song.path)) for song in tqdm(plan.todo, unit="song", disable=None)]
+    known = [seconds for seconds in stated if seconds is not None]
+    mean = sum(known) / max(1, len(known))
+    limit = math.inf if settings.clip_seconds is None else settings.clip_seconds
+    lengths = [min(mean if seconds is None else seconds, limit) for seconds in stated]
+    chunks = sum(int(seconds / settings.chunk_seconds) for seconds in lengths)
+    size = chunks * settings.chunk_samples * settings.channels * np.dtype(np.int16).itemsize
+    done = len(plan.lines)
+    print(f"{done + len(plan.todo)} files: {done} done before and not changed, {len(plan.todo)} to do")
+    if plan.gone:
+        print(f"{len(plan.gone)} done before are no longer in the input folder: they would be removed")
+    print(
+        f"to do: about {sum(lengths) / 3600:.2f} hours, {chunks} chunks of {settings.chunk_seconds:g} s, "
+        f"{size / 1e9:.2f} GB ({shutil.disk_usage(folder).free / 1e9:.1f} GB free)"
+    )
+    if unknown := len(stated) - len(known):
+        taken = "the mean of the others is taken" if known else "they are not counted"
+        print(f"{unknown} of them do not tell their length before they are decoded: {taken}")
+    print("dry run: nothing is written")
+
+
 def print_summary(args: argparse.Namespace, lines: dict[str, dict], kept: int) -> None:
     """Print songs, chunks and hours, and what was rejected."""
     ok = [line for line in lines.values() if line["status"] == "ok"]
@@ -389,8 +383,13 @@ def run(args: argparse.Namespace) -> int:
     if shard and not args.shard:
         print(f"shard {shard[0]}/{shard[1]}, from the Slurm array")
     check_folders(args.input_folder, args.output_folder)
+    if args.dry_run:
+        there = existing_folder(args.output_folder, "--output_folder")
+        agree_on_meta(args.output_folder, settings, dry_run=True)
+        print_dry_run(make_plan(args, settings, shard), settings, there)
+        return output_code()
     make_folder(args.output_folder, "--output_folder")
-    agree_on_meta(args.output_folder, settings)
+    agree_on_meta(args.output_folder, settings, dry_run=False)
     lock = args.output_folder / f".{manifests.file_name(shard)}.lock"
     with files.locked(lock), StopSignals(second_interrupt=False) as stop:
         plan = make_plan(args, settings, shard)
@@ -427,10 +426,10 @@ def main(args: argparse.Namespace) -> int:
     try:
         return run(args)
     except UsageError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error, args.debug)
         return 2
     except OSError as error:
-        print(f"error: cannot write to {args.output_folder}: {error.strerror or error}", file=sys.stderr)
+        print_error(f"cannot write to {args.output_folder}: {error.strerror or error}", args.debug)
         return 1
 
 

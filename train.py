@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from continuation import audio, checkpoint, distributed, files, latents, memory, run_log, signals, stages
-from continuation.cli import INTERRUPTED, UsageError, make_folder, one_line, output_code, steady_output
+from continuation.cli import INTERRUPTED, UsageError, make_folder, output_code, print_error, steady_output
 from continuation.dataset import open_dataset
 from continuation.latent_cache import LatentCache
 from continuation.signals import Stopped
@@ -349,13 +349,13 @@ def main(args: argparse.Namespace) -> int:
         print("interrupted at once: run the same command again to continue from the last save", file=sys.stderr)
         return INTERRUPTED
     except UsageError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error, args.debug)
         return 2
     except (TrainingError, distributed.LostPeerError, OSError, audio.AudioError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(error, args.debug)
         return 1
     except torch.cuda.OutOfMemoryError:
-        print("error: the GPU's memory ran out: run the same command with a smaller --batch_size", file=sys.stderr)
+        print_error("the GPU's memory ran out: run the same command with a smaller --batch_size", args.debug)
         return 1
     return 0
 

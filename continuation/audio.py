@@ -185,6 +185,24 @@ def load_audio(
     return np.concatenate(parts, axis=1)
 
 
+def native_format(path: str | os.PathLike) -> tuple[int, int]:
+    """Return sample rate and channels (1, or 2 for more) of a file, of the first one where several are joined in it.
+
+    Raises AudioError with the file's name in the sentence.
+    """
+    try:
+        with closing(decoders.open_sources(Path(path), [])) as sources:
+            source = next(sources)
+            return source.sample_rate, min(source.channels, 2)
+    except AudioError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def resample(x: np.ndarray, sample_rate: int, new_rate: int, channels: int) -> np.ndarray:
+    """Resample float32 (n, samples) by soxr HQ, as files are, and map it to so many channels: (channels, samples)."""
+    return _map_channels(soxr.resample(x.T, sample_rate, new_rate, quality="HQ"), channels).T
+
+
 def _map_channels(block: np.ndarray, channels: int) -> np.ndarray:
     """(n, 1 or 2) -> (n, channels)."""
     if block.shape[1] == channels:

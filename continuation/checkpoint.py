@@ -148,6 +148,19 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: dict) -> None:
                 raise ValueError("its optimiser is not of these parameters")
 
 
+def network_alone(state: dict) -> dict:
+    """What a checkpoint's network is loaded from, and which songs and versions made it: EMA weights in half precision
+    (loading casts them back), without optimiser and all else that a training goes on with.
+
+    Raises UsageError for weights that half precision cannot hold.
+    """
+    ema = {name: x.half() if x.is_floating_point() else x for name, x in state["ema"].items()}
+    if too_large := [name for name, x in ema.items() if not x.isfinite().all()]:
+        raise UsageError(f"{too_large[0]} has values that half precision cannot hold")
+    kept = ("config", "stage", "step", "data_meta", "versions")
+    return {key: state[key] for key in kept if key in state} | {"ema": ema}
+
+
 def save_last(folder, state: dict, keep: int = 2) -> None:
     """Write `folder`/last.pt and leave the `keep` - 1 checkpoints before it as last.1.pt and so on."""
     save(Path(folder) / LAST_NAME, state, keep)

@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import sys
+import traceback
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -91,7 +92,19 @@ def make_folder(path: Path, flag: str) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"{flag}: a file is in the place of the folder {path}, or of one above it") from None
+        raise _file_in_place(path, flag) from None
+
+
+def existing_folder(path: Path, flag: str) -> Path:
+    """Return the folder that a flag names, or the lowest one above it that is there; UsageError as `make_folder`."""
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not there.is_dir():
+        raise _file_in_place(path, flag)
+    return there
+
+
+def _file_in_place(path: Path, flag: str) -> UsageError:
+    return UsageError(f"{flag}: a file is in the place of the folder {path}, or of one above it")
 
 
 def one_line(text: object) -> str:
@@ -103,6 +116,18 @@ def one_line(text: object) -> str:
 def print_note(line: str) -> None:
     """Print one line to stderr at once, with foreign text made harmless."""
     print(one_line(line), file=sys.stderr, flush=True)
+
+
+def add_debug_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error before its sentence")
+
+
+def print_error(sentence: object, debug: bool) -> None:
+    """Print to stderr the one sentence of the exception that is being handled, and to `debug` its traceback first."""
+    if debug:
+        for line in traceback.format_exc().splitlines():
+            print_note(line)
+    print_note(f"error: {sentence}")
 
 
 class SteadyStream:

@@ -193,6 +193,12 @@ class SoundfileSource:
         """Whether no sample can be louder than full scale."""
         return self._file.subtype.startswith("PCM")
 
+    @property
+    def stated_seconds(self) -> float | None:
+        """The length by the header, of an mp3 without one an estimate; None where it states none."""
+        frames = self._file.frames
+        return frames / self.sample_rate if frames < LARGEST_LENGTH else None
+
     def reopened(self) -> SoundfileSource:
         """Open the file again from its beginning, without notes."""
         return SoundfileSource(self._path, [])
@@ -244,6 +250,17 @@ class SoundfileSource:
 
     def close(self) -> None:
         self._file.close()
+
+
+def stated_seconds(path: Path) -> float | None:
+    """Return the length that the header of a file states, which may be wrong; None where libsndfile reads none."""
+    if not path.is_file():
+        return None
+    try:
+        with closing(SoundfileSource(path, [])) as source:
+            return source.stated_seconds
+    except (AudioError, OSError):
+        return None
 
 
 def _promised_frames(file) -> int:

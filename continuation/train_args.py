@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import asdict, dataclass
 
-from continuation.cli import HelpFormatter, seed_number
+from continuation.cli import HelpFormatter, add_debug_flag, seed_number
 
 CODEC_FLAGS = ("latent_channels", "encoder_widths", "encoder_blocks", "decoder_widths", "decoder_blocks")
 CORE_FLAGS = ("core_layers", "core_width", "core_heads", "core_dropout", "latents_per_token")
@@ -14,6 +14,7 @@ FOLDER_FLAGS = ("dataset_folder", "checkpoint_folder")
 FREE_ON_RESTART = {  # may differ when a run is continued
     "stage1_from", "max_minutes", "stage1_steps", "stage2_steps", "device",
     "compile", "batch_size", "accumulate", "num_workers", "checkpoint_minutes", "keep", "dry_run", "memory_limit",
+    "debug",
 }  # fmt: skip
 
 
@@ -48,6 +49,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add_schedule_arguments(parser.add_argument_group("schedule"))
     add_hardware_arguments(parser.add_argument_group("hardware"))
     add_memory_arguments(parser.add_argument_group("memory"))
+    add_debug_flag(parser)
     args = parser.parse_args(argv)
     for field, value in asdict(SCHEDULES[args.preset]).items():
         if getattr(args, field) is None:

@@ -7,8 +7,10 @@ import argparse
 import pytest
 
 import create_dataset
+import evaluate
 import generate
 import preprocess
+import train
 from continuation.cli import HelpFormatter, UsageError, environment_int, make_folder, one_line
 
 
@@ -47,6 +49,27 @@ def test_help_of_the_scripts_names_no_default_that_is_none(script, capsys):
 )
 def test_foreign_text_is_shown_on_one_line_without_control_characters(text, shown):
     assert one_line(text) == shown
+
+
+FOLDERS = {  # that are missing, and those that are written to
+    preprocess: ("--input_folder missing", "--output_folder out"),
+    create_dataset: ("--output_folder missing", "--dataset_folder out"),
+    train: ("--dataset_folder missing", "--checkpoint_folder out"),
+    generate: ("--checkpoint_folder missing --input missing.mp3", "--output out.mp3"),
+    evaluate: ("--dataset_folder missing --checkpoint_folder missing", "--output_folder out"),
+}
+
+
+@pytest.mark.parametrize("script", FOLDERS, ids=lambda script: script.__name__)
+def test_debug_shows_the_traceback_before_the_one_sentence(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = " ".join(FOLDERS[script]).split()
+    assert script.main(script.parse_args(flags)) == 2
+    sentence = capsys.readouterr().err
+    assert sentence.startswith("error: ") and sentence.count("\n") == 1
+    assert script.main(script.parse_args([*flags, "--debug"])) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last):\n") and shown.endswith(f"\n{sentence}")
 
 
 def test_whole_number_of_the_environment_is_read():

@@ -278,6 +278,39 @@ def test_an_array_whose_samples_have_changed_is_refused(chunks, capsys):
     )
 
 
+# ---- before writing
+
+
+def test_dry_run_prints_the_split_that_the_run_makes_and_writes_nothing(chunks, capsys):
+    folder = chunks.folder.parent / "ds"
+    assert run(chunks, "ds", "--dry_run")[0] == 0
+    planned = capsys.readouterr().out.splitlines()
+    assert not folder.exists()
+    made(chunks)
+    done = capsys.readouterr().out.splitlines()
+    assert planned[:-1] == done[:-1]
+    assert planned[-1] == "dry run: nothing is written"
+
+
+def test_dry_run_over_a_dataset_says_what_would_change_and_leaves_it(chunks, capsys):
+    made(chunks)
+    folder = chunks.folder.parent / "ds"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    chunks.lines = chunks.lines[:-2]
+    chunks.write()
+    capsys.readouterr()
+    assert run(chunks, "ds", "--dry_run")[0] == 0
+    assert "2 songs of the dataset that was here before are gone" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("is_dry", [False, True])
+def test_dataset_folder_below_a_file_is_refused(chunks, capsys, is_dry):
+    (chunks.folder.parent / "file").touch()
+    assert run(chunks, "file/ds", *(["--dry_run"] if is_dry else []))[0] == 2
+    assert "--dataset_folder: a file is in the place of the folder" in capsys.readouterr().err
+
+
 # ---- trouble while writing
 
 

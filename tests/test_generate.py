@@ -71,9 +71,9 @@ def run(checkpoints, song):
     return run_main
 
 
-def read(path):
+def read(path, expected_rate=RATE):
     x, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    assert rate == RATE
+    assert rate == expected_rate
     return x.T
 
 
@@ -176,14 +176,138 @@ def test_several_samples_are_numbered_and_the_second_is_that_of_the_next_seed(tm
     assert np.array_equal(read(tmp_path / "next-2.wav"), read(tmp_path / "one.wav"))
 
 
-def test_with_input_the_context_comes_first_and_the_same_continuation_after_it(tmp_path, run, hears):
+# ---- the heard seconds before it ----
+
+
+def test_with_input_the_song_comes_first_at_its_own_rate_and_the_same_continuation_after_it(tmp_path, run, song):
     assert run(tmp_path / "next.wav", "--seconds", 2) == 0
     assert run(tmp_path / "both.wav", "--seconds", 2, "--with_input") == 0
-    both, context = read(tmp_path / "both.wav"), hears()
-    assert both.shape == (2, 12 * RATE)
-    fade = round(0.02 * RATE)  # the only part of the input that the network may touch
-    assert np.abs(both[:, : 10 * RATE - fade] - context[:, :-fade]).max() < 1e-4
-    assert np.array_equal(both[:, 10 * RATE :], read(tmp_path / "next.wav"))
+    both, heard = read(tmp_path / "both.wav", 44100), read(song, 44100)
+    assert both.shape == (2, 12 * 44100)
+    fade = round(0.02 * 44100)  # the only part of the input that the network may touch
+    assert np.abs(both[:, : 10 * 44100 - fade] - heard[:, : 10 * 44100 - fade]).max() < 1e-4
+    alone = audio.resample(read(tmp_path / "next.wav"), RATE, 44100, 2)
+    assert np.abs(both[:, 10 * 44100 + 99 :] - alone[:, 99:])[:, :-99].max() < 1e-3  # but for the resampler's edges
+
+
+@pytest.mark.parametrize("start", ["0", "2.345", "end"])
+@pytest.mark.parametrize(("rate", "channels"), [(44100, 2), (48000, 1), (8000, 2)])
+def test_sine_joins_its_continuation_without_a_step(tmp_path, run, monkeypatch, rate, channels, start):
+    def go_on(self, audio, seconds, *args, **kwargs):
+        first = audio[0, :400]  # of the context, whose phase depends on the start
+        time = 2 * np.pi * 300 * np.arange(round((10 + seconds) * RATE)) / RATE
+        basis = np.stack([np.sin(time[:400]), np.cos(time[:400])])
+        sine, cosine = np.linalg.lstsq(basis.T, first, rcond=None)[0]
+        return torch.from_numpy((sine * np.sin(time) + cosine * np.cos(time))[None].repeat(2, 0)).float()
+
+    monkeypatch.setattr(ContinuationModel, "generate", go_on)
+    source = synth.write(tmp_path / "sine.wav", synth.tone(300, 13.7, rate, channels), rate)
+    assert run(tmp_path / "both.wav", "--with_input", "--seconds", 1, "--start", start, source=source) == 0
+    both = read(tmp_path / "both.wav", rate)
+    assert both.shape == (channels, pytest.approx(11 * rate, abs=2))
+    around = both[:, 10 * rate - rate // 20 : 10 * rate + rate // 20]
+    curvature = around[:, 2:] - 2 * np.cos(2 * np.pi * 300 / rate) * around[:, 1:-1] + around[:, :-2]  # 0 for a sine
+    assert np.abs(curvature).max() < 2e-3
+    assert np.abs(around).max() == pytest.approx(0.5, abs=0.005)
+
+
+def test_with_input_a_rate_that_mp3_does_not_know_is_refused_before_generation(tmp_path, refuses, monkeypatch):
+    source = synth.write(tmp_path / "song.wav", synth.tone(300, 11, 96000), 96000)
+    monkeypatch.setattr(ContinuationModel, "generate", None)
+    assert "mp3 cannot hold 96000 Hz" in refuses("--with_input", output="next.mp3", source=source)
+
+
+# ---- several songs ----
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The input again instead of the network."""
+
+    def again(self, audio, seconds, *args, **kwargs):
+        return torch.from_numpy(np.concatenate([audio, audio[:, : round(seconds * RATE)]], axis=1))
+
+    monkeypatch.setattr(ContinuationModel, "generate", again)
+
+
+@pytest.fixture
+def songs(tmp_path):
+    folder = tmp_path / "songs"
+    (folder / "more").mkdir(parents=True)
+    for number, name in enumerate(("one.wav", "more/two.flac", "more/one.wav")):
+        synth.write(folder / name, synth.tone(300 + number, 11, 8000), 8000)
+    return folder
+
+
+def names_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_folder_of_songs_becomes_a_folder_of_continuations(tmp_path, run, quick, songs, capsys):
+    out, pictures = songs / "out", tmp_path / "pictures"
+    for _ in range(2):  # the second time what is in `out` is no input
+        assert run(out, "--format", "wav", "--plot", pictures, "--seconds", 1, source=songs) == 0
+        assert names_in(out) == ["more/one.wav", "more/two.wav", "one.wav"]
+        assert names_in(pictures) == ["more/one.png", "more/two.png", "one.png"]
+    assert read(out / "more" / "two.wav").shape == (2, RATE)
+    assert capsys.readouterr().err == ""  # no progress where there is no terminal
+
+
+def test_several_songs_by_name_are_mp3_and_numbered_unless_one_is_asked_for(tmp_path, run, quick, songs):
+    inputs = (songs / "one.wav", "--input", songs / "one.wav", songs / "more" / "two.flac")
+    assert run(tmp_path / "out", "--seconds", 1, "--num_samples", 2, *inputs[1:], source=inputs[0]) == 0
+    assert names_in(tmp_path / "out") == ["one-1.mp3", "one-2.mp3", "two-1.mp3", "two-2.mp3"]
+
+
+def test_a_bad_song_does_not_stop_the_others_and_is_named_at_the_end(tmp_path, run, quick, songs, capsys):
+    (songs / "bad.mp3").write_text("no song")
+    synth.write(songs / "a short one.wav", synth.tone(300, 3, 8000), 8000)
+    assert run(tmp_path / "out", "--seconds", 1, source=songs) == 1
+    assert names_in(tmp_path / "out") == ["more/one.mp3", "more/two.mp3", "one.mp3"]
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert "network needs to hear 10 s" in errors[0] and "bad.mp3: no audio" in errors[1]
+    assert errors[2].startswith("error: 2 of 5 songs are not continued: ")
+    assert "a short one.wav" in errors[2] and "bad.mp3" in errors[2]
+
+
+def test_songs_of_one_name_keep_their_suffix_or_are_refused(tmp_path, run, quick, songs, capsys):
+    synth.write(songs / "one.flac", synth.tone(300, 11, 8000), 8000)
+    assert run(tmp_path / "out", "--seconds", 1, source=songs) == 0
+    assert names_in(tmp_path / "out") == ["more/one.mp3", "more/two.mp3", "one.flac.mp3", "one.wav.mp3"]
+    same = ("--input", songs / "one.wav", songs / "more" / "one.wav")
+    assert run(tmp_path / "other", *same) == 2
+    assert "more than one song called 'one.wav'" in capsys.readouterr().err
+
+
+def test_output_that_no_folder_can_be_and_a_folder_without_songs_are_refused(tmp_path, run, songs, capsys):
+    (tmp_path / "file.mp3").touch()
+    (tmp_path / "empty").mkdir()
+    for output, source, sentence in (
+        (tmp_path / "file.mp3", songs, "is a file, and of several songs it must be a folder"),
+        (songs, songs, "is the folder of the input"),
+        (tmp_path / "out", tmp_path / "empty", "no audio file is in this folder"),
+    ):
+        assert run(output, source=source) == 2
+        assert sentence in capsys.readouterr().err
+
+
+# ---- the weights in the box ----
+
+
+def test_without_a_checkpoint_folder_the_weights_in_the_box_are_used(
+    tmp_path, checkpoints, song, monkeypatch, capsys
+):
+    monkeypatch.setattr(generate, "PRETRAINED", tmp_path / "tiny.pt")
+    flags = ["--input", str(song), "--output", str(tmp_path / "next.wav"), "--seconds", "1", "--steps", "1"]
+    assert generate.main(generate.parse_args(flags)) == 2
+    assert f"{tmp_path / 'tiny.pt'} is missing: give the --checkpoint_folder" in capsys.readouterr().err
+    shutil.copy(checkpoints / "best.pt", tmp_path / "tiny.pt")
+    assert generate.main(generate.parse_args(flags)) == 0
+    assert read(tmp_path / "next.wav").shape == (2, RATE)
+
+
+# ---- formats ----
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])

@@ -28,6 +28,37 @@ from preprocessing import (
 import preprocess
 from continuation import audio, files, manifests, plots
 
+# --- before running ---
+
+
+def test_dry_run_says_what_is_to_do_and_writes_nothing(tmp_path, no_workers, capsys):
+    folder, out = make_songs(tmp_path / "songs", 3), tmp_path / "out"
+    (folder / "no song.mp3").write_text("text")
+    assert preprocess_here(folder, out, "--dry_run") == 0
+    said = capsys.readouterr().out
+    assert "4 files: 0 done before and not changed, 4 to do" in said
+    assert "to do: about 0.00 hours, 8 chunks of 1 s, 0.00 GB (" in said  # the fourth is taken to be like the others
+    assert "1 of them do not tell their length before they are decoded: the mean of the others is taken" in said
+    assert not out.exists() and no_workers == []
+
+
+def test_dry_run_counts_what_is_done_new_and_gone(tmp_path, no_workers, capsys):
+    folder, out = make_songs(tmp_path / "songs", 3), tmp_path / "out"
+    preprocess_here(folder, out)
+    synth.write(folder / "song 3.wav", synth.song(3, 7.5, RATE), RATE)
+    (folder / "song 0.wav").unlink()
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    capsys.readouterr()
+    assert preprocess_here(folder, out, "--dry_run", "--clip_seconds", "4.5") == 2
+    assert "was made with other settings" in capsys.readouterr().err
+    assert preprocess_here(folder, out, "--dry_run") == 0
+    said = capsys.readouterr().out
+    assert "3 files: 2 done before and not changed, 1 to do" in said
+    assert "1 done before are no longer in the input folder: they would be removed" in said
+    assert "7 chunks of 1 s" in said
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
 # --- running again ---
 
 
