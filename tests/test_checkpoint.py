@@ -330,6 +330,7 @@ def write_repeating(path):
     torch.save({"format": checkpoint.FORMAT_VERSION, "checksum": "", "x": x}, path)
 
 
+@pytest.mark.slow
 @unix_only
 def test_file_that_unfolds_takes_no_memory_before_it_is_refused(tmp_path):
     write_packed(tmp_path / "packed.pt")
@@ -486,6 +487,7 @@ def save_for_ever(folder, first_step):
         (folder / "saved").write_text(str(step))
 
 
+@pytest.mark.slow
 @unix_only
 def test_sigkill_at_any_moment_leaves_a_whole_checkpoint_no_older_than_the_last_saved(tmp_path):
     draw, saved, step = random.Random(0), tmp_path / "saved", 0

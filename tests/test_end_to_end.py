@@ -17,6 +17,7 @@ from continuation import audio
 from continuation.dataset import open_dataset
 from continuation.windows import Windows, rms_gain
 
+pytestmark = pytest.mark.slow
 PROJECT = Path(__file__).resolve().parent.parent
 RATE = 8000
 CHUNK_SECONDS = 3

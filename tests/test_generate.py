@@ -100,6 +100,7 @@ def hears(run, monkeypatch, tmp_path):
 # ---- what it hears ----
 
 
+@pytest.mark.slow
 def test_network_hears_the_very_array_that_preprocess_stored(tmp_path, hears):
     songs, chunks = tmp_path / "songs", tmp_path / "chunks"
     songs.mkdir()
@@ -591,6 +592,7 @@ def test_impossible_values_are_wrong_usage(tmp_path, run, flags):
 # ---- the command line, and three lines of Python ----
 
 
+@pytest.mark.slow
 def test_command_line_reports_its_exit_codes_and_lines(tmp_path, checkpoints, song):
     def command(source):
         flags = ["--checkpoint_folder", checkpoints, "--input", source, "--output", tmp_path / "next.mp3"]

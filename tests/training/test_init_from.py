@@ -49,6 +49,7 @@ def test_run_starts_stage_1_from_the_averaged_weights_with_a_new_optimiser(undis
     assert "starting from the weights of" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_run_trains_both_stages_from_there_and_goes_on_by_the_same_command(undisturbed, arguments, tmp_path, capsys):
     assert train.main(arguments(f"--init_from {undisturbed}")) == 0
     before, after = (

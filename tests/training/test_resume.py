@@ -24,6 +24,7 @@ from model import ContinuationModel
 QUIET = Path(__file__).parent.parent / "run_quietly.py"
 
 
+@pytest.mark.slow
 def test_run_stopped_at_every_step_equals_the_uninterrupted_one(undisturbed, command, tmp_path, stop_after):
     """In stage 1, in 2a and in 2b, and at the last step of each, which leaves an evaluation to be done."""
     stop_after(*range(1, 10))
@@ -35,6 +36,7 @@ def test_run_stopped_at_every_step_equals_the_uninterrupted_one(undisturbed, com
     assert places[0] == places[1]
 
 
+@pytest.mark.slow
 def test_run_killed_at_random_moments_equals_the_uninterrupted_one(undisturbed, dataset, tmp_path):
     """It goes on from the last complete save; here every step is saved."""
     words = [sys.executable, str(QUIET), *TINY.split()]
@@ -51,6 +53,7 @@ def test_run_killed_at_random_moments_equals_the_uninterrupted_one(undisturbed, 
     assert_same_network(undisturbed / "last.pt", tmp_path / "last.pt")
 
 
+@pytest.mark.slow
 def test_sigterm_to_all_processes_of_a_run_leaves_its_data_workers_alive_until_it_has_saved(dataset, tmp_path):
     """As Slurm and service managers send it."""
     words = [sys.executable, str(QUIET), *TINY.split(), "--num_workers", "1"]
@@ -65,6 +68,7 @@ def test_sigterm_to_all_processes_of_a_run_leaves_its_data_workers_alive_until_i
     assert checkpoint.load(tmp_path / "last.pt")["step"] >= 5
 
 
+@pytest.mark.slow
 def test_run_killed_before_the_first_step_of_stage_2_lists_no_evaluation_twice(
     undisturbed, command, tmp_path, monkeypatch
 ):
@@ -83,6 +87,7 @@ def test_run_killed_before_the_first_step_of_stage_2_lists_no_evaluation_twice(
     assert places[0] == places[1]
 
 
+@pytest.mark.slow
 def test_stop_while_latents_are_cached_loses_nothing(undisturbed, command, tmp_path, monkeypatch):
     encode_pair, calls = ContinuationModel.encode_pair, iter(range(1000))
 
@@ -160,6 +165,7 @@ def test_folder_without_its_last_checkpoint_is_refused_and_stays_as_it_is(
     assert {path.name for path in folder.iterdir()} == {left, ".lock"}
 
 
+@pytest.mark.slow
 def test_run_killed_at_its_first_step_goes_on(undisturbed, command, tmp_path, monkeypatch):
     """best.pt and the log are there already, and so is last.pt."""
 
@@ -261,6 +267,7 @@ def test_longer_stage_1_in_stage_2_is_said_to_change_nothing(undisturbed, comman
     assert "stage 1 is finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_no_step_twice_after_a_kill(command, tmp_path):
     """Without last.pt the run goes on at the beginning of stage 2; what it showed of stage 1 stays."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
