@@ -1,6 +1,5 @@
 """evaluate.py is repeatable, refuses what does not fit with one sentence, and names what a reader must know."""
 
-import dataclasses
 import json
 import math
 import multiprocessing
@@ -17,14 +16,14 @@ import soundfile
 import torch
 from evaluation_helpers import (
     CHUNK,
+    FORMAT,
     PROJECT,
     RATE,
-    SMALL,
     arguments,
     read_card,
-    write_checkpoint,
     write_dataset,
 )
+from small_networks import small_network, write_checkpoint
 
 import evaluate
 from continuation import files, signals
@@ -236,12 +235,12 @@ def test_missing_dataset_is_refused(refuses, tmp_path):
 
 
 def test_checkpoint_of_another_sample_rate_is_refused(refuses, tmp_path):
-    folder = write_checkpoint(tmp_path / "ck", dataclasses.replace(SMALL, sample_rate=8000, chunk_samples=80000))
+    folder = write_checkpoint(tmp_path / "ck", small_network(sample_rate=8000, chunk_samples=80000))
     assert f"{folder} was trained at 8000 Hz, and the dataset has 4000 Hz" in refuses(folders=[folder])
 
 
 def test_mono_checkpoint_is_refused_for_a_stereo_dataset(refuses, tmp_path):
-    folder = write_checkpoint(tmp_path / "ck", dataclasses.replace(SMALL, channels=1))
+    folder = write_checkpoint(tmp_path / "ck", small_network(channels=1, **FORMAT))
     assert "was trained at 1 channels, and the dataset has 2 channels" in refuses(folders=[folder])
 
 
