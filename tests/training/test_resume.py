@@ -107,6 +107,7 @@ def test_stop_while_latents_are_cached_loses_nothing(undisturbed, command, tmp_p
     assert in_all[2] > spent[2] > 0
 
 
+@pytest.mark.slow
 def test_stopped_run_leaves_the_checkpoint_of_the_undisturbed_one_but_for_its_times(
     undisturbed, command, tmp_path, stop_after
 ):
@@ -123,6 +124,7 @@ def test_stopped_run_leaves_the_checkpoint_of_the_undisturbed_one_but_for_its_ti
         assert differing <= {"scheduler", "command", "checksum"}
 
 
+@pytest.mark.slow
 def test_training_loss_of_an_interval_that_was_cut_is_that_of_the_undisturbed_run(command, tmp_path, stop_after):
     """Cut in 2a, at the end of 2a, which is within an interval too, and in stage 1."""
     more = "--stage1_steps 4 --eval_steps 3 --joint_share 0.5"
@@ -196,6 +198,7 @@ def thrown_back(command, tmp_path, stop_after, monkeypatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_run_thrown_back_into_stage_1_keeps_the_stage_1_that_it_had_finished(command, thrown_back):
     """Its best.pt is of stage 2."""
     assert command(thrown_back) == 0
@@ -204,6 +207,7 @@ def test_run_thrown_back_into_stage_1_keeps_the_stage_1_that_it_had_finished(com
     assert checkpoint.load(thrown_back / "stage1.pt")["stage"] == 1
 
 
+@pytest.mark.slow
 def test_best_of_another_run_is_not_believed(command, thrown_back, tmp_path, capsys):
     assert command(tmp_path / "other", more="--seed 1") == 0
     (thrown_back / "stage1.pt").unlink()

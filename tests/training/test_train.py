@@ -297,6 +297,7 @@ def test_collapse_of_a_flow_is_said_once_with_what_to_change(new_run, capsys, ob
     assert words is None or (words in said[0] and f"{ratio:.2f}" in said[0])
 
 
+@pytest.mark.slow
 def test_keep_is_the_number_of_saves_on_the_disk(command, tmp_path, undisturbed):
     def saves(folder):
         return sorted(path.name for path in folder.glob("last*.pt"))
