@@ -60,9 +60,9 @@ def pair_batch(items: int, times=(0.0, 0.8, 0.4)) -> dict[str, torch.Tensor]:
 
 
 def small_levels(items: int) -> dict[str, torch.Tensor]:
-    """Levels of copies and of a target."""
+    """An outlook, and levels of a target."""
     shapes = with_overrides("tiny", **SMALL).pair_shapes
-    return {name: noise(items, *shapes[name], seed=8 + i) for i, name in enumerate(("copies", "levels"))}
+    return {name: noise(items, *shapes[name], seed=8 + i) for i, name in enumerate(("outlook", "levels"))}
 
 
 def legacy_batch(items: int) -> dict[str, torch.Tensor]:
@@ -316,7 +316,7 @@ def test_flow_hears_noise_at_time_0_and_music_towards_time_1():
 
 def told(model: ContinuationModel, batch: dict[str, torch.Tensor]) -> Context:
     """What the core is told of a batch."""
-    return Context(model.standardise(batch["context"]) + batch["context_noise"], batch["copies"])
+    return Context(model.standardise(batch["context"]) + batch["context_noise"], batch["outlook"])
 
 
 @torch.no_grad()
@@ -347,7 +347,7 @@ def test_untrained_cores_levels_are_as_far_off_as_what_the_copies_agree_on():
     torch.manual_seed(0)
     model, batch = make_model(with_overrides("tiny", **SMALL)), pair_batch(1)
     found = losses.predict_step(model, batch)[1]["predicted_levels"]
-    assert torch.allclose(found, (batch["copies"][:, 0] - batch["levels"]).abs().mean((1, 2)))
+    assert torch.allclose(found, (batch["outlook"].chunk(2, dim=1)[0] - batch["levels"]).abs().mean((1, 2)))
 
 
 @torch.no_grad()
@@ -376,7 +376,7 @@ def test_prediction_works_on_standardised_latents():
 @torch.no_grad()
 def test_fixed_time_losses_are_those_of_training_at_the_fixed_times_with_the_whole_context(objective, times):
     model, batch = small(objective=objective), pair_batch(1)
-    pair = {name: batch[name] for name in ("context", "copies", "target", "levels")}
+    pair = {name: batch[name] for name in ("context", "outlook", "target", "levels")}
     found = losses.fixed_time_losses(model, pair, batch["flow_noise"])
     silent = {"context_noise": torch.zeros(1, 4, 200), "heard": torch.ones(1)}
     for i, time in enumerate(times):
@@ -435,7 +435,7 @@ def test_levels_do_not_train_the_head_of_the_flow():
     model = small()
     losses.predict_step(model, pair_batch(2))[1]["predicted_levels"].sum().backward()
     assert all(p.grad is None for p in model.core.head.parameters())
-    assert model.core.to_levels.weight.grad.any() and model.core.from_copies.weight.grad.any()
+    assert model.core.to_levels.weight.grad.any() and model.core.from_outlook.weight.grad.any()
 
 
 @torch.no_grad()

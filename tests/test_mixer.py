@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from continuation.mixer import PULL, Mixer, agreement, expected
+from continuation.mixer import LEAST_ERROR, PULL, TRUST, Mixer, agreement, expectation, past_error
 from continuation.repetition import Copies, find_copies
 from continuation.spectral import STEP_FRAMES, BandLevels, band_edges, interpolation, pooling
 from model import ContinuationModel, make_model, with_overrides
@@ -33,8 +33,8 @@ def mixer() -> Mixer:
 
 
 def copies_of(*similarity: tuple[float, float]) -> Copies:
-    """Of one silent context, as similar as is said, in sound and in onsets."""
-    lags = 6000 + 1000 * torch.arange(len(similarity))[None]
+    """Of one silent context, as similar as is said, in sound and in onsets, at lags of 12, 14, 16 and so on steps."""
+    lags = HOP * STEP_FRAMES * (12 + 2 * torch.arange(len(similarity))[None])
     return Copies(torch.zeros(1, 1, LENGTH), lags, torch.tensor([similarity]), HOP)
 
 
@@ -99,19 +99,62 @@ def test_steps_are_interpolated_to_frames_and_the_last_may_be_short(frames):
 # ---- which sources are played ----
 
 
-def test_what_is_expected_is_the_mean_of_the_copies_weighted_by_their_similarity():
-    levels, copies = noise(1, 3, BANDS, STEPS), copies_of((0.9, 0.6), (0.2, 0.3), (0.0, 0.0))
-    trust = [math.exp(2 * rhythm) / (1.02 - sound**2) for sound, rhythm in copies.similarity[0].tolist()]
-    weights = torch.tensor(trust) / sum(trust)
-    assert weights[0] > 0.6  # that is, by far more than a mean
-    assert torch.allclose(agreement(copies)[0], weights, atol=1e-5)
-    assert torch.allclose(expected(levels, copies)[0], (weights[:, None, None] * levels[0]).sum(0), atol=1e-5)
+def test_past_error_is_the_mean_distance_from_the_levels_a_lag_before():
+    """In the last 60 of 75 steps."""
+    past, copies = noise(1, 3, STEPS), copies_of((0.0, 0.0), (0.0, 0.0))
+    error = past_error(past, copies)
+    assert error.shape == (1, 2, 3)
+    for copy, (first, lag) in enumerate(((15, 12), (15, 14))):
+        expected = (past[..., first:] - past[..., first - lag : STEPS - lag]).abs().mean(-1)
+        assert torch.allclose(error[:, copy], expected)
+
+
+def test_past_error_of_a_long_lag_is_over_the_steps_that_have_something_before_them():
+    past = noise(1, 3, STEPS)
+    copies = Copies(torch.zeros(1, 1, LENGTH), torch.tensor([[50 * 480]]), torch.zeros(1, 1, 2), HOP)
+    expected = (past[..., 50:] - past[..., : STEPS - 50]).abs().mean(-1)
+    assert torch.allclose(past_error(past, copies)[:, 0], expected)
+
+
+def test_copies_are_weighed_in_every_band_by_how_well_their_lag_would_have_done_there():
+    """One band repeats itself after 12 steps, the other after 14."""
+    past = torch.stack([noise(1, lag).repeat(1, 10)[:, :STEPS] for lag in (12, 14)], dim=1)
+    copies = copies_of((0.5, 0.5), (0.5, 0.5))
+    error = past_error(past, copies)
+    assert torch.allclose(error.diagonal(dim1=1, dim2=2), torch.tensor(LEAST_ERROR))
+    weights = agreement(error)
+    assert torch.allclose(weights, torch.eye(2)[None], atol=1e-3)
+    _, first, second = Mixer.shares(copies, error)[0]
+    assert first[0] > 0.99 and second[1] > 0.99
+
+
+def test_weights_fall_with_the_errors_power():
+    weights = agreement(torch.tensor([0.1, 0.2, 0.4])[None, :, None])
+    assert weights.sum().item() == pytest.approx(1)
+    assert weights[0, 0] / weights[0, 1] == pytest.approx(2**TRUST, rel=1e-4)
+    assert weights[0, 1] / weights[0, 2] == pytest.approx(2**TRUST, rel=1e-4)
+
+
+def test_copies_agree_on_their_weighted_mean_and_are_as_far_from_it_as_they_are_in_the_mean():
+    levels = torch.tensor([1.0, 2.0, 4.0])[None, :, None, None].expand(1, 3, 2, 5)
+    weights = torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]).T[None]
+    mean, spread = expectation(levels, weights)
+    assert torch.allclose(mean[0, :, 0], torch.tensor([2.0, 1.0]))
+    assert torch.allclose(spread[0, :, 0], torch.tensor([1.0, 0.0]))
 
 
 def test_shares_add_up_to_1_and_grow_with_similarity_and_most_for_the_loop():
-    own, loop, twin, worse = Mixer.shares(copies_of((0.5, 0.5), (0.5, 0.5), (0.3, 0.5)))[0].tolist()
-    assert own + loop + twin + worse == pytest.approx(1)
+    copies = copies_of((0.5, 0.5), (0.5, 0.5), (0.3, 0.5))
+    shares = Mixer.shares(copies, torch.full((1, 3, 2), 0.5))[0]
+    assert torch.allclose(shares.sum(0), torch.ones(2))
+    own, loop, twin, worse = shares[:, 0].tolist()
     assert loop > twin > worse > own
+
+
+def test_share_of_a_copy_falls_with_its_past_error_in_a_band():
+    error = torch.tensor([[[0.2, 0.2], [0.2, 0.4]]])
+    shares = Mixer.shares(copies_of((0.5, 0.5), (0.5, 0.5)), error)[0]
+    assert shares[2, 1] < 0.1 * shares[2, 0]
 
 
 def test_mixer_has_no_weights(mixer):
@@ -131,10 +174,11 @@ def test_what_repeats_itself_is_played_as_it_was(model):
 
 @torch.no_grad()
 def test_lone_perfect_copy_among_poor_ones_is_played_to_the_bin(mixer):
-    sources = mixer_noise(4)
-    mixed = mixer(sources, copies_of((1.0, 1.0), (0.1, 0.1), (0.1, 0.1)))
+    sources, copies = mixer_noise(4), copies_of((1.0, 1.0), (0.1, 0.1), (0.1, 0.1))
+    past = spectra(0.3 * noise(12).repeat(7)[:STEPS])[:, 0]
+    mixed = mixer(sources, past, copies)
     error = (mixed - sources[:, 1]).abs().square().mean()
-    assert error < 0.02 * sources[:, 1].abs().square().mean()
+    assert error < 1e-3 * sources[:, 1].abs().square().mean()
 
 
 def mixer_noise(sources: int, channels: int = 1) -> torch.Tensor:
@@ -146,22 +190,24 @@ def mixer_noise(sources: int, channels: int = 1) -> torch.Tensor:
 # ---- levels ----
 
 ALIKE = copies_of((0.9, 0.9), (0.9, 0.9))
+STEADY = spectra(torch.zeros(STEPS))[:, 0]  # a context in which all lags would have done alike
 
 
 @torch.no_grad()
 def test_levels_that_the_copies_agree_on_leave_the_mix_as_it_is_without_levels(mixer):
     sources = mixer_noise(3)
-    levels = expected(mixer.bands(sources)[:, 1:], ALIKE)
-    assert torch.allclose(mixer(sources, ALIKE, levels), mixer(sources, ALIKE), atol=1e-5)
-    last = mixer(sources, ALIKE, levels[..., -10:])
-    assert torch.allclose(last, mixer(sources, ALIKE), atol=1e-5)
+    weights = agreement(past_error(mixer.bands(STEADY), ALIKE))
+    levels, _ = expectation(mixer.bands(sources)[:, 1:], weights)
+    assert torch.allclose(mixer(sources, STEADY, ALIKE, levels), mixer(sources, STEADY, ALIKE), atol=1e-5)
+    last = mixer(sources, STEADY, ALIKE, levels[..., -10:])
+    assert torch.allclose(last, mixer(sources, STEADY, ALIKE), atol=1e-5)
 
 
 @torch.no_grad()
 def test_copies_of_one_level_are_played_as_they_are(mixer):
     swell = 0.3 * torch.sin(torch.arange(STEPS) / STEPS * 6.2832)
     sources = spectra(swell, swell, swell)
-    assert torch.allclose(mixer(sources, ALIKE), sources[:, 1], rtol=1e-3, atol=1e-4)
+    assert torch.allclose(mixer(sources, STEADY, ALIKE), sources[:, 1], rtol=1e-3, atol=1e-4)
 
 
 @torch.no_grad()
@@ -172,7 +218,7 @@ def test_wanted_levels_lead_the_mix_by_a_share_of_the_way_band_by_band(mixer):
     swell = 0.2 * torch.sin(torch.arange(STEPS) / STEPS * 6.2832 * 2)
     wanted = mixer.bands(sources)[:, 1].clone()
     wanted[:, BANDS // 2 :] += swell
-    found = mixer.bands(mixer(sources, ALIKE, wanted)[:, None])[0, 0]
+    found = mixer.bands(mixer(sources, STEADY, ALIKE, wanted)[:, None])[0, 0]
     led = found[BANDS // 2 + 2 :, 1:-1] - found[BANDS // 2 + 2 :].mean()
     assert torch.allclose(led, PULL * swell[1:-1].expand_as(led), atol=0.02)
     assert torch.allclose(found[: BANDS // 2 - 2], torch.zeros(()), atol=0.02)
@@ -198,7 +244,7 @@ def test_wanted_levels_are_those_of_the_last_steps_and_before_them_the_copies_le
     flat = torch.zeros(STEPS)
     sources = spectra(flat, flat, flat)
     wanted = mixer.bands(sources)[:, 1, :, -25:] + 0.2 * torch.sin(torch.arange(25) / 4)
-    found = mixer.bands(mixer(sources, ALIKE, wanted)[:, None])[0, 0]
+    found = mixer.bands(mixer(sources, STEADY, ALIKE, wanted)[:, None])[0, 0]
     assert found[:, :48].std(-1).max() < 1e-3
     assert found[:, 50:].std(-1).min() > 0.03
 
@@ -211,7 +257,7 @@ def test_no_level_is_led_by_more_than_6_db(mixer, distance):
     sources = spectra(flat, flat, flat)
     wanted = mixer.bands(sources)[:, 1].clone()
     wanted[..., 40:44] += distance
-    found = mixer.bands(mixer(sources, ALIKE, wanted)[:, None])[0, 0]
+    found = mixer.bands(mixer(sources, STEADY, ALIKE, wanted)[:, None])[0, 0]
     change = found[:, 41:43].mean() - found[:, :30].mean()
     assert abs(change.item()) == pytest.approx(0.7, abs=0.05)
 
@@ -225,7 +271,10 @@ def test_every_band_gets_the_power_that_the_copies_have(mixer):
     sources, tilt = mixer_noise(4), torch.linspace(1, 0.3, BINS)[:, None]
     sources = torch.cat([5 * sources[:, :1], tilt * sources[:, 1:]], dim=1)
     copies = copies_of((0.6, 0.6), (0.6, 0.6), (0.6, 0.6))
-    power = (mixer.bands.power(x).mean(-1) for x in (mixer(sources, copies), sources[:, 1:].mean(1), sources[:, 1:]))
+    power = (
+        mixer.bands.power(x).mean(-1)
+        for x in (mixer(sources, STEADY, copies), sources[:, 1:].mean(1), sources[:, 1:])
+    )
     mixed, added, each = power
     assert torch.allclose(mixed[0], each[0].mean(0), rtol=0.1)
     assert (added < 0.5 * each.mean(1)).all()
@@ -237,7 +286,7 @@ def test_power_is_corrected_by_no_more_than_a_neper(mixer):
     copy = mixer_noise(1)
     sources = torch.cat([torch.zeros_like(copy), copy, -0.9 * copy], dim=1)
     mixed = 0.05 * copy[:, 0]
-    again = mixed * mixer.power_correction(sources, mixed, ALIKE)
+    again = mixed * mixer.power_correction(sources, mixed, torch.full((1, 2, BANDS), 0.5))
     assert torch.allclose(again, math.e * mixed, rtol=1e-3)
 
 

@@ -18,7 +18,7 @@ import model as network
 from continuation import model_tables, transformer
 from continuation.context import Context
 from continuation.layers import typical_magnitude
-from continuation.repetition import COPIES
+from continuation.mixer import agreement, expectation, past_error
 from continuation.spectral import STEADY_HZ, TONES_HZ, ISTFTHead, stft
 from continuation.stems import Stem
 from continuation.transformer import patchify, unpatchify
@@ -356,9 +356,9 @@ def test_decoding_twice_gives_the_same_samples(model):
 
 
 def context_of(seed: int = 1, items: int = 2, model: ContinuationModel | None = None) -> Context:
-    """Latents and levels of copies that have nothing to do with each other."""
+    """Latents, and an outlook that has nothing to do with them."""
     shapes = (model or untrained()).config.pair_shapes
-    return Context(noise(items, *shapes["context"], seed=seed), noise(items, *shapes["copies"], seed=seed + 100))
+    return Context(noise(items, *shapes["context"], seed=seed), noise(items, *shapes["outlook"], seed=seed + 100))
 
 
 @pytest.fixture(scope="module")
@@ -406,7 +406,7 @@ def test_every_token_of_the_target_is_one(model, context):
     assert model.core(context).shape == (2, 50, 16)
 
 
-def test_without_context_neither_its_latents_nor_its_copies_matter(model, context):
+def test_without_context_neither_its_latents_nor_its_outlook_matter(model, context):
     unheard = torch.zeros(2)
     assert torch.equal(model.core(context, unheard), model.core(context_of(seed=9), unheard))
     assert not torch.allclose(model.core(context, unheard), model.core(context), atol=1e-2)
@@ -426,34 +426,37 @@ def test_whole_context_heard_is_the_plain_pass(model, context):
     assert torch.equal(model.core(context), model.core(context, torch.ones(2)))
 
 
-@pytest.mark.parametrize("copy", [0, 1, COPIES])
-def test_levels_of_copies_are_heard_in_their_places(model, context, copy):
-    """Those of the last token move the last token more than the first ones."""
-    copies = context.copies.clone()
-    copies[:, copy, :, -1:] += 1
-    difference = (model.core(dataclasses.replace(context, copies=copies)) - model.core(context)).abs().mean((0, 2))
+@pytest.mark.parametrize("row", [0, -1], ids=["expected", "spread"])
+def test_outlook_is_heard_in_its_place(model, context, row):
+    """Its last token moves the last token more than the first ones."""
+    outlook = context.outlook.clone()
+    outlook[:, row, -1:] += 1
+    difference = (model.core(dataclasses.replace(context, outlook=outlook)) - model.core(context)).abs().mean((0, 2))
     assert difference[-1] > 3 * difference[:25].mean()
 
 
-def test_level_that_all_copies_have_leaves_the_tokens_and_is_the_level_that_follows(model, context):
+def test_louder_outlook_leaves_the_tokens_and_is_the_level_that_follows(model, context):
     """In every band: what the core says is by how much levels will differ."""
-    offset = noise(2, 1, context.copies.shape[2], 1)
-    louder = dataclasses.replace(context, copies=context.copies + offset)
+    rows = model.config.level_rows
+    offset = noise(2, rows, 1)
+    expected, spread = context.outlook.split(rows, dim=1)
+    louder = dataclasses.replace(context, outlook=torch.cat([expected + offset, spread], dim=1))
     tokens = model.core(context)
     assert torch.allclose(model.core(louder), tokens, atol=1e-4)
     levels = model.core.levels(tokens, context)
-    assert torch.allclose(model.core.levels(tokens, louder), levels + offset[:, 0], atol=1e-5)
+    assert torch.allclose(model.core.levels(tokens, louder), levels + offset, atol=1e-5)
 
 
 def test_items_of_a_batch_do_not_hear_each_other(model, context):
     heard = torch.tensor([1.0, 0.3])
-    second = Context(context.latents[1:], context.copies[1:])
+    second = Context(context.latents[1:], context.outlook[1:])
     assert torch.allclose(model.core(context, heard)[1:], model.core(second, heard[1:]), atol=1e-5)
 
 
 def test_levels_of_an_untrained_core_are_those_that_the_copies_agree_on(context):
-    core = untrained().core
-    assert torch.equal(core.levels(core(context), context), context.copies[:, 0])
+    model = untrained()
+    levels = model.core.levels(model.core(context), context)
+    assert torch.equal(levels, context.outlook[:, : model.config.level_rows])
 
 
 def test_levels_of_a_token_are_those_of_its_own_steps(context):
@@ -467,7 +470,7 @@ def test_levels_of_a_token_are_those_of_its_own_steps(context):
 
 # ---- the head of the flow ----
 
-REACH = 30  # latents to either side: kernels of 7, each second of four dilated by 4
+REACH = 15  # latents to either side: kernels of 7, the second one dilated by 4
 
 
 @pytest.fixture
@@ -518,11 +521,18 @@ def test_untrained_head_leaves_the_noise_as_it_is(context):
 
 def test_copies_agree_on_the_levels_that_follow_where_the_song_repeats_itself(model, song):
     x = song[None, :, :1237].repeat(1, 1, 8)
-    context = model.encode_context(x[..., :CHUNK])
+    outlook = model.encode_context(x[..., :CHUNK]).outlook
     truth = model.levels(x[..., CHUNK : 2 * CHUNK])
-    assert context.copies.shape == (1, 1 + COPIES, *truth.shape[1:]) == (1, *model.config.pair_shapes["copies"])
-    assert (context.copies[:, 0] - truth).abs().mean() < 0.05
+    assert outlook.shape == (1, *model.config.pair_shapes["outlook"])
+    expected, spread = outlook.chunk(2, dim=1)
+    assert (expected - truth).abs().mean() < 0.05
+    assert spread.mean() < 0.05
     assert truth.std() > 0.5
+
+
+def test_copies_disagree_where_nothing_repeats_itself(model):
+    _, spread = model.encode_context(noise(1, 2, CHUNK)).outlook.chunk(2, dim=1)
+    assert spread.mean() > 0.1
 
 
 def test_level_of_all_bands_rises_by_a_neper_where_the_sound_is_e_times_as_loud(model, song):
@@ -532,11 +542,11 @@ def test_level_of_all_bands_rises_by_a_neper_where_the_sound_is_e_times_as_loud(
     assert rise[loud].mean().item() == pytest.approx(1, abs=0.05)
 
 
-def test_context_and_copies_are_the_same_whatever_the_target_is(model, song):
+def test_context_and_outlook_are_the_same_whatever_the_target_is(model, song):
     x = torch.cat([song[None, :, :CHUNK], 0.1 * noise(1, 2, CHUNK)], dim=-1)
     pair, other = model.encode_pair(song[None, :, : 2 * CHUNK]), model.encode_pair(x)
     assert {name: part.shape[1:] for name, part in pair.items()} == model.config.pair_shapes
-    for name in ("context", "copies"):
+    for name in ("context", "outlook"):
         assert torch.equal(pair[name], other[name])
     for name in ("target", "levels"):
         assert not torch.allclose(pair[name], other[name], atol=0.1)
@@ -547,7 +557,7 @@ def test_parts_of_a_pair_are_what_is_told_of_its_first_half_and_what_the_second_
     x = song[None, :, : 2 * CHUNK]
     pair, context = model.encode_pair(x), model.encode_context(x[..., :CHUNK])
     assert torch.equal(pair["context"], context.latents)
-    assert torch.equal(pair["copies"], context.copies)
+    assert torch.equal(pair["outlook"], context.outlook)
     assert torch.equal(pair["target"], model.encode(x)[..., 200:])
     assert torch.equal(pair["levels"], model.levels(x[..., CHUNK:]))
 
@@ -559,16 +569,17 @@ def test_further_on_the_copies_are_heard_further_on(model, song):
     context = model.encode_context(own, copies, start=CHUNK)
     assert torch.equal(context.latents, model.encode(own))
     played = copies.play(CHUNK, CHUNK)
-    for number in range(COPIES):
-        assert torch.allclose(context.copies[:, 1 + number], model.levels(played[:, number]), atol=1e-5)
-    assert not torch.allclose(context.copies, model.encode_context(own, copies).copies, atol=0.1)
+    levels = torch.stack([model.levels(sound) for sound in played.unbind(1)], dim=1)
+    expected, spread = expectation(levels, agreement(past_error(model.levels(x), copies)))
+    assert torch.allclose(context.outlook, torch.cat([expected, spread], dim=1), atol=1e-4)
+    assert not torch.allclose(context.outlook, model.encode_context(own, copies).outlook, atol=0.1)
 
 
 def test_batch_hears_what_its_songs_hear_alone(model):
     songs = noise(2, 2, CHUNK)
     both, alone = model.encode_context(songs), model.encode_context(songs[1:])
     assert torch.allclose(both.latents[1:], alone.latents, atol=1e-5)
-    assert torch.allclose(both.copies[1:], alone.copies, atol=1e-4)
+    assert torch.allclose(both.outlook[1:], alone.outlook, atol=1e-4)
 
 
 def test_legacy_hears_its_latents_and_no_repetition(song):
@@ -576,7 +587,7 @@ def test_legacy_hears_its_latents_and_no_repetition(song):
     heard, following = x.split(CHUNK, dim=-1)
     context = model.encode_context(heard, model.copies(heard), start=0)
     assert torch.equal(context.latents, model.encode(heard))
-    assert context.copies is None
+    assert context.outlook is None
     latents, levels = model.predict(context, 8, 1.0, 0, 1.0)
     assert torch.equal(latents, model.core(context.latents))
     assert levels is None
@@ -672,7 +683,7 @@ def test_generation_has_exactly_the_length_asked_for(make, song, seconds):
 
 def test_same_seed_same_samples_and_another_seed_others(model, song, monkeypatch):
     """Where the decoder's own sound is heard."""
-    monkeypatch.setattr("continuation.mixer.OWN_LOGIT", 16.0)
+    monkeypatch.setattr("continuation.mixer.OWN_LOGIT", 30.0)
     first, again, other = (model.generate(song, seconds=1, seed=seed, steps=2) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.allclose(first, other, atol=1e-3)

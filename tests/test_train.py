@@ -790,7 +790,7 @@ def test_context_does_not_change_when_the_target_audio_is_replaced_by_noise(new_
     x = torch.from_numpy(run.windows["train"].pair(0))[None]
     other = torch.cat([x[..., :CHUNK], 0.1 * torch.randn(1, CHANNELS, CHUNK)], dim=-1)
     first, second = run.state.ema.encode_pair(x), run.state.ema.encode_pair(other)
-    for part in ("context", "copies"):
+    for part in ("context", "outlook"):
         assert torch.equal(first[part], second[part])
     for part in ("target", "levels"):
         assert not torch.equal(first[part], second[part])
@@ -816,7 +816,7 @@ def test_cached_context_does_not_change_when_the_target_audio_is_replaced_by_noi
         run.fill_cache(NotStopped)
         batches.append(next(iter(run.loader(run.phases()[0]))))
     first, second = batches
-    for part in ("context", "copies"):
+    for part in ("context", "outlook"):
         assert torch.equal(first[part], second[part])
     for part in ("target", "levels"):
         assert not torch.equal(first[part], second[part])
@@ -855,7 +855,7 @@ def test_validation_context_is_what_generation_would_hear(new_run, monkeypatch):
     monkeypatch.setattr(run.state.ema, "encode_context", note)
     run.state.ema.generate(audio.from_int16(row), seconds=0.1, steps=1)
     assert torch.allclose(pair["context"], heard[0].latents, atol=2e-3)
-    assert torch.allclose(pair["copies"], heard[0].copies, atol=4e-3)
+    assert torch.allclose(pair["outlook"], heard[0].outlook, atol=4e-3)
 
 
 # ---- learning ----
@@ -941,7 +941,8 @@ def test_max_minutes_ends_both_stages_with_their_cooldown(command, tmp_path, mon
         return loss
 
     monkeypatch.setattr(train, "train_step", take_6_seconds)
-    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    for module in (train, latents):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(training_state, "WARMUP_STEPS", 1)
     assert command(tmp_path / "ck", more="--stage1_steps 100000 --stage2_steps 100000 --max_minutes 2") == 0
     cooled = [1.0] * 7 + [0.75, 0.5, 0.25]

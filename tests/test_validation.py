@@ -65,14 +65,14 @@ def test_gain_is_what_another_context_costs_more(checks, monkeypatch):
     assert figures["context_gain"] == figures["context_gain_same_song"] == pytest.approx(0.5)
 
 
-def test_foreign_context_is_latents_and_copies_of_other_music_and_the_target_stays(checks, monkeypatch):
+def test_foreign_context_is_latents_and_outlook_of_other_music_and_the_target_stays(checks, monkeypatch):
     own, seen = checks.encoded_pairs(), []
     monkeypatch.setattr(losses, "prediction_total", lambda parts: parts)
     monkeypatch.setattr(checks, "prediction_parts", lambda number, pair: seen.append(pair) or torch.zeros(1))
     first, other = own[0][0], own[4][0]
     checks.loss_with(other, 0, first)
     assert seen[0].keys() == first.keys()
-    for part in ("context", "copies"):
+    for part in ("context", "outlook"):
         assert torch.equal(seen[0][part], other[part])
     for part in ("target", "levels"):
         assert torch.equal(seen[0][part], first[part])

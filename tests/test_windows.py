@@ -347,7 +347,7 @@ class NumberedCache:
     def read(self, variant: int, pair: int) -> dict[str, np.ndarray]:
         latents = np.float32([variant, pair, 0])[:, None].repeat(SHAPE[1], 1)
         levels = np.zeros((5, 2), np.float32)
-        return {"context": latents, "copies": levels[None].repeat(7, 0), "target": latents, "levels": levels}
+        return {"context": latents, "outlook": levels.repeat(2, 0), "target": latents, "levels": levels}
 
 
 @pytest.mark.parametrize("kind", ["crop", "pair", "joint", "fixed"])

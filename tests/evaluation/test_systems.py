@@ -104,7 +104,7 @@ def test_loss_of_a_pair_is_that_of_the_fixed_times_with_its_own_noise(network, p
     judged, pair = network(name), next(pairs.of_song(0))
     with torch.inference_mode():
         encoded = judged.encode_pair(pair)
-        model, context = judged.model, Context(judged.model.standardise(encoded["context"]), encoded["copies"])
+        model, context = judged.model, Context(judged.model.standardise(encoded["context"]), encoded["outlook"])
         target, tokens = model.standardise(encoded["target"]), model.core(context)
         noise = judged.draw(pair, systems.LOSS_NOISE).standard_normal(target.shape, dtype="float32")
         noise = torch.from_numpy(noise) * (name == "flow")
@@ -125,9 +125,9 @@ def test_prediction_never_hears_the_target(network, pairs):
         first, second = judged.encode_pair(pair), judged.encode_pair(other)
         sampling, played = Sampling(2, GUIDANCE), []
         for each, encoded in ((pair, first), (other, second)):
-            context = Context(encoded["context"], encoded["copies"])
+            context = Context(encoded["context"], encoded["outlook"])
             played.append(judged.play(each, context, judged.predict(each, context, sampling)))
-    assert all(torch.equal(first[part], second[part]) for part in ("context", "copies"))
+    assert all(torch.equal(first[part], second[part]) for part in ("context", "outlook"))
     assert not any(torch.equal(first[part], second[part]) for part in ("target", "levels"))
     assert np.array_equal(played[0].sound, played[1].sound)
     assert played[0].seams == played[1].seams
@@ -137,7 +137,7 @@ def test_own_sound_is_what_the_decoder_plays_without_copies(network, pairs):
     judged, pair = network("flow"), next(pairs.of_song(0))
     with torch.inference_mode():
         encoded = judged.encode_pair(pair)
-        context, target = Context(encoded["context"], encoded["copies"]), encoded["target"]
+        context, target = Context(encoded["context"], encoded["outlook"]), encoded["target"]
         predicted = Prediction(target, None)
         mixed, own = (judged.play(pair, context, predicted, with_copies=copies) for copies in (True, False))
         decoded = judged.model.decode(torch.cat([context.latents[..., -100:], target], dim=-1))[0, :, RATE:].numpy()
