@@ -13,7 +13,7 @@ class Context:
     latents: Tensor  # (batch, latent_channels, latents) of what was heard
     outlook: (
         Tensor | None
-    )  # (batch, 2 * rows, steps): in the target's place, the levels that the copies agree on, and
+    )  # (batch, 2 * rows, steps): in the target's place, the levels that the copies agree on, then
     # how far the copies are from them
 
 

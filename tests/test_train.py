@@ -941,7 +941,8 @@ def test_max_minutes_ends_both_stages_with_their_cooldown(command, tmp_path, mon
         return loss
 
     monkeypatch.setattr(train, "train_step", take_6_seconds)
-    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    for module in (train, latents):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(training_state, "WARMUP_STEPS", 1)
     assert command(tmp_path / "ck", more="--stage1_steps 100000 --stage2_steps 100000 --max_minutes 2") == 0
     cooled = [1.0] * 7 + [0.75, 0.5, 0.25]
