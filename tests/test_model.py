@@ -534,8 +534,8 @@ def test_copies_agree_on_the_levels_that_follow_where_the_song_repeats_itself(mo
     x = song[None, :, :1237].repeat(1, 1, 8)
     outlook = model.encode_context(x[..., :CHUNK]).outlook
     truth = model.levels(x[..., CHUNK : 2 * CHUNK])
-    assert context.outlook.shape == (1, *model.config.pair_shapes["outlook"])
-    levels, spread = context.outlook.chunk(2, dim=1)
+    assert outlook.shape == (1, *model.config.pair_shapes["outlook"])
+    levels, spread = outlook.chunk(2, dim=1)
     assert levels.shape == spread.shape == truth.shape
     assert (levels - truth).abs().mean() < 0.05
     assert spread.mean() < 0.05
