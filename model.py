@@ -282,23 +282,26 @@ class Core(nn.Module):
         nn.init.zeros_(self.to_levels.weight)
         nn.init.zeros_(self.to_levels.bias)
 
-    def forward(self, context: Context, heard: Tensor | None = None) -> Tensor:
+    def forward(self, context: Context, context_share: Tensor | None = None) -> Tensor:
         """Tokens of what follows: (batch, tokens, core_width). The context's latents are standardised.
 
-        heard (batch,), 0..1, default 1: the share of the context's latents, counted back from the cut, that is not
-        replaced by the null vector; 0 is 'no context' and no outlook either.
+        context_share (batch,), 0..1, default 1: how much of the context's latents, counted back from the cut, is not
+        replaced by the null vector. At 0 the outlook is missing too: the prediction is unconditional.
         """
-        heard = torch.ones_like(context.latents[:, 0, 0]) if heard is None else heard
-        own = self.from_context(patchify(context.latents, self.latents_per_token))
-        age = torch.arange(own.shape[1], 0, -1, device=own.device) / own.shape[1]
-        own = torch.where((age <= heard[:, None])[:, :, None], own, self.no_context.to(own.dtype))
+        if context_share is None:
+            context_share = torch.ones_like(context.latents[:, 0, 0])
+        context_tokens = self.from_context(patchify(context.latents, self.latents_per_token))
+        age = torch.arange(context_tokens.shape[1], 0, -1, device=context_tokens.device) / context_tokens.shape[1]
+        is_given = (age <= context_share[:, None])[:, :, None]
+        context_tokens = torch.where(is_given, context_tokens, self.no_context.to(context_tokens.dtype))
         expected, spread = context.outlook.chunk(2, dim=1)
-        outlook = torch.cat([expected - expected.mean(-1, keepdim=True), spread], dim=1) * (heard > 0)[:, None, None]
-        tokens = torch.cat([own, self.from_outlook(patchify(outlook, self.steps_per_token))], dim=1)
+        outlook = torch.cat([expected - expected.mean(-1, keepdim=True), spread], dim=1)
+        outlook = outlook * (context_share > 0)[:, None, None]
+        tokens = torch.cat([context_tokens, self.from_outlook(patchify(outlook, self.steps_per_token))], dim=1)
         angles = rotary_angles(tokens.shape[1], self.angle_size, tokens.device)
         for block in self.blocks:
             tokens = block(tokens, angles)
-        return self.norm(tokens[:, own.shape[1] :])
+        return self.norm(tokens[:, context_tokens.shape[1] :])
 
     def levels(self, tokens: Tensor, context: Context) -> Tensor:
         """Levels that follow, in nepers: (batch, rows, steps)."""

@@ -24,6 +24,7 @@ from continuation import audio, checkpoint, distributed, files, latents, memory,
 from continuation.cli import INTERRUPTED, UsageError, make_folder, output_code, print_error, steady_output
 from continuation.dataset import open_dataset
 from continuation.latent_cache import LatentCache
+from continuation.progress import Progress
 from continuation.signals import Stopped
 from continuation.train_args import ARCHITECTURE_FLAGS, SCHEDULES, parse_args
 from continuation.training_state import TrainingError, TrainingState
@@ -117,20 +118,23 @@ class Run:
         if state.interval["phase"] != phase.name:  # or else the run goes on in the midst of it
             state.begin_interval(phase.name)
         started = saved = time.monotonic()
-        while not state.is_done(phase):
-            loss = train_step(state, phase, loss_module, batches).item()
-            now = time.monotonic()
-            loss, seconds, is_stopping = distributed.sync_step(loss, now - started, stop.requested, self.device)
-            started = now
-            state.add_to_interval(loss, seconds)
-            if state.step % self.args.eval_steps == 0:
-                self.evaluate(state.interval["loss"] / state.interval["steps"], phase.name)
-                state.begin_interval(phase.name)
-            if is_stopping:
-                self.save_and_stop()
-            if time.monotonic() - saved > 60 * self.args.checkpoint_minutes:
-                self.save()
-                saved = time.monotonic()
+        with Progress(state) as progress:
+            while not state.is_done(phase):
+                loss = train_step(state, phase, loss_module, batches).item()
+                now = time.monotonic()
+                loss, seconds, is_stopping = distributed.sync_step(loss, now - started, stop.requested, self.device)
+                started = now
+                state.add_to_interval(loss, seconds)
+                progress.update()
+                if state.step % self.args.eval_steps == 0:
+                    progress.clear()
+                    self.evaluate(state.interval["loss"] / state.interval["steps"], phase.name)
+                    state.begin_interval(phase.name)
+                if is_stopping:
+                    self.save_and_stop()
+                if time.monotonic() - saved > 60 * self.args.checkpoint_minutes:
+                    self.save()
+                    saved = time.monotonic()
 
     # Data
 
@@ -307,10 +311,19 @@ def prepare(args: argparse.Namespace) -> Run:
             run.resume(last)
         except checkpoint.FOREIGN_ERRORS as error:
             raise checkpoint.misfit(f"the last checkpoint of {run.folder}", error) from error
-    elif args.stage1_from:
-        run.state.start_stage2(load_checkpoint(Path(args.stage1_from) / "stage1.pt"))
+    else:
+        if args.init_from:
+            path = checkpoint_file(args.init_from, checkpoint.BEST_NAME)
+            run.state.load_weights(load_checkpoint(path), path)
+        if args.stage1_from:
+            run.state.start_stage2(load_checkpoint(checkpoint_file(args.stage1_from, "stage1.pt")))
     run_log.announce(run.state, run.windows)
     return run
+
+
+def checkpoint_file(path: str, name: str) -> Path:
+    """The file that a flag names, or the one of this name in its folder."""
+    return Path(path) if os.path.isfile(path) else Path(path) / name
 
 
 def refuse_remains(folder: Path) -> None:

@@ -167,7 +167,7 @@ def save_last(folder, state: dict, keep: int = 2) -> None:
 
 
 def load_last(folder) -> dict | None:
-    """The newest whole last.pt of a folder, or None where there is none yet.
+    """Load the newest whole last.pt of a folder; None where there is none yet.
 
     A damaged one is moved aside to NAME.damaged, or else the next save would rotate it over the whole one,
     and the one before is used with a warning. Raises UsageError when all are damaged.
@@ -191,19 +191,19 @@ def load_last(folder) -> dict | None:
 
 
 def misfit(what: str, error: Exception) -> UsageError:
-    """What to raise when the contents of `what` met one of FOREIGN_ERRORS."""
+    """Make the error to raise when the contents of `what` led to one of FOREIGN_ERRORS."""
     reason = one_line(str(error).splitlines()[0] if str(error) else type(error).__name__)
     return UsageError(f"{what} does not fit this version of the network: {reason:.300}")
 
 
 def shapes(weights: dict) -> dict[str, tuple[int, ...]]:
-    """Shape by name of a state_dict."""
+    """Return the shapes of a state_dict, by name."""
     return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 
 @functools.cache  # the commit that was loaded, whatever is checked out while a training runs
 def versions() -> dict:
-    """What a result depends on beside the settings: library versions and the project's git commit."""
+    """Return what a result depends on beside the settings: library versions and the project's git commit."""
     git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
@@ -244,14 +244,14 @@ def _is_song(song) -> bool:
 
 
 def _commit(state: dict) -> str:
-    """The commit that wrote a checkpoint of an older format, whatever else that calls a version."""
+    """Return the commit that wrote a checkpoint of an older format, 'unknown' where it names none."""
     versions = state.get("versions")
     commit = versions.get("commit") if isinstance(versions, dict) else None
     return commit if isinstance(commit, str) and re.fullmatch("[0-9a-f]{7,64}", commit) else "unknown"
 
 
 def _plain(value):
-    """A copy of nested plain types and tensors, on the CPU and without subclasses; TypeError for the rest.
+    """Copy nested plain types and tensors, on the CPU and without subclasses; TypeError for the rest.
 
     Types are compared exactly: numpy.float64 is a float to isinstance, but weights_only refuses to load it.
     """
@@ -270,12 +270,12 @@ def _plain(value):
 
 
 def _is_whole(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has its storage for itself, without a rest or repetitions."""
+    """Whether a tensor is all of its storage, not a view of a part or an expanded one."""
     return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
 def _checksum(state: dict) -> str:
-    """SHA-256 over everything in `state` but its checksum: structure, types, values, and tensors' bytes.
+    """Compute the SHA-256 over everything in `state` but its checksum: structure, types, values, tensors' bytes.
 
     It covers the content and not the file, so that it can live inside and torch.load reads the file directly.
     """
@@ -303,7 +303,7 @@ def _checksum(state: dict) -> str:
 
 
 def _verified(file) -> dict | None:
-    """The checkpoint in an open file, or None when it is not one of ours with the checksum that it states."""
+    """Read the checkpoint in an open file; None when it is not one of ours with the checksum that it states."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch comments on strange files, load says it in one sentence
@@ -321,7 +321,7 @@ def _verified(file) -> dict | None:
 
 
 def _unpacked_size(file) -> int:
-    """Bytes of everything in the zip archive that a checkpoint is; zipfile.BadZipFile where it is none."""
+    """Return the unpacked bytes of the zip archive that a checkpoint is; zipfile.BadZipFile where it is none."""
     with zipfile.ZipFile(file) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
     file.seek(0)
@@ -348,14 +348,14 @@ def _shift(path: Path, keep: int) -> None:
 
 
 def _kept_files(path: Path) -> list[tuple[int, Path]]:
-    """(0, NAME.pt), (1, NAME.1.pt) ... of `path`, as far as they exist: newest first."""
+    """List (0, NAME.pt), (1, NAME.1.pt) ... of `path`, as far as they exist: newest first."""
     pattern = re.compile(rf"{re.escape(path.stem)}(?:\.(\d+))?\.pt")
     matches = ((pattern.fullmatch(file.name), file) for file in path.parent.iterdir())
     return sorted((int(match[1] or 0), file) for match, file in matches if match)
 
 
 def read_records(path: Path) -> list[dict]:
-    """Lines of metrics.jsonl, each with its stage and step; damaged ones, as torn by a crash, are left out."""
+    """Read the lines of metrics.jsonl, each with its stage and step, but for damaged ones, as torn by a crash."""
     records = filter(None, files.read_jsonl(path))
     return [record for record in records if all(type(record.get(key)) is int for key in ("stage", "step"))]
 
@@ -364,7 +364,7 @@ def read_records(path: Path) -> list[dict]:
 
 
 def rng_state() -> dict:
-    """States of torch's global generators, every CUDA device's too; no draw uses those of Python and numpy."""
+    """Return the states of torch's global generators, every CUDA device's too; nothing else is drawn from."""
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -382,7 +382,7 @@ def set_rng_state(state: dict) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called 'cpu', 'cuda', or 'auto': CUDA where there is one. UsageError where it is missing."""
+    """Return the device called 'cpu', 'cuda', or 'auto': CUDA where there is one. UsageError where it is missing."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -391,7 +391,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """The dtype for autocast, None for fp32. 'auto' is fp32 on the CPU, and on CUDA bf16 where it is native.
+    """Return the dtype for autocast, None for fp32. 'auto' is fp32 on the CPU, and on CUDA bf16 where it is native.
 
     Emulated bf16 (a T4 has it) does not count: it is slower than fp16.
     """

@@ -8,17 +8,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Context:
-    """What the core is told; legacy has no outlook."""
+    """What the core is told.
 
-    latents: Tensor  # (batch, latent_channels, latents) of what was heard
-    outlook: (
-        Tensor | None
-    )  # (batch, 2 * rows, steps): in the target's place, the levels that the copies agree on, then
-    # how far the copies are from them
+    latents: (batch, latent_channels, latents) of what was heard.
+    outlook: (batch, 2 * rows, steps), in the target's place: the levels that the copies agree on, then how far the
+    copies are from them. Legacy has none.
+    """
+
+    latents: Tensor
+    outlook: Tensor | None
 
 
 class Prediction(NamedTuple):
-    """What the core predicts; legacy has no levels."""
+    """What the core predicts.
 
-    latents: Tensor  # (batch, latent_channels, latents)
-    levels: Tensor | None  # (batch, rows, steps)
+    latents: (batch, latent_channels, latents). levels: (batch, rows, steps); legacy has none.
+    """
+
+    latents: Tensor
+    levels: Tensor | None

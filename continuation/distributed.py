@@ -26,7 +26,7 @@ class LostPeerError(Exception):
 
 
 def environment() -> tuple[int, int, int]:
-    """(rank, rank on this node, number of processes) as torchrun or else srun says; (0, 0, 1) without either.
+    """Return (rank, rank on this node, number of processes) as torchrun or else srun says; (0, 0, 1) without either.
 
     A batch script that runs no srun is one process, however many tasks its job has. Raises UsageError where
     the environment holds no such numbers.
@@ -145,7 +145,7 @@ def main_first():
 
 
 def all_reduce_mean(x: Tensor) -> Tensor:
-    """Mean of x over the processes."""
+    """Average x over the processes."""
     if world_size() == 1:
         return x
     x = x.clone()
@@ -154,19 +154,19 @@ def all_reduce_mean(x: Tensor) -> Tensor:
 
 
 def all_reduce_min(number: int, device: torch.device) -> int:
-    """The smallest of the processes' numbers; `device` is the run's."""
+    """Return the smallest of the processes' numbers; `device` is the run's."""
     return min(all_gather(torch.tensor([number], device=device)).tolist())
 
 
 def broadcast(x: Tensor) -> Tensor:
-    """Process 0's x; on the others x is a tensor of the same shape and type."""
+    """Return process 0's x; on the others x is a tensor of the same shape and type."""
     if world_size() > 1:
         dist.broadcast(x, src=0)
     return x
 
 
 def all_gather(x: Tensor) -> Tensor:
-    """The x of all processes, one after the other along the first dimension."""
+    """Concatenate the x of all processes along the first dimension."""
     if world_size() == 1:
         return x
     parts = [torch.empty_like(x) for _ in range(world_size())]

@@ -203,12 +203,12 @@ def prediction_losses(model, batch: dict) -> dict[str, Tensor]:
     if model.config.objective == "mse":
         time, noise = torch.zeros_like(time), torch.zeros_like(noise)
     context = Context(model.standardise(batch["context"]) + batch["context_noise"], batch["outlook"])
-    tokens = model.core(context, batch["heard"])
+    tokens = model.core(context, batch["context_share"])
     levels = model.core.levels(tokens, context)
     target = model.standardise(batch["target"])
     return {
         "prediction": flow_loss(lambda noisy: model.core.head(noisy, tokens, time), target, noise, time),
-        "predicted_levels": (levels - batch["levels"]).abs().mean((1, 2)) * (batch["heard"] > 0),
+        "predicted_levels": (levels - batch["levels"]).abs().mean((1, 2)) * (batch["context_share"] > 0),
     }
 
 
@@ -226,7 +226,7 @@ def fixed_time_losses(model, pair: dict, noise: Tensor) -> dict[str, Tensor]:
     parts = pair | {"flow_noise": noise, "context_noise": torch.zeros_like(noise)}
     batch = {name: part.expand(len(times), *part.shape[1:]) for name, part in parts.items()}
     time = torch.tensor(times, device=noise.device)
-    return prediction_losses(model, batch | {"time": time, "heard": torch.ones_like(time)})
+    return prediction_losses(model, batch | {"time": time, "context_share": torch.ones_like(time)})
 
 
 def predict_step(model, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:

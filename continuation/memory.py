@@ -55,12 +55,12 @@ class Plan:
     train_step: Callable  # of train.py
 
     def cut(self, batch_size: int) -> "Plan":
-        """The same items a step, in micro-batches of so many."""
+        """Cut the items of a step into micro-batches of so many."""
         return replace(self, batch_size=batch_size, accumulate=self.batch_size * self.accumulate // batch_size)
 
 
 def parts_of(config, args: argparse.Namespace) -> tuple[str, ...]:
-    """The parts of the training that the flags ask for."""
+    """Return the parts of the training that the flags ask for."""
     parts = ["stage1"] * (args.stage1_from is None)
     if config.is_legacy:
         return (*parts, "stage2")
@@ -71,29 +71,29 @@ def parts_of(config, args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def peak_gigabytes(plan: Plan) -> dict[str, float]:
-    """The estimated peak of each part of the plan, at its worst step, with evaluations."""
+    """Estimate the peak of each part of the plan in GB, at its worst step, with evaluations."""
     return {part: estimate(plan, part) for part in plan.parts}
 
 
 @functools.cache
 def estimate(plan: Plan, part: str) -> float:
-    """The estimated peak of one part in GB; nothing is computed, and no memory to speak of is taken."""
+    """Estimate the peak of one part in GB, on fake tensors: nothing is computed, and hardly any memory is taken."""
     with FakeTensorMode(), Allocations() as allocations:
         rehearse(replace(plan, device="cpu"), part)
     return allocations.peak / 1e9 + (CONTEXT_GIGABYTES if plan.device == "cuda" else 0.0)
 
 
 def largest_batch(plan: Plan, limit: float) -> Plan | None:
-    """The plan with the largest micro-batch whose estimate stays within `limit` GB in every part, and with the
+    """Find the plan with the largest micro-batch whose estimate stays within `limit` GB in every part, and with the
     accumulation that keeps batch_size x accumulate what it is; None where not even single items fit."""
     fitting = (cut for cut in divisions(plan) if all(estimate(cut, part) <= limit for part in plan.parts))
     return next(fitting, None)
 
 
 def measured_gigabytes(plan: Plan) -> tuple[Plan, dict[str, float]]:
-    """The true peak of each part on CUDA, and the plan that it holds for: where memory runs out, in this process or
-    in another, the one with the next smaller micro-batch. Raises torch.cuda.OutOfMemoryError, in all processes, when
-    not even single items fit."""
+    """Measure the peak of each part in GB on CUDA, and return it with the plan that it holds for: where memory runs
+    out, in this process or in another, the one with the next smaller micro-batch. Raises
+    torch.cuda.OutOfMemoryError, in all processes, when not even single items fit."""
     for cut in divisions(plan):
         if cut.batch_size > plan.batch_size:
             continue
@@ -105,7 +105,7 @@ def measured_gigabytes(plan: Plan) -> tuple[Plan, dict[str, float]]:
 
 
 def fitting_peaks(plan: Plan) -> dict[str, float] | None:
-    """The true peak of each part in GB, None where memory runs out."""
+    """Measure the peak of each part in GB; None where memory runs out."""
     try:
         return {part: measure(plan, part) for part in plan.parts}
     except torch.cuda.OutOfMemoryError:
@@ -113,7 +113,7 @@ def fitting_peaks(plan: Plan) -> dict[str, float] | None:
 
 
 def measure(plan: Plan, part: str) -> float:
-    """The true peak of one part in GB; the GPU should hold nothing else of this process."""
+    """Measure the peak of one part in GB; the GPU should hold nothing else of this process."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     rehearse(plan, part)
@@ -121,7 +121,7 @@ def measure(plan: Plan, part: str) -> float:
 
 
 def divisions(plan: Plan) -> Iterator[Plan]:
-    """All ways to cut the plan's batch into equal micro-batches, the largest first."""
+    """Cut the items of a step into equal micro-batches in all possible ways, the largest first."""
     total = plan.batch_size * plan.accumulate
     for size in range(total, 0, -1):
         if total % size == 0:
@@ -129,7 +129,7 @@ def divisions(plan: Plan) -> Iterator[Plan]:
 
 
 def table(plan: Plan, limit: float, measured: dict[str, float] | None = None) -> str:
-    """For people: the peak of every part, estimated and, where it was, measured; and what exceeds `limit` GB."""
+    """Format the peak of every part, estimated and perhaps measured, and what exceeds `limit` GB."""
     precision = f"{plan.precision} (float16 and bfloat16 take the same)" if plan.precision else "fp32"
     lines = [
         f"peak memory on {plan.device} in {precision.removeprefix('torch.')}, with --batch_size {plan.batch_size} "
@@ -143,14 +143,14 @@ def table(plan: Plan, limit: float, measured: dict[str, float] | None = None) ->
 
 
 def cache_gigabytes(plan: Plan, windows: int) -> float:
-    """Size of the latent cache of so many windows, in fp16; 0 where the plan needs none."""
+    """Compute the size of the latent cache of so many windows, in fp16; 0 where the plan needs none."""
     config = plan.config
     numbers = windows * sum(math.prod(shape) for shape in config.pair_shapes.values())
     return 2 * numbers / 1e9 if "latents" in plan.parts else 0.0
 
 
 def checkpoint_gigabytes(plan: Plan) -> float:
-    """Size of the largest checkpoint: weights, their average and the optimiser's state over all of them."""
+    """Compute the size of the largest checkpoint: weights, their average and the optimiser's state of all."""
     numbers = 0
     with torch.device("meta"):
         model = plan.network(plan.config)
@@ -161,8 +161,8 @@ def checkpoint_gigabytes(plan: Plan) -> float:
 
 
 class Allocations(TorchDispatchMode):
-    """Bytes of the storages that operations on tensors made while the mode was on, and that are still in use: `peak`
-    is the most there were. What a kernel takes and frees within itself is not seen."""
+    """Count the bytes in use of the storages that operations on tensors made while the mode is on; `peak` is the
+    most there were. What a kernel takes and frees within itself is not seen."""
 
     def __init__(self):
         super().__init__()
@@ -192,7 +192,7 @@ class Allocations(TorchDispatchMode):
 
 
 def rehearse(plan: Plan, part: str) -> None:
-    """Do once whatever the part does over and over."""
+    """Do once what the part does repeatedly."""
     rehearsal = Rehearsal(plan, part)
     if part == "latents":
         rehearsal.fill_cache()
@@ -203,7 +203,11 @@ def rehearse(plan: Plan, part: str) -> None:
 
 
 class SilentState(TrainingState):
-    """The state of a training on silence."""
+    """The state of a training on silence, whose steps are all taken, whatever their gradients are."""
+
+    def begin_stage(self, stage: int) -> None:
+        super().begin_stage(stage)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)  # it would skip steps that overflow
 
     def check_finite(self, loss: Tensor, gradient_norm: Tensor) -> None:
         """Accept all: fake tensors have no values."""
@@ -228,26 +232,26 @@ class Rehearsal:
         stages.freeze_all_but(model, self.phase.trained(model))
 
     def step(self) -> None:
-        """One optimiser step."""
+        """Take one optimiser step."""
         loss_module = distributed.PhaseLoss(self.phase, self.state.model)
         batches = (self.batch() for _ in itertools.count())
         self.plan.train_step(self.state, self.phase, loss_module, batches)
 
     def batch(self) -> dict[str, Tensor]:
-        """Zeros in the shapes that the part's items give."""
+        """Make a batch of zeros in the shapes of the phase's items."""
         item = silent_item(self.phase)
         return {name: self.zeros(self.phase.batch_size, *np.shape(value)) for name, value in item.items()}
 
     @torch.no_grad()
     def fill_cache(self) -> None:
-        """Contexts and targets, as the latent cache gets them."""
+        """Encode contexts and targets, as for the latent cache."""
         x = self.zeros(latents.CACHE_BATCH, self.config.channels, 2 * self.config.chunk_samples)
         with self.state.autocast():
             self.state.ema.encode_pair(x)
 
     @torch.no_grad()
     def evaluate(self) -> None:
-        """What takes most in an evaluation; with small batches it can be the peak."""
+        """Do what takes the most memory in an evaluation; with small batches it can be the peak."""
         config, chunk, ema = self.config, self.config.chunk_samples, self.state.ema
         x = self.zeros(1, config.channels, 2 * chunk)
         if config.is_legacy:
@@ -268,7 +272,7 @@ class Rehearsal:
 
 
 def rehearsed_phase(plan: Plan, part: str, args) -> stages.Phase:
-    """The phase of a part, with the worst of the draws that a step makes, and without the other processes, which may
+    """Make the phase of a part, with the worst of a step's random draws, and without the other processes, which may
     have run out of memory before they came here."""
     stage = 1 if part == "stage1" else 2
     if plan.config.is_legacy:
@@ -282,7 +286,7 @@ def rehearsed_phase(plan: Plan, part: str, args) -> stages.Phase:
 
 
 def silent_item(phase: stages.Phase) -> dict:
-    """What the phase's data items give for one element of a batch, from a song of 20 silent seconds."""
+    """Return the item of one element of a batch, from a song of two silent chunks."""
     config = phase.config
     rows = np.zeros((2, config.channels, config.chunk_samples), np.int16)
     split = Split("train", rows, np.array([[0, 1]]), [{"id": "silence", "first_row": 0, "rows": 2}])
@@ -292,8 +296,8 @@ def silent_item(phase: stages.Phase) -> dict:
 
 
 def worst_draw(config) -> dict:
-    """The draw of the spectral losses that takes most: short windows have the most bins in all, since a window needs
-    one bin more than half its samples, and mid and side are made beside left and right."""
+    """Return the draw of the spectral losses that takes most memory: short windows have the most bins in all, since a
+    window needs one bin more than half its samples, and mid and side are made beside left and right."""
     sizes = losses.spectral_sizes(config.sample_rate)
     return {"sample_rate": config.sample_rate, "size": min(sizes), "in_mid_side": True}
 

@@ -12,7 +12,7 @@ MOST_STEPS = 10**9  # and of all else that is counted
 MOST_WORKERS = 256
 FOLDER_FLAGS = ("dataset_folder", "checkpoint_folder")
 FREE_ON_RESTART = {  # may differ when a run is continued
-    "stage1_from", "max_minutes", "stage1_steps", "stage2_steps", "device",
+    "stage1_from", "init_from", "max_minutes", "stage1_steps", "stage2_steps", "device",
     "compile", "batch_size", "accumulate", "num_workers", "checkpoint_minutes", "keep", "dry_run", "memory_limit",
     "debug",
 }  # fmt: skip
@@ -64,8 +64,14 @@ def add_folder_arguments(group) -> None:
     group.add_argument("--dataset_folder", required=True, help="what create_dataset.py wrote")
     group.add_argument("--checkpoint_folder", required=True, help="where everything is written, and resumed from")
     group.add_argument(
-        "--stage1_from", metavar="CK", help="start at stage 2, from the finished stage 1 of this checkpoint folder"
-    )
+        "--stage1_from", metavar="CK",
+        help="start at stage 2, from the finished stage 1 of this checkpoint folder, or from a checkpoint file",
+    )  # fmt: skip
+    group.add_argument(
+        "--init_from", metavar="PATH",
+        help="fine-tune: start from the weights of this checkpoint file, or of best.pt in this folder, of the same "
+        "sample rate and sizes; with --stage1_from, which may then be of another dataset, stage 2 alone",
+    )  # fmt: skip
 
 
 def add_network_arguments(group) -> None:
@@ -117,7 +123,7 @@ def add_schedule_arguments(group) -> None:
     )  # fmt: skip
     group.add_argument("--checkpoint_minutes", type=float, default=10.0, help="minutes between saves of last.pt")
     group.add_argument("--keep", type=int, default=2, help="saves to keep: last.pt, last.1.pt and so on")
-    group.add_argument("--seed", type=seed_number, default=0, help="of everything that is drawn")
+    group.add_argument("--seed", type=seed_number, default=0, help="random seed")
 
 
 def add_hardware_arguments(group) -> None:

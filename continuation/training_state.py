@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from continuation import checkpoint, distributed, stages
-from continuation.cli import UsageError
+from continuation.cli import UsageError, one_line
 from continuation.dataset import is_same_dataset
 from continuation.train_args import CORE_FLAGS, changed_settings, settings_of
 from continuation.windows import make_rng
@@ -27,6 +27,7 @@ COOLDOWN_SHARE = 0.4  # of a stage, its end, while the learning rate falls to ze
 WARMUP_STEPS = 100
 EMA_DECAY = 0.999
 SKIPPED_STEPS_LIMIT = 50  # steps in a row that fp16 may skip for overflow
+NOT_SIZES = ("preset", "objective", "core_dropout")  # of a config: its weights fit whatever these are
 CORE_FIELDS = ("objective", *CORE_FLAGS)  # in which a stage 2 may differ from the stage 1 that it starts from
 
 
@@ -103,6 +104,11 @@ class TrainingState:
     def progress(self) -> float:
         """How much of the stage is done, 0..1, by steps or by time, whichever is further."""
         return min(1.0, max(self.step / self.stage_steps(), self.seconds[self.stage] / self.stage_seconds()))
+
+    def seconds_left(self) -> float:
+        """Time until the stage's end at the pace so far; some of it must be done."""
+        done = self.progress()
+        return self.seconds[self.stage] * (1 - done) / done
 
     def learning_rate(self) -> float:
         """Warm-up, constant, and a linear cooldown to zero at the end of the stage; legacy: constant."""
@@ -237,13 +243,36 @@ class TrainingState:
         if self.stage == 2 and self.settings["stage1_steps"] > saved["settings"]["stage1_steps"]:
             print("note: stage 1 is finished, more --stage1_steps do not continue it")
 
+    def load_weights(self, saved: dict, path: Path) -> None:
+        """Start from the EMA weights of another run's checkpoint, on whatever dataset and in whatever stage it was;
+        UsageError where its rate or sizes differ."""
+        config = asdict(self.config)
+        differing = [
+            f"{name} {value} there, {config[name]} here"
+            for name, value in saved["config"].items()
+            if name not in NOT_SIZES and value != config[name]
+        ]
+        if differing:
+            raise UsageError(
+                f"--init_from {path} needs its own sample rate and sizes, and they differ: {', '.join(differing)}"
+            )
+        if checkpoint.shapes(saved["ema"]) != checkpoint.shapes(self.ema.state_dict()):
+            raise UsageError(f"--init_from {path} has not the weights of this --preset")
+        for model in (self.model, self.ema):
+            model.load_state_dict(saved["ema"])
+        print(f"starting from the weights of {one_line(path)}, stage {saved['stage']}, step {saved['step']}")
+
     def start_stage2(self, finished: dict) -> None:
         """Start stage 2 from the EMA weights of a finished stage 1, this run's or another's, whatever its core is;
-        UsageError where they do not fit."""
-        if finished["stage"] != 1:
-            raise UsageError("that stage1.pt is of stage 2")
-        if not is_same_dataset(finished.get("data_meta"), self.meta):
-            raise UsageError("that stage 1 was trained on another dataset")
+        UsageError where they do not fit. With --init_from any codec of these sizes will do."""
+        is_same = is_same_dataset(finished.get("data_meta"), self.meta)
+        if not self.args.init_from:
+            if finished["stage"] != 1:
+                raise UsageError("that stage1.pt is of stage 2")
+            if not is_same:
+                raise UsageError("that stage 1 was trained on another dataset")
+        elif not is_same:
+            print("note: encoder and decoder were trained on another dataset")
         if codec_fields(finished["config"]) != codec_fields(asdict(self.config)):
             raise UsageError("that stage 1 has another encoder or decoder: give the same --preset and sizes")
         codec = codec_weights(finished["ema"])

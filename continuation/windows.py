@@ -276,17 +276,17 @@ class FixedPairItems:
 def sample_flow(rng: np.random.Generator, shape: tuple[int, int]) -> dict:
     """Sample what the rectified flow needs for one item of latents (channels, latents).
 
-    time: logit-normal, shifted to the noise (Esser et al. 2024), 0 in 15 % of the samples. heard: the share of the
-    context that is given, all of it in 70 %, its near end in 20 %, none in 10 %. context_noise: on the context's
-    latents, in half of the samples.
+    time: logit-normal, shifted to the noise (Esser et al. 2024), 0 in 15 % of the samples. context_share: how
+    much of the context is given, all of it in 70 %, its near end in 20 %, none in 10 %. context_noise: on the
+    context's latents, in half of the samples.
     """
     flow_noise, context_noise = rng.standard_normal((2, *shape), dtype=np.float32)
     time = 0.0 if rng.random() < 0.15 else 1 / (1 + TIME_SHIFT * np.exp(-rng.standard_normal()))
-    heard = rng.choice((1.0, rng.uniform(0.1, 1.0), 0.0), p=(0.7, 0.2, 0.1))
+    share = rng.choice((1.0, rng.uniform(0.1, 1.0), 0.0), p=(0.7, 0.2, 0.1))
     strength = rng.uniform(0, 0.3) if rng.random() < 0.5 else 0.0
     return {
         "flow_noise": flow_noise,
         "context_noise": context_noise * np.float32(strength),
         "time": np.float32(time),
-        "heard": np.float32(heard),
+        "context_share": np.float32(share),
     }

@@ -49,7 +49,7 @@ def test_cached_item_is_the_pair_of_its_number_in_one_of_the_variants(cache):
         stored = [written(cache, "context", v)[pair].astype(np.float32) for v in range(2)]
         variants |= {v for v in range(2) if np.array_equal(stored[v], items[item]["context"])}
     assert variants == {0, 1}
-    assert items[0].keys() == SHAPES.keys() | {"flow_noise", "context_noise", "time", "heard"}
+    assert items[0].keys() == SHAPES.keys() | {"flow_noise", "context_noise", "time", "context_share"}
 
 
 def test_statistics_are_mean_and_deviation_of_all_targets_by_channel(cache):

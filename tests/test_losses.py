@@ -55,7 +55,7 @@ def pair_batch(items: int, times=(0.0, 0.8, 0.4)) -> dict[str, torch.Tensor]:
         "context": noise(*shape, seed=2), "target": noise(*shape, seed=3), "flow_noise": noise(*shape, seed=4),
         "context_noise": noise(*shape, seed=5, level=0.1), "posterior_noise": noise(*crop, seed=6),
         "robust_noise": noise(*crop, seed=7, level=0.5), "time": torch.tensor(times[:items]),
-        "heard": torch.tensor([1.0, 0.5, 0.0])[:items], **levels,
+        "context_share": torch.tensor([1.0, 0.5, 0.0])[:items], **levels,
     }  # fmt: skip
 
 
@@ -323,7 +323,7 @@ def told(model: ContinuationModel, batch: dict[str, torch.Tensor]) -> Context:
 def test_prediction_is_the_flow_behind_the_tokens_of_the_noisy_context():
     model, batch = small(), pair_batch(3)
     loss, parts = losses.predict_step(model, batch)
-    tokens, t = model.core(told(model, batch), batch["heard"]), batch["time"][:, None, None]
+    tokens, t = model.core(told(model, batch), batch["context_share"]), batch["time"][:, None, None]
     noisy = (1 - t) * batch["flow_noise"] + t * batch["target"]
     error = model.core.head(noisy, tokens, batch["time"]) - (batch["target"] - batch["flow_noise"])
     assert torch.allclose(parts["prediction"], error.square().mean((1, 2)), rtol=1e-4)
@@ -334,10 +334,10 @@ def test_prediction_is_the_flow_behind_the_tokens_of_the_noisy_context():
 def test_predicted_levels_are_compared_with_the_targets_where_there_is_a_context():
     model, batch = small(), pair_batch(3)
     context = told(model, batch)
-    levels = model.core.levels(model.core(context, batch["heard"]), context)
+    levels = model.core.levels(model.core(context, batch["context_share"]), context)
     error = (levels - batch["levels"]).abs().mean((1, 2))
     found = losses.predict_step(model, batch)[1]["predicted_levels"]
-    assert batch["heard"].tolist() == [1.0, 0.5, 0.0]
+    assert batch["context_share"].tolist() == [1.0, 0.5, 0.0]
     assert torch.allclose(found, error * torch.tensor([1.0, 1.0, 0.0]))
     assert error.min() > 0.1
 
@@ -355,7 +355,7 @@ def test_untrained_cores_levels_are_as_far_off_as_what_the_copies_agree_on():
 def test_mse_objective_is_plain_regression_from_zero():
     model, batch = small(objective="mse"), pair_batch(3)
     loss, parts = losses.predict_step(model, batch)
-    tokens = model.core(told(model, batch), batch["heard"])
+    tokens = model.core(told(model, batch), batch["context_share"])
     said = model.core.head(torch.zeros_like(batch["target"]), tokens, torch.zeros(3))
     assert torch.allclose(parts["prediction"], (said - batch["target"]).square().mean((1, 2)), rtol=1e-4)
     other = batch | {"flow_noise": noise(3, 4, 200, seed=9), "time": torch.full((3,), 0.3)}
@@ -379,7 +379,7 @@ def test_fixed_time_losses_are_those_of_training_at_the_fixed_times_with_the_who
     model, batch = small(objective=objective), pair_batch(1)
     pair = {name: batch[name] for name in ("context", "outlook", "target", "levels")}
     found = losses.fixed_time_losses(model, pair, batch["flow_noise"])
-    silent = {"context_noise": torch.zeros(1, 4, 200), "heard": torch.ones(1)}
+    silent = {"context_noise": torch.zeros(1, 4, 200), "context_share": torch.ones(1)}
     for i, time in enumerate(times):
         parts = losses.prediction_losses(model, batch | silent | {"time": torch.tensor([time])})
         for name, part in parts.items():

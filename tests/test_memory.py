@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import test_train
+import tiny
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -85,7 +85,7 @@ def test_estimate_of_base_is_what_the_profiler_sees_in_a_real_step(part, batch_s
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
-    return test_train.write_dataset(tmp_path_factory.mktemp("data") / "dataset")
+    return tiny.write_dataset(tmp_path_factory.mktemp("data") / "dataset")
 
 
 @pytest.fixture
@@ -108,13 +108,13 @@ def new_run(arguments, tmp_path):
         run = train.Run(arguments(flags))
         run.state.begin_stage(stage)
         if stage == 2 and not run.state.config.is_legacy:
-            run.fill_cache(test_train.NotStopped)
+            run.fill_cache(tiny.NotStopped)
         return run, train.make_plan(run.args, run.meta, run.device)
 
     return make
 
 
-TINY, LEGACY = f"{test_train.TINY} --batch_size 16", f"{test_train.LEGACY} --batch_size 3"
+TINY, LEGACY = f"{tiny.TINY} --batch_size 16", f"{tiny.LEGACY} --batch_size 3"
 PHASES = [
     (TINY, 1, 0, "stage1"),
     (TINY, 2, 0, "stage2"),
@@ -253,7 +253,7 @@ def test_single_items_that_do_not_fit_are_an_error(small_gpu):
 
 
 def test_dry_run_ends_with_its_figures_and_writes_nothing(arguments, tmp_path, capsys):
-    args = arguments(f"--preset tiny {test_train.NETWORK} --batch_size 2 --dry_run")
+    args = arguments(f"--preset tiny {tiny.NETWORK} --batch_size 2 --dry_run")
     assert train.main(args) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     found = json.loads(last)
@@ -273,11 +273,11 @@ def test_dry_run_ends_with_its_figures_and_writes_nothing(arguments, tmp_path, c
     ("flags", "epochs"),
     [
         (
-            f"{test_train.TINY} --batch_size 16 --stage2_steps 70 --joint_share 0.3",  # of 7 pairs
+            f"{tiny.TINY} --batch_size 16 --stage2_steps 70 --joint_share 0.3",  # of 7 pairs
             ["stage 2: 49 steps of 16 items, 112.0 epochs", "stage 2, joint part: 21 steps of 16 items, 48.0 epochs"],
         ),
-        (f"{test_train.TINY} --joint_share 0", ["stage 2: 6 steps of 2 items, 1.7 epochs"]),
-        (f"{test_train.LEGACY} --stage2_steps 8", ["stage 2: 8 steps of 1 items, 2.0 epochs"]),  # of 4 fixed pairs
+        (f"{tiny.TINY} --joint_share 0", ["stage 2: 6 steps of 2 items, 1.7 epochs"]),
+        (f"{tiny.LEGACY} --stage2_steps 8", ["stage 2: 8 steps of 1 items, 2.0 epochs"]),  # of 4 fixed pairs
     ],
 )
 def test_dry_run_counts_the_epochs_of_the_items_that_are_drawn(
@@ -289,16 +289,16 @@ def test_dry_run_counts_the_epochs_of_the_items_that_are_drawn(
 
 @pytest.mark.parametrize("keep", [1, 2, 4])
 def test_dry_run_counts_the_saves_that_are_kept_and_three_more(arguments, one_gigabyte_an_item, capsys, keep):
-    assert train.main(arguments(f"{test_train.TINY} --dry_run --keep {keep}")) == 0
+    assert train.main(arguments(f"{tiny.TINY} --dry_run --keep {keep}")) == 0
     assert f"the cache and {keep + 3} checkpoints" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("flags", "absent"),
     [
-        (f"{test_train.TINY} --joint_share 0 --stage1_from other", {"stage1_gb", "joint_gb"}),
-        (f"{test_train.TINY} --joint_share 1", {"stage2_gb"}),
-        (test_train.LEGACY, {"latents_gb", "joint_gb"}),
+        (f"{tiny.TINY} --joint_share 0 --stage1_from other", {"stage1_gb", "joint_gb"}),
+        (f"{tiny.TINY} --joint_share 1", {"stage2_gb"}),
+        (tiny.LEGACY, {"latents_gb", "joint_gb"}),
     ],
 )
 def test_dry_run_has_zeros_for_the_parts_that_the_training_has_not(
@@ -312,7 +312,7 @@ def test_dry_run_has_zeros_for_the_parts_that_the_training_has_not(
 def test_limit_that_nothing_fits_is_said_by_the_dry_run_and_refused_in_training(
     arguments, one_gigabyte_an_item, capsys
 ):
-    flags = f"{test_train.TINY} --batch_size auto --memory_limit 0.9"
+    flags = f"{tiny.TINY} --batch_size auto --memory_limit 0.9"
     assert train.main(arguments(f"{flags} --dry_run")) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     assert json.loads(last)["batch_size"] is None
@@ -323,7 +323,7 @@ def test_limit_that_nothing_fits_is_said_by_the_dry_run_and_refused_in_training(
 
 @pytest.mark.parametrize("flags", ["--dataset_folder nowhere", "--core_width 17"])
 def test_dry_run_refuses_what_training_refuses(arguments, tmp_path, capsys, flags):
-    assert train.main(arguments(f"{test_train.TINY} --dry_run {flags}")) == 2
+    assert train.main(arguments(f"{tiny.TINY} --dry_run {flags}")) == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert not (tmp_path / "ck").exists()
 
@@ -338,7 +338,7 @@ def test_training_takes_the_batch_that_the_dry_run_names(arguments, one_gigabyte
 
 
 def test_batch_that_is_given_is_not_changed_on_the_cpu(arguments):
-    args = arguments(f"{test_train.TINY} --batch_size 5 --accumulate 3 --memory_limit 0.001")
+    args = arguments(f"{tiny.TINY} --batch_size 5 --accumulate 3 --memory_limit 0.001")
     train.fit_batch(args, torch.device("cpu"))
     assert (args.batch_size, args.accumulate) == (5, 3)
 

@@ -85,7 +85,7 @@ def test_augmentation_keeps_its_ranges_and_uses_all_of_them():
 def test_flow_samples_have_the_documented_shares():
     drawn = [sample_flow(make_rng(0, "pair", item), (1, 2)) for item in range(4000)]
     time = np.array([d["time"] for d in drawn])
-    heard = np.array([d["heard"] for d in drawn])
+    heard = np.array([d["context_share"] for d in drawn])
     context_noise = np.array([np.abs(d["context_noise"]).sum() for d in drawn])
     assert (time == 0).mean() == pytest.approx(0.15, abs=0.02)
     assert np.median(time[time > 0]) == pytest.approx(0.25, abs=0.02)
@@ -371,7 +371,7 @@ def test_items_are_float32_of_the_shapes_that_the_losses_read(noisy):
     assert crop["x"].shape == (2, 200)
     assert crop["posterior_noise"].shape == crop["robust_noise"].shape == (3, 4)
     assert pair["flow_noise"].shape == pair["context_noise"].shape == SHAPE
-    assert pair["time"].shape == pair["heard"].shape == ()
+    assert pair["time"].shape == pair["context_share"].shape == ()
     for item in (crop, pair):
         assert all(value.dtype == np.float32 for value in item.values())
 

@@ -17,6 +17,9 @@ NETWORK = (
     "--encoder_widths 8 8 --encoder_blocks 1 1 --decoder_widths 8 8 --decoder_blocks 1 1 --latent_channels 4 "
     "--core_layers 1 --core_width 16 --core_heads 2 --latents_per_token 4"
 )
+SCHEDULE = "--batch_size 2 --stage1_steps 3 --stage2_steps 6 --joint_share 0.34 --latent_variants 2 --device cpu"
+TINY = f"--preset tiny {NETWORK} {SCHEDULE}"  # stage 2: four steps of 2a, two of 2b
+LEGACY = "--preset legacy --batch_size 1 --accumulate 1 --stage1_steps 1 --stage2_steps 1 --device cpu"
 
 
 def write_dataset(folder: Path, first_seed: int = 0) -> Path:
@@ -60,3 +63,19 @@ def assert_same_network(first: Path, second: Path) -> None:
 def flat(states: dict) -> dict:
     values = {(number, name): value for number, state in states.items() for name, value in state.items()}
     return {key: torch.as_tensor(value) for key, value in values.items()}
+
+
+class NotStopped:
+    requested = False
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def snapshot(module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def moved(module, before: list[torch.Tensor]) -> bool:
+    return any(not torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True))

@@ -1,0 +1,65 @@
+"""Progress of training between evaluations: a bar on a terminal, elsewhere a line at least once a minute."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from continuation import distributed
+from continuation.training_state import TrainingState
+
+BAR_SECONDS = 0.5  # between two updates of the bar
+LINE_SECONDS = 50  # between two lines; a step comes on top
+
+
+class Progress:
+    """Context manager around a phase; process 0 alone shows stage, step, mean loss since the last evaluation, speed
+    and time left."""
+
+    def __init__(self, state: TrainingState):
+        self.state = state
+        self.is_terminal = sys.stderr.isatty()
+        is_shown = distributed.is_main() and self.is_terminal
+        self.bar = tqdm(total=1.0, leave=False, bar_format="{percentage:3.0f}%|{bar}| {desc}", disable=not is_shown)
+        self.step, self.time = state.step, time.monotonic()  # when it was last shown
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()
+
+    def clear(self) -> None:
+        """Take the bar away for other output; the next `update` brings it back."""
+        self.bar.clear()
+
+    def update(self) -> None:
+        """Show the progress after a step, if that is due."""
+        now = time.monotonic()
+        if not distributed.is_main() or now - self.time < (BAR_SECONDS if self.is_terminal else LINE_SECONDS):
+            return
+        line = progress_line(self.state, (self.state.step - self.step) / (now - self.time))
+        if self.is_terminal:
+            self.bar.n = self.state.progress()
+            self.bar.set_description_str(line)
+        else:
+            print(line, flush=True)
+        self.step, self.time = self.state.step, now
+
+
+def progress_line(state: TrainingState, steps_per_second: float) -> str:
+    """Where the stage is, for people; some step of the interval must be done."""
+    loss = state.interval["loss"] / state.interval["steps"]
+    return (
+        f"stage {state.stage}  step {state.step}/{state.stage_steps()}  loss {loss:.4f}  "
+        f"{steps_per_second:.2g} steps/s  {duration(state.seconds_left())} left"
+    )
+
+
+def duration(seconds: float) -> str:
+    """12 s, 34 min or 5.6 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
