@@ -12,7 +12,6 @@ unset CDPATH  # where it is exported, cd may go elsewhere, and prints
 
 STAGE1_STEPS=300 STAGE2_STEPS=300  # a machine that is busy with other things does as many as fit into the time
 TRAINING_MINUTES=6
-WEIGHTS=pretrained/tiny.pt
 SAMPLE_RATE=12000  # Hz; the network hears and plays up to half of it
 START_SECONDS=10   # where the input begins in the held-out song
 
@@ -58,7 +57,7 @@ continue_song before
 
 step "train: from these weights, $STAGE1_STEPS and $STAGE2_STEPS steps, at most $TRAINING_MINUTES minutes"
 "$python" train.py --dataset_folder "$work/dataset" --checkpoint_folder "$work/checkpoints" --preset tiny \
-  --init_from "$WEIGHTS" --stage1_steps "$STAGE1_STEPS" --stage2_steps "$STAGE2_STEPS" --eval_steps 100 \
+  --init_from pretrained --stage1_steps "$STAGE1_STEPS" --stage2_steps "$STAGE2_STEPS" --eval_steps 100 \
   --max_minutes "$TRAINING_MINUTES"
 
 step "generate: the same, with what was trained"

@@ -4,8 +4,8 @@
     python scripts/demo_report.py figures demo/synthetic/checkpoints
 
 `song` prints the longest song of the test split, relative to the folder of songs, byte for byte. `figures` prints
-how far the continuation of validation songs is from the true one, beside that of the weights that training began with,
-the loop's and the input's repeated; the exit code is 1 unless the network is nearer than the input repeated.
+how far the continuation of validation songs is from the true one, beside that of the weights that training began
+with, the loop's and the input's repeated; the exit code is 1 unless the network is nearer than the input repeated.
 """
 
 import argparse
