@@ -138,7 +138,7 @@ def make_tasks(args: argparse.Namespace) -> list[Task]:
     """List what there is to do. Raises UsageError for what can be refused before any work."""
     if not is_batch(args):
         task = Task(args.input[0], args.output, args.plot)
-        check_task(task, args)
+        check_task(task, args, file_ids(args.input))
         return [task]
     check_suffix(f"--format {args.format}", f".{args.format}")
     for flag, folder in (("--output", args.output), ("--plot", args.plot)):
@@ -184,8 +184,13 @@ def names_of(sources: list[Path], args: argparse.Namespace) -> list[str]:
     return names
 
 
-def check_task(task: Task, args: argparse.Namespace) -> None:
-    """Refuse what can be refused before any work."""
+def file_ids(paths: list[Path]) -> set[tuple[int, int]]:
+    """What tells files apart, whatever they are called; of those that are there."""
+    return {(status.st_dev, status.st_ino) for status in (path.stat() for path in paths if path.exists())}
+
+
+def check_task(task: Task, args: argparse.Namespace, inputs: set[tuple[int, int]]) -> None:
+    """Refuse what can be refused before any work; `inputs`: of `file_ids`, what may not be written over."""
     check_suffix(f"--output {task.output}", task.output.suffix.lower())
     if task.plot and task.plot.suffix.lower() != ".png":
         raise UsageError(f"--plot {task.plot}: pictures are .png files")
@@ -193,7 +198,7 @@ def check_task(task: Task, args: argparse.Namespace) -> None:
         raise UsageError(f"{task.source}: there is no such file")
     for flag, path in (("--output", task.output), ("--plot", task.plot)):
         for number in range(1, args.num_samples + 1) if path else ():
-            check_output(flag, numbered(path, number, args.num_samples), task.source)
+            check_output(flag, numbered(path, number, args.num_samples), inputs)
 
 
 def check_suffix(flag: str, suffix: str) -> None:
@@ -203,11 +208,11 @@ def check_suffix(flag: str, suffix: str) -> None:
         raise UsageError(f"{flag}: .m4a needs ffmpeg; write .mp3 or .wav instead")
 
 
-def check_output(flag: str, path: Path, source: Path) -> None:
-    """Refuse to write over the input, or over a folder."""
+def check_output(flag: str, path: Path, inputs: set[tuple[int, int]]) -> None:
+    """Refuse to write over an input, or over a folder."""
     if path.is_dir():
         raise UsageError(f"{flag} {path} is a folder")
-    if path.exists() and path.samefile(source):
+    if file_ids([path]) & inputs:
         raise UsageError(f"{flag} {path} would overwrite the input")
 
 
@@ -355,10 +360,10 @@ def continue_task(task: Task, model, precision, args: argparse.Namespace) -> Non
 
 def continue_all(tasks: list[Task], model, precision, args: argparse.Namespace) -> int:
     """Continue one song after the other, and name at the end those where it failed. Return the exit code."""
-    failed = []
+    failed, inputs = [], file_ids([task.source for task in tasks])
     for task in tqdm(tasks, unit="song", disable=None):  # None: on a terminal alone
         try:
-            check_task(task, args)
+            check_task(task, args, inputs)
             continue_task(task, model, precision, args)
         except SONG_ERRORS as error:
             with tqdm.external_write_mode():

@@ -38,7 +38,7 @@ from continuation.mixer import Mixer, agreement, expectation, past_error
 from continuation.repetition import Copies, find_copies
 from continuation.spectral import STEP_FRAMES, ISTFTHead, band_edges
 from continuation.stems import LongStem, Stem
-from continuation.transformer import TransformerBlock, patchify, rotary_angles, unpatchify
+from continuation.transformer import RMSNorm, TransformerBlock, patchify, rotary_angles, unpatchify
 
 JOIN_SHARE = 0.1  # of the context, its end, is decoded together with the prediction
 FADE_SECONDS = 0.02
@@ -276,7 +276,7 @@ class Core(nn.Module):
             TransformerBlock(width, config.core_heads, config.core_layers, config.core_dropout)
             for _ in range(config.core_layers)
         )
-        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.norm = RMSNorm(width, eps=1e-6)
         self.to_levels = nn.Linear(width, rows)
         self.head = FlowHead(config)
         nn.init.zeros_(self.to_levels.weight)
@@ -347,7 +347,7 @@ class ContinuationModel(nn.Module):
         `start` samples behind their sound's end on. x is encoded without what follows it, as in generation, so that
         no future leaks into it."""
         config = self.config
-        latents = self.encode(x)[..., : config.chunk_latents].float()  # the encoder rounds their number up
+        latents = self.encode(x).float()
         copies = copies or self.copies(x)
         played = copies.play(start, config.chunk_samples)
         levels = self.levels(played.flatten(0, 1)).unflatten(0, played.shape[:2])

@@ -313,7 +313,7 @@ def prepare(args: argparse.Namespace) -> Run:
             raise checkpoint.misfit(f"the last checkpoint of {run.folder}", error) from error
     else:
         if args.init_from:
-            path = checkpoint_file(args.init_from, checkpoint.BEST_NAME)
+            path = checkpoint_file(args.init_from, checkpoint.BEST_NAME, f"{args.preset}.pt")
             run.state.load_weights(load_checkpoint(path), path)
         if args.stage1_from:
             run.state.start_stage2(load_checkpoint(checkpoint_file(args.stage1_from, "stage1.pt")))
@@ -321,9 +321,11 @@ def prepare(args: argparse.Namespace) -> Run:
     return run
 
 
-def checkpoint_file(path: str, name: str) -> Path:
-    """The file that a flag names, or the one of this name in its folder."""
-    return Path(path) if os.path.isfile(path) else Path(path) / name
+def checkpoint_file(path: str, *names: str) -> Path:
+    """The file that a flag names, or the first of these in its folder."""
+    if os.path.isfile(path):
+        return Path(path)
+    return next((Path(path) / name for name in names if (Path(path) / name).exists()), Path(path) / names[0])
 
 
 def refuse_remains(folder: Path) -> None:

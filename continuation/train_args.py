@@ -69,8 +69,9 @@ def add_folder_arguments(group) -> None:
     )  # fmt: skip
     group.add_argument(
         "--init_from", metavar="PATH",
-        help="fine-tune: start from the weights of this checkpoint file, or of best.pt in this folder, of the same "
-        "sample rate and sizes; with --stage1_from, which may then be of another dataset, stage 2 alone",
+        help="fine-tune: start from the weights of this checkpoint file, or of best.pt or PRESET.pt in this folder "
+        "(pretrained has a tiny.pt), of the same sample rate and sizes; with --stage1_from, which may then be of "
+        "another dataset, stage 2 alone",
     )  # fmt: skip
 
 

@@ -20,6 +20,14 @@ def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([a * cosine - b * sine, a * sine + b * cosine], dim=-1)
 
 
+class RMSNorm(nn.RMSNorm):
+    """Root mean square normalisation (Zhang and Sennrich 2019) in the precision of its input: torch's own warns of
+    fp32 weights under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, eps=self.eps) * self.weight.to(x.dtype)
+
+
 class TransformerBlock(nn.Module):
     """Attention with rotary positions and normalised queries and keys, then SwiGLU (Shazeer 2020), each behind a
     normalisation and added to its input."""
@@ -28,7 +36,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         hidden = 64 * round(8 * width / 3 / 64)
         self.heads, self.dropout = heads, dropout
-        self.norm_attention, self.norm_swiglu = (nn.RMSNorm(width, eps=1e-6) for _ in range(2))
+        self.norm_attention, self.norm_swiglu = (RMSNorm(width, eps=1e-6) for _ in range(2))
         self.to_qkv = nn.Linear(width, 3 * width, bias=False)
         self.from_heads = nn.Linear(width, width, bias=False)
         self.to_hidden = nn.Linear(width, 2 * hidden, bias=False)

@@ -20,8 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,7 +102,12 @@ class Bench:
 
     def __init__(self, folder: Path, sizes: Sizes):
         self.folder, self.sizes = folder, sizes
-        self.deadline = time.monotonic() + sizes.seconds
+        self.end = self.deadline = time.monotonic() + sizes.seconds
+
+    def share_out(self, parts: int) -> None:
+        """Let what runs from now on take at most twice its share of the time that is left for so many parts."""
+        now = time.monotonic()
+        self.deadline = now + (self.end - now) * min(1.0, 2 / parts)
 
     def run(self, *command: object) -> tuple[float, str]:
         """Run a command in the project's folder; return the seconds that it took, and what it printed.
@@ -132,12 +138,17 @@ class Bench:
         return self.run(sys.executable, f"{name}.py", *as_flags(flags))
 
     def alternate(self, rivals: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-        """Run the rivals by turns; return what each measured, round by round."""
+        """Run the rivals by turns; return what each measured, round by round: fewer rounds where the time is up."""
         measured = {name: [] for name in rivals}
         for number in range(self.sizes.rounds):
             order = list(rivals) if number % 2 == 0 else list(rivals)[::-1]
-            for name in order:
-                measured[name].append(rivals[name]())
+            try:
+                for name in order:
+                    measured[name].append(rivals[name]())
+            except OutOfTimeError:
+                if number == 0:
+                    raise
+                break
         return measured
 
 
@@ -203,14 +214,24 @@ def songs(bench: Bench) -> list[Path]:
 
 
 def preprocess(bench: Bench, source: Path, target: Path, **flags) -> float:
-    shutil.rmtree(target, ignore_errors=True)
     flags = {"sample_rate": RATE, "workers": PROCESSES} | flags
-    return bench.script("preprocess", input_folder=source, output_folder=target, **flags)[0]
+    with fresh(target) as folder:
+        return bench.script("preprocess", input_folder=source, output_folder=folder, **flags)[0]
 
 
 def create_dataset(bench: Bench, source: Path, target: Path) -> float:
+    with fresh(target) as folder:
+        return bench.script("create_dataset", output_folder=source, dataset_folder=folder)[0]
+
+
+@contextmanager
+def fresh(target: Path) -> Iterator[Path]:
+    """Yield the name of a folder that is not there, which becomes `target` when it has been made without an error."""
+    folder = target.with_name(f"{target.name}-unfinished")
+    shutil.rmtree(folder, ignore_errors=True)
+    yield folder
     shutil.rmtree(target, ignore_errors=True)
-    return bench.script("create_dataset", output_folder=source, dataset_folder=target)[0]
+    folder.rename(target)
 
 
 def measure_preprocess(bench: Bench) -> Table:
@@ -403,7 +424,8 @@ def measure(bench: Bench) -> tuple[list[Table], list[str]]:
         *([measure_variants] if bench.sizes.variants else []),
     ]  # fmt: skip
     tables, missing = [], []
-    for section in sections:
+    for position, section in enumerate(sections):
+        bench.share_out(len(sections) - position)
         began = time.monotonic()
         try:
             tables.append(section(bench))

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The whole way on two CPU cores, in under 10 minutes: songs, chunks, dataset, training, the next 10 seconds.
+# The whole way on two CPU cores, in under 10 minutes: the weights in the box continue a song, are trained on the songs
+# for a few minutes, and continue it again.
 #
 #   bash scripts/demo.sh              with songs that it synthesises
 #   bash scripts/demo.sh FOLDER       with your own: a dozen or more, the longer the better
@@ -9,6 +10,7 @@
 set -euo pipefail
 unset CDPATH  # where it is exported, cd may go elsewhere, and prints
 
+STAGE1_STEPS=300 STAGE2_STEPS=300  # a machine that is busy with other things does as many as fit into the time
 TRAINING_MINUTES=6
 SAMPLE_RATE=12000  # Hz; the network hears and plays up to half of it
 START_SECONDS=10   # where the input begins in the held-out song
@@ -43,25 +45,34 @@ step "create_dataset: chunks to pairs, split by song"
 "$python" create_dataset.py --output_folder "$work/chunks" --dataset_folder "$work/dataset" \
   --val_fraction 0.2 --test_fraction 0.2
 
-step "train: both stages within $TRAINING_MINUTES minutes"
-"$python" train.py --dataset_folder "$work/dataset" --checkpoint_folder "$work/checkpoints" \
-  --preset tiny --max_minutes "$TRAINING_MINUTES" --latent_variants 2
-
-step "generate: the next 10 seconds of a song that training has not heard"
 song=$songs/$("$python" scripts/demo_report.py song "$work/dataset")
-"$python" generate.py --checkpoint_folder "$work/checkpoints" --input "$song" --start "$START_SECONDS" \
-  --output "$work/input_and_continuation.mp3" --with_input --plot "$work/continuation.png"
+# continue_song NAME FLAG...: the next 10 seconds of the held-out song, behind the 10 that were heard
+continue_song() {
+  "$python" generate.py "${@:2}" --input "$song" --start "$START_SECONDS" --with_input \
+    --output "$work/$1.mp3" --plot "$work/$1.png"
+}
+
+step "generate: the next 10 seconds of a song that training will not hear, with the weights in the box"
+continue_song before
+
+step "train: from these weights, $STAGE1_STEPS and $STAGE2_STEPS steps, at most $TRAINING_MINUTES minutes"
+"$python" train.py --dataset_folder "$work/dataset" --checkpoint_folder "$work/checkpoints" --preset tiny \
+  --init_from pretrained --stage1_steps "$STAGE1_STEPS" --stage2_steps "$STAGE2_STEPS" --eval_steps 100 \
+  --max_minutes "$TRAINING_MINUTES"
+
+step "generate: the same, with what was trained"
+continue_song after --checkpoint_folder "$work/checkpoints"
 
 cat <<EOF
 
 == done
-input:                 $song (its seconds $START_SECONDS to $((START_SECONDS + 10)))
-input + continuation:  $work/input_and_continuation.mp3
-picture:               $work/continuation.png
-training curves:       $work/checkpoints/curves.png
+input:                        $song (its seconds $START_SECONDS to $((START_SECONDS + 10)))
+with the weights in the box:  $work/before.mp3, $work/before.png
+trained on the songs:         $work/after.mp3, $work/after.png
+training curves:              $work/checkpoints/curves.png
 
-Listen for the join at 10 seconds: beat, notes and loudness should go on. The network plays mostly copies of what it
-heard, chosen by frequency band and moment.
+Listen for the join at 10 seconds: beat, notes and loudness should go on. The network plays copies of what it heard,
+chosen by frequency band, at levels that it predicts.
 
 EOF
 "$python" scripts/demo_report.py figures "$work/checkpoints"

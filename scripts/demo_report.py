@@ -4,8 +4,8 @@
     python scripts/demo_report.py figures demo/synthetic/checkpoints
 
 `song` prints the longest song of the test split, relative to the folder of songs, byte for byte. `figures` prints
-how far the continuation of validation songs is from the true one, beside the untrained network's, the loop's and the
-input's repeated; the exit code is 1 unless the network is nearer than the input repeated.
+how far the continuation of validation songs is from the true one, beside that of the weights that training began
+with, the loop's and the input's repeated; the exit code is 1 unless the network is nearer than the input repeated.
 """
 
 import argparse
@@ -37,8 +37,8 @@ def print_figures(checkpoint_folder: Path) -> int:
     for name, distance in (
         ("input repeated", repeated),
         ("loop: its end repeated, no network", loop),
-        ("network before stage 2 (it begins with copies)", untrained),
-        ("network, trained", trained),
+        ("network, the weights in the box", untrained),
+        ("network, trained on these songs", trained),
     ):
         print(f"  {name:46} {distance:8.4f}")
     if not trained < repeated:  # so that nan counts as worse

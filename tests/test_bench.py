@@ -30,6 +30,38 @@ def test_rivals_run_by_turns_and_none_always_first(small):
     assert {name: len(seconds) for name, seconds in measured.items()} == {"a": 3, "b": 3, "c": 3}
 
 
+def test_rounds_end_with_the_time_and_the_first_must_be_whole(small):
+    def measure(name, last):
+        turns[name] += 1
+        if turns[name] > last:
+            raise bench.OutOfTimeError
+        return turns[name]
+
+    turns = {"a": 0, "b": 0}
+    assert small.alternate({"a": lambda: measure("a", 1), "b": lambda: measure("b", 9)}) == {"a": [1], "b": [1, 2]}
+    turns = {"a": 0, "b": 0}
+    with pytest.raises(bench.OutOfTimeError):
+        small.alternate({"a": lambda: measure("a", 1), "b": lambda: measure("b", 0)})
+
+
+def test_a_part_gets_at_most_twice_its_share_of_the_time_left(small):
+    small.end = time.monotonic() + 100
+    for parts, share in ((5, 40), (2, 100), (1, 100)):
+        small.share_out(parts)
+        assert small.deadline - time.monotonic() == pytest.approx(share, abs=1)
+
+
+def test_folder_is_replaced_only_by_one_that_was_made_without_an_error(tmp_path):
+    target = tmp_path / "chunks"
+    with bench.fresh(target) as folder:
+        folder.mkdir()
+        (folder / "whole").touch()
+    with pytest.raises(OSError), bench.fresh(target) as folder:
+        folder.mkdir()
+        raise OSError
+    assert [path.name for path in target.iterdir()] == ["whole"]
+
+
 def test_rows_have_the_median_the_range_and_the_ratio_to_the_first():
     rows = bench.rival_rows({"ours": [2.0, 9.0, 1.0], "theirs": [4.0, 4.0, 1.0]})
     assert rows == [("ours", "2.00", "1.00 .. 9.00", "1.00"), ("theirs", "4.00", "1.00 .. 4.00", "2.00")]

@@ -114,7 +114,7 @@ def test_outlook_is_heard_in_its_place(model, context, half):
     assert difference[-1] > 3 * difference[:25].mean()
 
 
-def test_level_that_all_copies_have_leaves_the_tokens_and_is_the_level_that_follows(model, context):
+def test_louder_outlook_leaves_the_tokens_and_is_the_level_that_follows(model, context):
     """In every band: what the core says is by how much levels will differ."""
     offset = noise(2, agreed(context).shape[1], 1)
     louder = dataclasses.replace(context, outlook=context.outlook + F.pad(offset, (0, 0, 0, offset.shape[1])))
@@ -206,14 +206,19 @@ def test_untrained_head_leaves_the_noise_as_it_is(context):
 
 def test_copies_agree_on_the_levels_that_follow_where_the_song_repeats_itself(model, song):
     x = song[None, :, :1237].repeat(1, 1, 8)
-    context = model.encode_context(x[..., :CHUNK])
+    outlook = model.encode_context(x[..., :CHUNK]).outlook
     truth = model.levels(x[..., CHUNK : 2 * CHUNK])
-    assert context.outlook.shape == (1, *model.config.pair_shapes["outlook"])
-    levels, spread = context.outlook.chunk(2, dim=1)
+    assert outlook.shape == (1, *model.config.pair_shapes["outlook"])
+    levels, spread = outlook.chunk(2, dim=1)
     assert levels.shape == spread.shape == truth.shape
     assert (levels - truth).abs().mean() < 0.05
     assert spread.mean() < 0.05
     assert truth.std() > 0.5
+
+
+def test_copies_disagree_where_nothing_repeats_itself(model):
+    _, spread = model.encode_context(noise(1, 2, CHUNK)).outlook.chunk(2, dim=1)
+    assert spread.mean() > 0.1
 
 
 def test_level_of_all_bands_rises_by_a_neper_where_the_sound_is_e_times_as_loud(model, song):

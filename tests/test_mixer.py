@@ -115,28 +115,12 @@ def test_past_error_is_the_least_at_the_lag_of_a_context_that_repeats_itself(cop
     assert error[:, others].min() > 10 * LEAST_ERROR
 
 
-def test_past_error_is_the_mean_distance_of_levels_from_those_a_lag_before():
-    rising = torch.arange(float(STEPS)).expand(1, BANDS, STEPS) / STEPS
-    expected = torch.tensor(LAGS)[:, None].expand(3, BANDS) / STEPS
-    assert torch.allclose(past_error(rising, EQUAL)[0], expected)
-
-
-def test_past_error_leaves_out_what_would_lie_before_the_context():
-    """Its last steps are its first: a lag of all but these has no error, whatever the steps between."""
-    past = noise(1, BANDS, STEPS)
-    past[..., -5:] = past[..., :5]
-    error = past_error(past, copies_of((0.5, 0.5), lags=(STEPS - 5,)))
-    assert torch.equal(error, torch.full((1, 1, BANDS), LEAST_ERROR))
-
-
-def test_past_error_is_measured_at_the_end_of_a_context():
-    """Over the last 60 of 75 steps: a lag of 12 steps does not hear the first three, one of 15 steps does."""
-    past = noise(1, BANDS, STEPS)
-    changed = past.clone()
-    changed[..., :3] += 9
-    plain, other = past_error(past, EQUAL), past_error(changed, EQUAL)
-    assert torch.equal(plain[:, 0], other[:, 0])
-    assert (other[:, 1] > plain[:, 1]).all()
+@pytest.mark.parametrize("lag", [12, 15, 17, 50, 60])
+def test_past_error_is_the_mean_distance_of_levels_from_those_a_lag_before(lag):
+    """Over the last 60 of 75 steps, as far as there is something a lag before."""
+    past, first = noise(1, BANDS, STEPS), max(15, lag)
+    expected = (past[..., first:] - past[..., first - lag : STEPS - lag]).abs().mean(-1)
+    assert torch.allclose(past_error(past, copies_of((0.5, 0.5), lags=(lag,)))[:, 0], expected)
 
 
 def test_copies_are_weighed_by_a_power_of_their_error_and_weights_add_up_to_1():
@@ -208,7 +192,7 @@ def test_lone_perfect_copy_among_poor_ones_is_played_to_the_bin(mixer):
     sources = mixer_noise(4)
     mixed = mixer(sources, periodic_spectrum(LAGS[0]), copies_of((1.0, 1.0), (0.1, 0.1), (0.1, 0.1)))
     error = (mixed - sources[:, 1]).abs().square().mean()
-    assert error < 0.02 * sources[:, 1].abs().square().mean()
+    assert error < 1e-3 * sources[:, 1].abs().square().mean()
 
 
 @torch.no_grad()

@@ -1,5 +1,9 @@
 """generate.py on several songs: a folder of continuations, and no bad song stops the others."""
 
+import shutil
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import synth
@@ -58,6 +62,23 @@ def test_a_bad_song_does_not_stop_the_others_and_is_named_at_the_end(tmp_path, r
     assert "network needs to hear 10 s" in errors[0] and "bad.mp3: no audio" in errors[1]
     assert errors[2].startswith("error: 2 of 5 songs are not continued: ")
     assert "a short one.wav" in errors[2] and "bad.mp3" in errors[2]
+
+
+def test_no_song_is_overwritten_by_the_continuation_of_another(tmp_path, run, quick, songs, capsys):
+    other = songs / "one-1.wav"
+    before = Path(shutil.copy(songs / "one.wav", other)).read_bytes()
+    inputs = (songs / "one.wav", "--input", songs / "one.wav", other)
+    assert run(songs, "--format", "wav", "--num_samples", 2, "--seconds", 1, *inputs[1:], source=inputs[0]) == 1
+    assert f"--output {other} would overwrite the input" in capsys.readouterr().err
+    assert other.read_bytes() == before
+
+
+def test_progress_over_the_songs_is_shown_on_a_terminal(tmp_path, run, quick, songs, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert run(tmp_path / "out", "--seconds", 1, source=songs) == 0
+    shown = capsys.readouterr()
+    assert "3/3" in shown.err and "song/s" in shown.err
+    assert shown.out.count("x real time\n") == 3
 
 
 def test_songs_of_one_name_keep_their_suffix_or_are_refused(tmp_path, run, quick, songs, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,12 @@ def test_run_starts_stage_1_from_the_averaged_weights_with_a_new_optimiser(undis
         assert_same_tensors(dict(model.state_dict()), weights)
     assert (run.state.stage, run.state.step, len(run.state.optimiser.state)) == (1, 0, 0)
     assert "starting from the weights of" in capsys.readouterr().out
+
+
+def test_folder_of_weights_alone_is_read_by_the_name_of_the_preset(undisturbed, prepared, tmp_path):
+    shutil.copy(undisturbed / "best.pt", tmp_path / "tiny.pt")
+    run = prepared(f"--init_from {tmp_path}")
+    assert_same_tensors(dict(run.state.ema.state_dict()), checkpoint.load(undisturbed / "best.pt")["ema"])
 
 
 @pytest.mark.slow
