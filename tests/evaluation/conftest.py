@@ -6,6 +6,7 @@ from evaluation_helpers import FORMAT, arguments, read_card, write_dataset
 from small_networks import small_network, write_checkpoint
 
 import evaluate
+from continuation import kad
 from continuation.dataset import open_dataset
 from continuation.pairs import Pairs
 from continuation.windows import Windows
@@ -51,6 +52,12 @@ def scores(dataset, checkpoints, tmp_path_factory):
 def briefly(monkeypatch):
     monkeypatch.setattr(evaluate, "SHOWN_SONGS", 0)
     monkeypatch.setattr(evaluate, "LONG_SONGS", 0)
+
+
+@pytest.fixture
+def without_musicnn(monkeypatch):
+    """A third of an evaluation is musicnn's network."""
+    monkeypatch.setattr(kad, "find_weights", lambda: None)
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,10 @@ def test_networks_are_sampled_as_generate_samples_them():
 
 
 @pytest.mark.slow
-def test_continuations_looked_for_in_parts_are_judged_alike(dataset, checkpoints, tmp_path, briefly, monkeypatch):
+def test_continuations_looked_for_in_parts_are_judged_alike(
+    checkpoints, tmp_path, briefly, without_musicnn, monkeypatch
+):
+    dataset = write_dataset(tmp_path / "dataset", (2, 2))
     for name, at_once in (("whole", evaluate.PASSAGES_AT_ONCE), ("parts", 0)):
         monkeypatch.setattr(evaluate, "PASSAGES_AT_ONCE", at_once)
         assert evaluate.main(arguments(dataset, checkpoints[1:2], tmp_path / name)) == 0
@@ -104,8 +107,10 @@ def somebody(dataset, pairs, tmp_path):
 
 
 @pytest.mark.slow
-def test_anybodys_predictions_are_judged_like_the_rest(dataset, checkpoints, somebody, card, tmp_path, briefly):
-    args = arguments(dataset, checkpoints[:1], tmp_path / "scores", "--predictions", f"perfect={somebody}")
+def test_anybodys_predictions_are_judged_like_the_rest(
+    dataset, checkpoints, somebody, card, tmp_path, briefly, without_musicnn
+):
+    args = arguments(dataset, checkpoints[1:2], tmp_path / "scores", "--predictions", f"perfect={somebody}")
     assert evaluate.main(args) == 0
     systems = read_card(tmp_path / "scores")["figures"]["continuation"]
     for measure in ("loudness_db", "chroma_cosine", "copy_index_above_truth"):

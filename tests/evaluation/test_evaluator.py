@@ -35,6 +35,7 @@ def test_halves_are_the_songs_that_repeat_themselves_least_and_most(dataset, che
     assert evaluator.halves() == {"repeats least": ["b", "d", "e"], "repeats most": ["c", "a"]}
 
 
+@pytest.mark.slow
 def test_long_continuation_is_what_generate_plays_in_blocks_of_a_chunk(network, dataset, pairs, tmp_path):
     judged, pair = network("flow"), next(pairs.of_song(0))
     evaluator = Evaluator([judged], [], RATE, seed=0)
@@ -48,6 +49,7 @@ def test_long_continuation_is_what_generate_plays_in_blocks_of_a_chunk(network, 
     np.testing.assert_array_equal(np.concatenate(blocks, axis=1), whole)
 
 
+@pytest.mark.slow
 def test_blocks_of_a_long_continuation_are_judged_one_by_one(network, dataset, pairs, tmp_path):
     """Of one that fades by 6 dB a block, in two songs."""
     fading = SimpleNamespace(
