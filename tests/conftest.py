@@ -14,6 +14,15 @@ from private_slurm import PrivateSlurm
 import preprocess
 from continuation import song_workers
 
+SLOW_FIXTURES = {"slurm", "chromium", "scores"}  # a cluster, a browser, a whole evaluation
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses a slow fixture: `scripts/test.sh --fast` leaves it out."""
+    for item in items:
+        if SLOW_FIXTURES & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture
 def needs_ffmpeg() -> None:

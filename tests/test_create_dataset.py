@@ -346,6 +346,7 @@ def test_full_disk_leaves_the_old_dataset_and_nothing_else(chunks, capsys, monke
     assert leftovers(folder) == there
 
 
+@pytest.mark.slow
 def test_file_size_limit_is_a_clear_error(chunks):
     folder = chunks.folder.parent / "ds"
     code = (
@@ -381,6 +382,7 @@ def test_crash_while_files_change_place_leaves_no_dataset_that_could_be_mistaken
     assert len(made(chunks)[0]["songs"]) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_exits_with_75_and_leaves_the_old_dataset(chunks, number):
     before = made(chunks)[0]
@@ -414,6 +416,7 @@ def test_what_a_killed_run_left_behind_is_cleared_away(chunks):
     assert not remains.exists()
 
 
+@pytest.mark.slow
 def test_command_line_works_as_documented(chunks):
     folder = chunks.folder.parent / "ds"
     command = [sys.executable, str(SCRIPT), "--output_folder", str(chunks.folder)]
@@ -452,6 +455,7 @@ def run_and_die(chunks: Chunks, calls: int) -> None:
     os._exit(run(chunks)[0])
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_leaves_a_whole_dataset_or_none_and_no_split_is_lost(tmp_path):
     chunks = Chunks(tmp_path / "out")
     chunks.add_many(0, 8)

@@ -92,6 +92,7 @@ def train_losses(folder: Path) -> list[float]:
     return [record["train_loss"] for record in records if record["train_loss"] is not None]
 
 
+@pytest.mark.slow
 def test_losses_of_two_processes_are_those_of_one_with_twice_the_batch(dataset, tmp_path):
     """Over 20 steps of each stage, a quarter of the second with the full network. The second starts from one and the
     same first: the lag at which latents repeat is a choice, and rounding may turn it where two are as good."""
@@ -106,6 +107,7 @@ def test_losses_of_two_processes_are_those_of_one_with_twice_the_batch(dataset, 
         assert two == pytest.approx(one, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_run_goes_on_with_another_number_of_processes_and_says_so(dataset, tmp_path):
     flags = f"{NO_DROPOUT} --batch_size 2 --stage1_steps 2 --stage2_steps"
     run(2, dataset, tmp_path, f"{flags} 2")
@@ -148,6 +150,7 @@ def two_processes(*words: str):
             process.communicate()
 
 
+@pytest.mark.slow
 def test_process_whose_peer_was_killed_ends_with_a_clear_error_within_a_minute(dataset, tmp_path):
     with two_processes(*command(dataset, tmp_path, ENDLESS)) as (first, second):
         assert any("step 0/100000" in line for line in first.stdout)
@@ -158,6 +161,7 @@ def test_process_whose_peer_was_killed_ends_with_a_clear_error_within_a_minute(d
     assert re.search(r"^error: process 0 of 2 has lost the others: ", errors, re.MULTILINE), errors
 
 
+@pytest.mark.slow
 def test_signal_to_one_process_stops_both_and_none_leaves_before_the_run_is_saved(dataset, tmp_path):
     """Launchers end the others as soon as one has left."""
     with two_processes("-c", SLOW_TO_SAVE, *command(dataset, tmp_path, ENDLESS)) as (first, second):
@@ -170,6 +174,7 @@ def test_signal_to_one_process_stops_both_and_none_leaves_before_the_run_is_save
     assert [first.returncode, second.returncode] == [train.INTERRUPTED] * 2
 
 
+@pytest.mark.slow
 def test_processes_agree_on_the_batch_when_one_of_them_runs_out_of_memory(dataset, tmp_path):
     words = command(dataset, tmp_path, f"{NO_DROPOUT} --batch_size 8")[1:]
     with two_processes("-c", UNEQUAL_GPUS, *words) as processes:

@@ -11,21 +11,19 @@ import numpy as np
 import pytest
 import soundfile
 import synth
+from tiny import NETWORK
 
 import generate
 from continuation import audio
 from continuation.dataset import open_dataset
 from continuation.windows import Windows, rms_gain
 
+pytestmark = pytest.mark.slow
 PROJECT = Path(__file__).resolve().parent.parent
 RATE = 8000
 CHUNK_SECONDS = 3
 SONGS = 5
-NETWORK = (
-    "--preset tiny --encoder_widths 8 8 --encoder_blocks 1 1 --decoder_widths 8 8 --decoder_blocks 1 1 "
-    "--latent_channels 4 --core_layers 1 --core_width 16 --core_heads 2 --latents_per_token 4 --latent_variants 1 "
-    "--batch_size 2"
-)
+FLAGS = f"--preset tiny {NETWORK} --latent_variants 1 --batch_size 2"
 STEPS = "--stage1_steps 2 --stage2_steps 3 --joint_share 0.34"
 
 
@@ -52,7 +50,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     run("preprocess.py", "--input_folder", folders["songs"], "--output_folder", folders["chunks"], *flags)
     flags = ["--val_fraction", 0.2, "--test_fraction", 0.2]
     run("create_dataset.py", "--output_folder", folders["chunks"], "--dataset_folder", folders["dataset"], *flags)
-    flags = [*NETWORK.split(), *STEPS.split(), "--device", "cpu"]
+    flags = [*FLAGS.split(), *STEPS.split(), "--device", "cpu"]
     paths = ["--dataset_folder", folders["dataset"], "--checkpoint_folder", folders["checkpoints"]]
     run("train.py", *paths, *flags)
     return folders

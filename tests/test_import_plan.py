@@ -46,6 +46,7 @@ def test_no_script_imports_a_script(path: Path):
     assert not imports(path) & scripts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS[:-1])
 def test_help_loads_no_slow_library(name: str):
     code = (

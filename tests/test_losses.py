@@ -9,38 +9,24 @@ import numpy as np
 import pytest
 import synth
 import torch
+from small_networks import CHUNK, RATE, noise, small_config, small_network, untrained_network
 
 from continuation import losses, spectral
 from continuation.context import Context
-from model import CONTEXT_LEVEL, ContinuationModel, LegacyModel, make_model, with_overrides
+from model import CONTEXT_LEVEL, ContinuationModel, LegacyModel
 
 torch.set_num_threads(1)
-RATE = 2000
-CHUNK = 2 * RATE
 CROP_LATENTS = 100
-SMALL = {
-    "sample_rate": RATE, "chunk_samples": CHUNK, "encoder_widths": (8, 8), "encoder_blocks": (1, 1),
-    "decoder_widths": (8, 8), "decoder_blocks": (1, 1), "latent_channels": 4, "core_layers": 1, "core_width": 16,
-    "core_heads": 2, "core_dropout": 0.0,
-}  # fmt: skip
 DRAW = {"sample_rate": RATE, "size": 256, "in_mid_side": True}
 
 
 def small(**fields) -> ContinuationModel:
-    torch.manual_seed(0)
-    model = make_model(with_overrides("tiny", **SMALL | fields))
-    for weights in model.core.parameters():
-        torch.nn.init.normal_(weights, 0, 0.3)
-    return model
+    """In training mode, with gradients; without dropout, so that two passes give the same."""
+    return small_network(core_dropout=0.0, **fields).train().requires_grad_()
 
 
 def legacy() -> LegacyModel:
-    torch.manual_seed(0)
-    return make_model(with_overrides("legacy", sample_rate=RATE, chunk_samples=CHUNK))
-
-
-def noise(*shape: int, seed: int = 0, level: float = 1.0) -> torch.Tensor:
-    return level * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return untrained_network("legacy").train().requires_grad_()
 
 
 def tone(frequency: float, seconds: float = 1.0, rate: int = 12000, channels: int = 2) -> torch.Tensor:
@@ -61,7 +47,7 @@ def pair_batch(items: int, times=(0.0, 0.8, 0.4)) -> dict[str, torch.Tensor]:
 
 def small_levels(items: int) -> dict[str, torch.Tensor]:
     """What the copies let expect, and a target's levels."""
-    shapes = with_overrides("tiny", **SMALL).pair_shapes
+    shapes = small_config().pair_shapes
     return {name: noise(items, *shapes[name], seed=8 + i) for i, name in enumerate(("outlook", "levels"))}
 
 
@@ -344,8 +330,7 @@ def test_predicted_levels_are_compared_with_the_targets_where_there_is_a_context
 
 @torch.no_grad()
 def test_untrained_cores_levels_are_as_far_off_as_what_the_copies_agree_on():
-    torch.manual_seed(0)
-    model, batch = make_model(with_overrides("tiny", **SMALL)), pair_batch(1)
+    model, batch = untrained_network(), pair_batch(1)
     found = losses.predict_step(model, batch)[1]["predicted_levels"]
     agreed, _ = batch["outlook"].chunk(2, dim=1)
     assert torch.allclose(found, (agreed - batch["levels"]).abs().mean((1, 2)))

@@ -71,6 +71,7 @@ def test_base_fits_into_15_gb_in_every_stage_even_in_fp32(short_optimiser):
     assert all(memory.CONTEXT_GIGABYTES < peak < 15 for peak in peaks.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("part", memory.PARTS)
 def test_estimate_of_base_is_what_the_profiler_sees_in_a_real_step(part, batch_size, short_optimiser, monkeypatch):

@@ -6,25 +6,21 @@ import math
 
 import pytest
 import torch
+from small_networks import noise, untrained_network
 
 from continuation.mixer import LEAST_ERROR, PULL, TRUST, Mixer, agreement, expectation, past_error
 from continuation.repetition import Copies, find_copies
 from continuation.spectral import STEP_FRAMES, BandLevels, band_edges, interpolation, pooling
-from model import ContinuationModel, make_model, with_overrides
+from model import ContinuationModel
 
 HOP, LENGTH = 120, 36000  # 3 s at 12 kHz
 BINS, STEPS = 241, 75
 BANDS = len(band_edges(BINS)) - 1
 
 
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.fixture(scope="module")
 def model() -> ContinuationModel:
-    torch.manual_seed(0)
-    return make_model(with_overrides("tiny", chunk_samples=24000)).eval().requires_grad_(False)
+    return untrained_network(sample_rate=12000, chunk_samples=24000)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +182,7 @@ def test_what_repeats_itself_is_played_as_it_was(model):
     """A lone perfect copy is as sharp as the song, whatever the latents are."""
     song = 0.1 * noise(1, 2, 7001).repeat(1, 1, 12)[..., : 2 * LENGTH]
     for seed in (1, 2):
-        played = model.decode(noise(1, 32, 300, seed=seed), copies=model.copies(song[..., :LENGTH]))
+        played = model.decode(noise(1, 4, 300, seed=seed), copies=model.copies(song[..., :LENGTH]))
         error = (played - song[..., LENGTH:])[..., 500:-500].square().mean()  # the very ends have half a window
         assert error < 1e-3 * song.square().mean()
 
@@ -263,7 +259,7 @@ def test_wanted_levels_lead_the_mix_by_a_share_of_the_way_band_by_band(mixer):
 def test_wanted_levels_move_the_levels_of_real_copies_towards_them(model):
     """A burst where the copies have none, in sound that is mixed, decoded and measured anew."""
     copies = model.copies(0.1 * noise(1, 2, 24000))
-    z = noise(1, 32, 200, seed=1)
+    z = noise(1, 4, 200, seed=1)
     plain = model.decode(z, copies=copies)
     levels = model.levels(plain)
     wanted = levels.clone()
@@ -341,7 +337,7 @@ def test_power_is_corrected_by_no_more_than_a_neper(mixer):
 
 @torch.no_grad()
 def test_songs_of_a_batch_do_not_hear_each_other(model):
-    z, songs, levels = noise(2, 32, 200, seed=1), 0.1 * noise(2, 2, 24000), noise(2, 2 * BANDS, 50, seed=2)
+    z, songs, levels = noise(2, 4, 200, seed=1), 0.1 * noise(2, 2, 24000), noise(2, 2 * BANDS, 50, seed=2)
     both = model.decode(z, copies=model.copies(songs), levels=levels)
     alone = model.decode(z[1:], copies=model.copies(songs[1:]), levels=levels[1:])
     assert torch.allclose(both[1:], alone, atol=1e-5)
@@ -351,4 +347,4 @@ def test_songs_of_a_batch_do_not_hear_each_other(model):
 @torch.no_grad()
 def test_any_number_of_latents_is_decoded_with_copies(model, latents):
     copies = find_copies(0.1 * noise(1, 2, LENGTH), HOP)
-    assert model.decode(noise(1, 32, latents), copies=copies, start=-HOP).shape == (1, 2, latents * HOP)
+    assert model.decode(noise(1, 4, latents), copies=copies, start=-HOP).shape == (1, 2, latents * HOP)

@@ -390,6 +390,7 @@ def test_one_bit_audio_is_read(tmp_path, needs_ffmpeg):
     assert containers.begins_as_audio(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("magic", [b"RF64", b"BW64"])
 @pytest.mark.parametrize("zeroed", ["nothing", "ds64", "ds64 and data"])
 def test_wav_beyond_4_gb_is_read_whose_lengths_are_zero_too(tmp_path, needs_ffmpeg, magic, zeroed):

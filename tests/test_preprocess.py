@@ -279,6 +279,7 @@ def uninterrupted(tmp_path_factory):
     return folder, contents(base / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, uninterrupted, number, no_workers):
     folder, expected = uninterrupted
@@ -306,6 +307,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, uninterrupted, number
 # --- shards ---
 
 
+@pytest.mark.slow
 def test_shards_started_at_once_share_the_work_and_equal_one_run(tmp_path, no_workers):
     folder, out = make_songs(tmp_path / "songs", 5), tmp_path / "out"
     started = [
@@ -443,6 +445,7 @@ def test_a_folder_in_use_is_refused(tmp_path, no_workers):
     assert preprocess_here(folder, out) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("prlimit") is None, reason="prlimit is not on PATH")
 def test_a_full_disk_is_a_clear_error_without_half_files_and_can_be_continued(tmp_path, no_workers):
     folder, out = make_songs(tmp_path / "songs", 2), tmp_path / "out"
@@ -486,6 +489,7 @@ def test_plot_hands_over_the_songs_as_float(tmp_path, no_workers, monkeypatch):
     np.testing.assert_allclose(items[0][1], song[:, : 2 * RATE], atol=1 / 32768)
 
 
+@pytest.mark.slow
 def test_importing_the_script_loads_no_heavy_library():
     heavy = ["torch", "librosa", "matplotlib", "pydub"]  # every worker process would load them
     code = f"import sys, preprocess; print([name for name in {heavy} if name in sys.modules])"

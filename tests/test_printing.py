@@ -46,6 +46,7 @@ def shell(redirection: str, *words: object) -> subprocess.CompletedProcess:
 # ---- the five scripts
 
 
+@pytest.mark.slow
 @unix_only
 @pytest.mark.parametrize("redirection", REDIRECTIONS)
 def test_scripts_do_their_work_whatever_becomes_of_what_they_print(tmp_path, redirection):
@@ -59,6 +60,7 @@ def test_scripts_do_their_work_whatever_becomes_of_what_they_print(tmp_path, red
     assert len(open_dataset(tmp_path / "dataset")[0]["songs"]) == 6
 
 
+@pytest.mark.slow
 @unix_only
 @pytest.mark.parametrize("redirection", ["closed", "no reader of either"])
 def test_songs_are_preprocessed_whatever_becomes_of_what_is_printed(tmp_path, redirection):
@@ -193,6 +195,7 @@ def training(dataset, tmp_path):
         process.communicate()
 
 
+@pytest.mark.slow
 @unix_only
 @pytest.mark.parametrize("stop", ["the reader of stdout goes", "the terminal is closed"])
 def test_training_that_is_left_alone_saves_and_ends_with_75(training, stop):
@@ -207,6 +210,7 @@ def test_training_that_is_left_alone_saves_and_ends_with_75(training, stop):
     assert checkpoint.load(folder / "last.pt")["step"] >= 5
 
 
+@pytest.mark.slow
 @unix_only
 def test_training_under_nohup_or_with_a_full_log_goes_on(training):
     full = open("/dev/full" if Path("/dev/full").exists() else os.devnull, "w")  # noqa: SIM115

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_networks import noise
 
 from continuation.layers import crossfade
 from continuation.repetition import COPIES, find_copies, onset_strength, tile_tail
 
 HOP = 20
-
-
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def loop(song: torch.Tensor, hop: int) -> tuple[torch.Tensor, torch.Tensor]:

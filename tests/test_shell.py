@@ -59,3 +59,14 @@ def test_exported_cdpath_leads_no_script_elsewhere(tmp_path, words):
         assert f"--input_folder {project / 'my songs'} " in told
     if words[0] == "scripts/make_corpus.sh":
         assert f"mp3 files in {project / 'corpus'}: 0\n" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [([], ""), (["-k", "audio"], " -k audio"), (["--fast"], " -m not slow"), (["--fast", "-x"], " -m not slow -x")],
+)
+def test_fast_tests_are_those_that_are_not_marked_slow(tmp_path, words, given):
+    log = tmp_path / "log"
+    write_project(tmp_path, log, "scripts/test.sh")
+    subprocess.run(["bash", "scripts/test.sh", *words], cwd=tmp_path, check=True, timeout=60)
+    assert log.read_text().splitlines()[-1] == f"{tmp_path} -m pytest -q -rs{given}"

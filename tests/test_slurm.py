@@ -19,6 +19,7 @@ import train
 from continuation import checkpoint, plots
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.slow
 TINY = f"--preset tiny {NETWORK} --joint_share 0.34 --device cpu"
 SCHEDULE = f"{TINY} --batch_size 2 --latent_variants 2 --stage1_steps 20 --stage2_steps 60 --eval_steps 10".split()
 ENDLESS = f"{TINY} --batch_size 2 --stage1_steps 1000000 --eval_steps 1000000 --checkpoint_minutes 0.01".split()

@@ -96,6 +96,7 @@ class Poison(song_workers.Song):
         return super().id
 
 
+@pytest.mark.slow
 def test_a_file_that_kills_its_worker_twice_is_rejected_and_the_others_are_done(tmp_path):
     folder = make_songs(tmp_path / "songs", 2)
     names = ["song 0.wav", "poison.wav", "song 1.wav"]
@@ -118,6 +119,7 @@ class Victim(Poison):
     signal = signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_song_whose_worker_is_killed_from_outside_is_not_rejected_but_tried_again(tmp_path, monkeypatch, capsys):
     folder, out = make_songs(tmp_path / "songs", 3), tmp_path / "out"
     run_workers = preprocess.run_workers
@@ -173,6 +175,7 @@ def sizes(paths: Iterable[Path]) -> Iterator[int]:
             yield path.stat().st_size
 
 
+@pytest.mark.slow
 def test_an_orphaned_worker_ends_at_once_and_leaves_nothing(orphan):
     _, out, worker = orphan
     os.kill(worker, signal.SIGCONT)
@@ -180,6 +183,7 @@ def test_an_orphaned_worker_ends_at_once_and_leaves_nothing(orphan):
     assert not [path for path in out.iterdir() if path.suffix in (".npy", ".tmp")]
 
 
+@pytest.mark.slow
 def test_an_orphaned_worker_that_outlives_the_next_run_changes_nothing(orphan, no_workers):
     folder, out, worker = orphan
     assert preprocess_here(folder, out) == 0
@@ -190,6 +194,7 @@ def test_an_orphaned_worker_that_outlives_the_next_run_changes_nothing(orphan, n
     assert contents(out) == done
 
 
+@pytest.mark.slow
 def test_what_a_killed_worker_was_writing_is_removed_by_the_next_run(orphan, no_workers):
     folder, out, worker = orphan
     os.kill(worker, signal.SIGKILL)

@@ -7,26 +7,20 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from small_networks import untrained_network
 from tiny import CHANNELS, CHUNK, RATE, write_dataset
 
 from continuation import losses, metrics, validation
 from continuation.dataset import open_dataset
 from continuation.windows import Windows
-from model import make_model, with_overrides
 
 torch.set_num_threads(1)
-SMALL = {
-    "encoder_widths": (8, 8), "encoder_blocks": (1, 1), "decoder_widths": (8, 8), "decoder_blocks": (1, 1),
-    "latent_channels": 4, "core_layers": 1, "core_width": 16, "core_heads": 2, "latents_per_token": 4,
-}  # fmt: skip
 
 
 @pytest.fixture
 def checks(tmp_path) -> validation.Validation:
     """Two validation songs, of four pairs and of one."""
-    torch.manual_seed(0)
-    shape = {"sample_rate": RATE, "channels": CHANNELS, "chunk_samples": CHUNK}
-    model = make_model(with_overrides("tiny", **SMALL | shape)).eval().requires_grad_(False)
+    model = untrained_network(sample_rate=RATE, channels=CHANNELS, chunk_samples=CHUNK)
     meta, splits = open_dataset(write_dataset(tmp_path / "dataset"))
     return validation.Validation(model, Windows(splits["val"], meta), seed=0, autocast=nullcontext)
 

@@ -8,15 +8,13 @@ from pathlib import Path
 import numpy as np
 import synth
 import torch
+from small_networks import SIZES
 
 from continuation import audio, checkpoint
 
 RATE, CHANNELS, CHUNK = 8000, 1, 24000  # rows of 3 s
 SONG_ROWS = {"train": (4, 3, 3), "val": (5, 2), "test": (2,)}
-NETWORK = (
-    "--encoder_widths 8 8 --encoder_blocks 1 1 --decoder_widths 8 8 --decoder_blocks 1 1 --latent_channels 4 "
-    "--core_layers 1 --core_width 16 --core_heads 2 --latents_per_token 4"
-)
+NETWORK = " ".join(f"--{name} {' '.join(map(str, np.atleast_1d(size)))}" for name, size in SIZES.items())
 SCHEDULE = "--batch_size 2 --stage1_steps 3 --stage2_steps 6 --joint_share 0.34 --latent_variants 2 --device cpu"
 TINY = f"--preset tiny {NETWORK} {SCHEDULE}"  # stage 2: four steps of 2a, two of 2b
 LEGACY = "--preset legacy --batch_size 1 --accumulate 1 --stage1_steps 1 --stage2_steps 1 --device cpu"

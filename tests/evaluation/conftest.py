@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from evaluation_helpers import LEGACY, MSE, arguments, read_card, write_checkpoint, write_dataset
+from evaluation_helpers import FORMAT, arguments, read_card, write_dataset
+from small_networks import small_network, write_checkpoint
 
 import evaluate
 from continuation.dataset import open_dataset
@@ -28,10 +29,10 @@ def checkpoints(tmp_path_factory):
     """A checkpoint of every kind, and one that is still in stage 1."""
     folder = tmp_path_factory.mktemp("checkpoints")
     return [
-        write_checkpoint(folder / "flow"),
-        write_checkpoint(folder / "mse", MSE, trained_on=["test-0"]),
-        write_checkpoint(folder / "legacy", LEGACY),
-        write_checkpoint(folder / "young", stage=1),
+        write_checkpoint(folder / "flow", small_network(**FORMAT)),
+        write_checkpoint(folder / "mse", small_network(objective="mse", **FORMAT), trained_on=["test-0"]),
+        write_checkpoint(folder / "legacy", small_network("legacy", **FORMAT)),
+        write_checkpoint(folder / "young", small_network(**FORMAT), stage=1),
     ]
 
 

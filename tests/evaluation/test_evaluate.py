@@ -1,6 +1,5 @@
 """evaluate.py is repeatable, refuses what does not fit with one sentence, and names what a reader must know."""
 
-import dataclasses
 import json
 import math
 import multiprocessing
@@ -17,14 +16,14 @@ import soundfile
 import torch
 from evaluation_helpers import (
     CHUNK,
+    FORMAT,
     PROJECT,
     RATE,
-    SMALL,
     arguments,
     read_card,
-    write_checkpoint,
     write_dataset,
 )
+from small_networks import small_network, write_checkpoint
 
 import evaluate
 from continuation import files, signals
@@ -38,6 +37,7 @@ def test_folders_of_one_name_are_told_apart_by_their_paths():
     assert names == ["tiny-flow (a/ck)", "tiny-flow (b/ck)", "tiny-flow (c)"]
 
 
+@pytest.mark.slow
 def test_stage_1_checkpoint_is_reconstructed_only_and_that_is_said(checkpoints, tmp_path, capsys, briefly):
     dataset = write_dataset(tmp_path / "dataset", (2,))
     assert evaluate.main(arguments(dataset, checkpoints[3:], tmp_path / "scores")) == 0
@@ -82,6 +82,7 @@ def test_networks_are_sampled_as_generate_samples_them():
     assert (args.steps, args.guidance) == (SAMPLING_STEPS, GUIDANCE)
 
 
+@pytest.mark.slow
 def test_continuations_looked_for_in_parts_are_judged_alike(dataset, checkpoints, tmp_path, briefly, monkeypatch):
     for name, at_once in (("whole", evaluate.PASSAGES_AT_ONCE), ("parts", 0)):
         monkeypatch.setattr(evaluate, "PASSAGES_AT_ONCE", at_once)
@@ -102,6 +103,7 @@ def somebody(dataset, pairs, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_anybodys_predictions_are_judged_like_the_rest(dataset, checkpoints, somebody, card, tmp_path, briefly):
     args = arguments(dataset, checkpoints[:1], tmp_path / "scores", "--predictions", f"perfect={somebody}")
     assert evaluate.main(args) == 0
@@ -168,6 +170,7 @@ def test_output_that_is_not_finite_is_a_failure(dataset, checkpoints, tmp_path, 
     assert not (tmp_path / "scores" / "scorecard.json").exists()
 
 
+@pytest.mark.slow
 def test_checkpoint_folders_of_any_name_are_judged(checkpoints, tmp_path, capsys, briefly):
     dataset, names = write_dataset(tmp_path / "dataset", (2,)), ("<!--|\n\x1b=\udcff", "b" * 120)
     folders = [Path(shutil.copytree(checkpoints[3], tmp_path / name)) for name in names]
@@ -199,6 +202,7 @@ def test_listening_page_plays_every_continuation_with_its_picture(scores, card):
             assert (scores / unquote(system[kind])).is_file()
 
 
+@pytest.mark.slow
 def test_same_command_gives_the_same_scorecard_bit_for_bit(checkpoints, tmp_path, briefly):
     dataset = write_dataset(tmp_path / "dataset", (2, 2))
     for name in ("a", "b"):
@@ -231,12 +235,12 @@ def test_missing_dataset_is_refused(refuses, tmp_path):
 
 
 def test_checkpoint_of_another_sample_rate_is_refused(refuses, tmp_path):
-    folder = write_checkpoint(tmp_path / "ck", dataclasses.replace(SMALL, sample_rate=8000, chunk_samples=80000))
+    folder = write_checkpoint(tmp_path / "ck", small_network(sample_rate=8000, chunk_samples=80000))
     assert f"{folder} was trained at 8000 Hz, and the dataset has 4000 Hz" in refuses(folders=[folder])
 
 
 def test_mono_checkpoint_is_refused_for_a_stereo_dataset(refuses, tmp_path):
-    folder = write_checkpoint(tmp_path / "ck", dataclasses.replace(SMALL, channels=1))
+    folder = write_checkpoint(tmp_path / "ck", small_network(channels=1, **FORMAT))
     assert "was trained at 1 channels, and the dataset has 2 channels" in refuses(folders=[folder])
 
 
@@ -285,6 +289,7 @@ def test_stop_signal_ends_it_with_the_code_for_run_me_again(dataset, checkpoints
     assert "run the same command again" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_command_line_reports_its_exit_code_in_one_line(tmp_path, checkpoints):
     flags = [
         "--dataset_folder",

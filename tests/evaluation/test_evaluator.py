@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from evaluation_helpers import CHUNK, CHUNK_SECONDS, RATE, SMALL
+from evaluation_helpers import CHUNK, CHUNK_SECONDS, FORMAT, RATE
+from small_networks import small_config
 
 from continuation import audio, metrics
 from continuation.dataset import open_dataset, read_window
@@ -50,7 +51,7 @@ def test_long_continuation_is_what_generate_plays_in_blocks_of_a_chunk(network, 
 def test_blocks_of_a_long_continuation_are_judged_one_by_one(network, dataset, pairs, tmp_path):
     """Of one that fades by 6 dB a block, in two songs."""
     fading = SimpleNamespace(
-        name="fading", continues=True, config=SMALL, comb_rates=lambda: (100, 100),
+        name="fading", continues=True, config=small_config(**FORMAT), comb_rates=lambda: (100, 100),
         generate=lambda pair, seconds: np.concatenate([0.5**i * pair.context for i in range(6)], axis=1),
     )  # fmt: skip
     evaluator = Evaluator([fading], [], RATE, seed=0)

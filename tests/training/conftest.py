@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from contextlib import contextmanager
@@ -56,17 +57,22 @@ def undisturbed(command, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def new_run(dataset, tmp_path):
-    """A Run that has not begun, with flags."""
+@pytest.fixture(scope="session")
+def begin(dataset):
+    """A Run that has not begun, in a folder, with flags."""
 
-    def make(flags: str = TINY, more: str = "") -> train.Run:
-        folder = tmp_path / "run"
+    def make(folder: Path, flags: str = TINY, more: str = "") -> train.Run:
         folder.mkdir(exist_ok=True)
         argv = ["--dataset_folder", str(dataset), "--checkpoint_folder", str(folder), *flags.split(), *more.split()]
         return train.Run(train.parse_args(argv))
 
     return make
+
+
+@pytest.fixture
+def new_run(begin, tmp_path):
+    """The same in a folder of the test's own."""
+    return functools.partial(begin, tmp_path / "run")
 
 
 @pytest.fixture

@@ -56,6 +56,7 @@ def test_folder_of_weights_alone_is_read_by_the_name_of_the_preset(undisturbed, 
     assert_same_tensors(dict(run.state.ema.state_dict()), checkpoint.load(undisturbed / "best.pt")["ema"])
 
 
+@pytest.mark.slow
 def test_run_trains_both_stages_from_there_and_goes_on_by_the_same_command(undisturbed, arguments, tmp_path, capsys):
     assert train.main(arguments(f"--init_from {undisturbed}")) == 0
     before, after = (

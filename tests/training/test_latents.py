@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -64,23 +65,32 @@ def damage_gone(path: Path) -> None:
     path.unlink()
 
 
+@pytest.fixture(scope="module")
+def whole_cache(begin, tmp_path_factory) -> Path:
+    """The folder of a run whose cache is filled."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run = begin(folder)
+    run.state.begin_stage(2)
+    run.fill_cache(NotStopped)
+    return folder
+
+
 @pytest.mark.parametrize("part", ["context", "levels"])
 @pytest.mark.parametrize(
     "damage", [damage_truncate, damage_zeros, damage_zeros_behind_the_header, damage_bit, damage_gone]
 )
-def test_damaged_file_of_the_latent_cache_is_made_again(filled, tmp_path, capsys, part, damage):
-    assert filled() == [0, 1]
-    whole = arrays(tmp_path / "run")
+def test_damaged_file_of_the_latent_cache_is_made_again(whole_cache, filled, tmp_path, capsys, part, damage):
+    shutil.copytree(whole_cache, tmp_path / "run")
     damage(tmp_path / "run" / "latents" / f"{part}-1.npy")
     assert filled() == [1]
     assert f"{part}-1.npy is missing or damaged" in capsys.readouterr().err
-    assert arrays(tmp_path / "run") == whole
+    assert arrays(tmp_path / "run") == arrays(whole_cache)
     assert filled() == []
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b'{"sha256": [1]}', b"\xff"])
-def test_latent_cache_with_a_damaged_index_is_made_again(filled, tmp_path, content):
-    filled()
+def test_latent_cache_with_a_damaged_index_is_made_again(whole_cache, filled, tmp_path, content):
+    shutil.copytree(whole_cache, tmp_path / "run")
     index = tmp_path / "run" / "latents" / "key.json"
     index.unlink() if content is None else index.write_bytes(content)
     assert filled() == [0, 1]

@@ -24,6 +24,7 @@ from model import ContinuationModel
 QUIET = Path(__file__).parent.parent / "run_quietly.py"
 
 
+@pytest.mark.slow
 def test_run_stopped_at_every_step_equals_the_uninterrupted_one(undisturbed, command, tmp_path, stop_after):
     """In stage 1, in 2a and in 2b, and at the last step of each, which leaves an evaluation to be done."""
     stop_after(*range(1, 10))
@@ -35,6 +36,7 @@ def test_run_stopped_at_every_step_equals_the_uninterrupted_one(undisturbed, com
     assert places[0] == places[1]
 
 
+@pytest.mark.slow
 def test_run_killed_at_random_moments_equals_the_uninterrupted_one(undisturbed, dataset, tmp_path):
     """It goes on from the last complete save; here every step is saved."""
     words = [sys.executable, str(QUIET), *TINY.split()]
@@ -51,6 +53,7 @@ def test_run_killed_at_random_moments_equals_the_uninterrupted_one(undisturbed, 
     assert_same_network(undisturbed / "last.pt", tmp_path / "last.pt")
 
 
+@pytest.mark.slow
 def test_sigterm_to_all_processes_of_a_run_leaves_its_data_workers_alive_until_it_has_saved(dataset, tmp_path):
     """As Slurm and service managers send it."""
     words = [sys.executable, str(QUIET), *TINY.split(), "--num_workers", "1"]
@@ -65,6 +68,7 @@ def test_sigterm_to_all_processes_of_a_run_leaves_its_data_workers_alive_until_i
     assert checkpoint.load(tmp_path / "last.pt")["step"] >= 5
 
 
+@pytest.mark.slow
 def test_run_killed_before_the_first_step_of_stage_2_lists_no_evaluation_twice(
     undisturbed, command, tmp_path, monkeypatch
 ):
@@ -83,6 +87,7 @@ def test_run_killed_before_the_first_step_of_stage_2_lists_no_evaluation_twice(
     assert places[0] == places[1]
 
 
+@pytest.mark.slow
 def test_stop_while_latents_are_cached_loses_nothing(undisturbed, command, tmp_path, monkeypatch):
     encode_pair, calls = ContinuationModel.encode_pair, iter(range(1000))
 
@@ -102,6 +107,7 @@ def test_stop_while_latents_are_cached_loses_nothing(undisturbed, command, tmp_p
     assert in_all[2] > spent[2] > 0
 
 
+@pytest.mark.slow
 def test_stopped_run_leaves_the_checkpoint_of_the_undisturbed_one_but_for_its_times(
     undisturbed, command, tmp_path, stop_after
 ):
@@ -118,6 +124,7 @@ def test_stopped_run_leaves_the_checkpoint_of_the_undisturbed_one_but_for_its_ti
         assert differing <= {"scheduler", "command", "checksum"}
 
 
+@pytest.mark.slow
 def test_training_loss_of_an_interval_that_was_cut_is_that_of_the_undisturbed_run(command, tmp_path, stop_after):
     """Cut in 2a, at the end of 2a, which is within an interval too, and in stage 1."""
     more = "--stage1_steps 4 --eval_steps 3 --joint_share 0.5"
@@ -160,6 +167,7 @@ def test_folder_without_its_last_checkpoint_is_refused_and_stays_as_it_is(
     assert {path.name for path in folder.iterdir()} == {left, ".lock"}
 
 
+@pytest.mark.slow
 def test_run_killed_at_its_first_step_goes_on(undisturbed, command, tmp_path, monkeypatch):
     """best.pt and the log are there already, and so is last.pt."""
 
@@ -190,6 +198,7 @@ def thrown_back(command, tmp_path, stop_after, monkeypatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_run_thrown_back_into_stage_1_keeps_the_stage_1_that_it_had_finished(command, thrown_back):
     """Its best.pt is of stage 2."""
     assert command(thrown_back) == 0
@@ -198,6 +207,7 @@ def test_run_thrown_back_into_stage_1_keeps_the_stage_1_that_it_had_finished(com
     assert checkpoint.load(thrown_back / "stage1.pt")["stage"] == 1
 
 
+@pytest.mark.slow
 def test_best_of_another_run_is_not_believed(command, thrown_back, tmp_path, capsys):
     assert command(tmp_path / "other", more="--seed 1") == 0
     (thrown_back / "stage1.pt").unlink()
@@ -261,6 +271,7 @@ def test_longer_stage_1_in_stage_2_is_said_to_change_nothing(undisturbed, comman
     assert "stage 1 is finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_no_step_twice_after_a_kill(command, tmp_path):
     """Without last.pt the run goes on at the beginning of stage 2; what it showed of stage 1 stays."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

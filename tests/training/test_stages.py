@@ -155,6 +155,7 @@ def overfit(run: train.Run, batch: dict, loss_of, parts: list, steps: int, rate:
     return history[0], history[-1]
 
 
+@pytest.mark.slow
 def test_one_batch_can_be_overfit_in_stage_1(new_run):
     run = new_run(more="--encoder_widths 32 32 --decoder_widths 32 32 --latent_channels 16")
     phase = run.phases()[0]
@@ -168,6 +169,7 @@ def test_one_batch_can_be_overfit_in_stage_1(new_run):
     assert last < first / 2
 
 
+@pytest.mark.slow
 def test_one_batch_can_be_overfit_in_stage_2(new_run):
     run = new_run(more="--core_width 64 --core_layers 2 --core_dropout 0")
     run.state.begin_stage(2)

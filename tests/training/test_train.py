@@ -81,6 +81,7 @@ def test_same_command_after_the_end_changes_nothing_and_succeeds(undisturbed, co
     assert (undisturbed / "metrics.jsonl").read_text() == before[1]
 
 
+@pytest.mark.slow
 def test_number_of_data_workers_changes_nothing(undisturbed, command, tmp_path):
     assert command(tmp_path / "ck", more="--num_workers 1") == 0
     assert_same_network(tmp_path / "ck" / "last.pt", undisturbed / "last.pt")
@@ -159,6 +160,7 @@ def test_impossible_values_are_wrong_usage(flags):
 # ---- other ways to train ----
 
 
+@pytest.mark.slow
 def test_checkpoint_of_an_earlier_day_generates_and_trains_on(tmp_path, monkeypatch):
     """tests/files holds a small one of every format that is still read, made by the command below in 4 steps."""
     monkeypatch.setattr("tiny.RATE", 1600)
@@ -179,6 +181,7 @@ def test_checkpoint_of_an_earlier_day_generates_and_trains_on(tmp_path, monkeypa
     assert checkpoint.load("checkpoints/last.pt")["step"] == 6
 
 
+@pytest.mark.slow
 def test_max_minutes_ends_both_stages_with_their_cooldown(command, tmp_path, monkeypatch):
     """On a clock by which every step takes 6 s: 2 minutes are 10 steps a stage, the last 3 joint in stage 2."""
     clock, rates = SimpleNamespace(now=0.0), {"reconstruct": [], "predict": [], "joint": []}
@@ -202,6 +205,7 @@ def test_max_minutes_ends_both_stages_with_their_cooldown(command, tmp_path, mon
     assert [(line["stage"], line["step"]) for line in records(tmp_path / "ck")] == [(1, 0), (1, 10), (2, 0), (2, 10)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("core", ["", "--core_layers 2 --core_width 32"])
 def test_stage1_from_starts_at_stage_2_with_that_encoder_and_decoder(undisturbed, command, tmp_path, core):
     assert command(tmp_path / "ck", more=f"--stage1_from {undisturbed} --joint_share 0 {core}") == 0
@@ -221,6 +225,7 @@ def test_stage1_from_a_run_that_does_not_fit_is_refused(undisturbed, command, tm
     assert not {"tb", "samples", "last.pt"} & {path.name for path in (tmp_path / "ck").iterdir()}
 
 
+@pytest.mark.slow
 def test_mse_objective_learns_from_the_stage_1_of_a_flow_and_says_the_mean(undisturbed, command, tmp_path):
     assert command(tmp_path / "ck", more=f"--objective mse --stage1_from {undisturbed}") == 0
     model = load_model(tmp_path / "ck" / "best.pt")
@@ -250,6 +255,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_stage(command,
     assert "stage 1" in error
 
 
+@pytest.mark.slow
 def test_sigterm_while_python_ends_does_not_change_the_exit_code(tmp_path):
     """As a launcher sends it to those that end a moment later than the first."""
     end_slowly = (
@@ -291,6 +297,7 @@ def test_collapse_of_a_flow_is_said_once_with_what_to_change(new_run, capsys, ob
     assert words is None or (words in said[0] and f"{ratio:.2f}" in said[0])
 
 
+@pytest.mark.slow
 def test_keep_is_the_number_of_saves_on_the_disk(command, tmp_path, undisturbed):
     def saves(folder):
         return sorted(path.name for path in folder.glob("last*.pt"))
