@@ -50,6 +50,7 @@ SONG_RATE = 44100
 PROCESSES = 2
 SHORT_SONG_SECONDS, SHORT_SONG_RATE = 12, 8000  # a fingerprint takes 9 s
 LIBROSA = "import sys, librosa\nfor path in sys.argv[2:]: librosa.load(path, sr=int(sys.argv[1]), mono=False)"
+START_ALONE = "its start and imports alone (--help)"
 NEVER = 10**9  # steps between evaluations
 
 
@@ -130,7 +131,8 @@ class Bench:
         taken = time.perf_counter() - began
         if process.returncode:
             reason = (errors.strip().splitlines() or ["it says nothing"])[-1]
-            raise CommandError(f"{Path(str(command[1])).name} ended with {process.returncode}: {reason}")
+            name = next((part for part in map(str, command) if part.endswith(".py")), command[0])
+            raise CommandError(f"{name} ended with {process.returncode}: {reason}")
         return taken, printed
 
     def script(self, name: str, **flags) -> tuple[float, str]:
@@ -250,6 +252,7 @@ def measure_preprocess(bench: Bench) -> Table:
         bench.run(decoders.find_ffmpeg(), "-nostdin", "-v", "error", "-y", "-i", path, *arguments)
 
     rivals = {f"preprocess.py, {PROCESSES} processes": lambda: preprocess(bench, paths[0].parent, chunks_of(bench))}
+    rivals[START_ALONE] = lambda: bench.run(sys.executable, "preprocess.py", "--help")[0]
     if decoders.find_ffmpeg():
         rivals[f"ffmpeg to raw floats, {PROCESSES} processes"] = with_ffmpeg
     rivals["librosa.load, file by file"] = lambda: bench.run(sys.executable, "-c", LIBROSA, RATE, *paths)[0]
@@ -288,10 +291,9 @@ def measure_create_dataset(bench: Bench) -> Table:
         shutil.rmtree(copy, ignore_errors=True)
         return bench.run("cp", "-r", chunks_of(bench), copy)[0]
 
-    help_alone = (sys.executable, "create_dataset.py", "--help")
     rivals = {
         "create_dataset.py": lambda: create_dataset(bench, chunks_of(bench), dataset_of(bench)),
-        "its start and imports alone (--help)": lambda: bench.run(*help_alone)[0],
+        START_ALONE: lambda: bench.run(sys.executable, "create_dataset.py", "--help")[0],
         "cp -r": with_cp,
     }
     measured = bench.alternate(rivals)
@@ -374,7 +376,7 @@ def measure_training(bench: Bench) -> Table:
 def measure_variants(bench: Bench) -> Table:
     """Steps a second of stage 1 in bf16 and on two processes."""
     steps = bench.sizes.training_steps
-    launcher = (Path(sys.executable).with_name("torchrun"), f"--nproc-per-node={PROCESSES}")
+    launcher = (Path(sys.executable).with_name("torchrun"), "--standalone", f"--nproc-per-node={PROCESSES}")
 
     def speed(name: str, *launcher, **flags) -> Callable[[], float]:
         return lambda: 1 / step_seconds(train(bench, name, *launcher, stage1_steps=steps, stage2_steps=1, **flags), 1)
@@ -398,9 +400,9 @@ def has_bf16() -> bool:
 def measure_generate(bench: Bench) -> Table:
     """10 seconds by more and more sampling steps: the first continuation warms up, the others count."""
     table = Table("generate.py, tiny, 10 s of sound, warm", ("", "seconds, median", "x real time"))
-    runs = [(f"{steps} steps", {"steps": steps}) for steps in bench.sizes.sampling_steps]
+    runs = [(f"--steps {steps}", {"steps": steps}) for steps in bench.sizes.sampling_steps]
     if bench.sizes.variants and has_bf16():
-        runs.append(("8 steps, bf16", {"steps": 8, "precision": "bf16"}))
+        runs.append(("--steps 8, bf16", {"steps": 8, "precision": "bf16"}))
     for name, flags in runs:
         flags |= {"checkpoint_folder": networks_of(bench), "input": songs(bench)[0], "device": "cpu"}
         flags |= {"output": bench.folder / "next.wav", "num_samples": bench.sizes.samples}

@@ -89,9 +89,9 @@ def test_context_gain_is_how_much_worse_another_context_makes_it_by_song(card, n
     with torch.inference_mode():
         for position in range(len(pairs.songs)):
             for pair in pairs.of_song(position):
-                context, target = judged.latents(pair)
-                foreign = judged.encode_context(pair.other_song)
-                own, other = (judged.loss(pair, given, target) for given in (context, foreign))
+                encoded, foreign = judged.encode_pair(pair), judged.encode_context(pair.other_song)
+                replaced = {"context": foreign.latents, "outlook": foreign.outlook}
+                own, other = (judged.loss(pair, given) for given in (encoded, encoded | replaced))
                 gains.append(other - own)
                 songs.append(pair.song)
     figure = card["figures"]["context"]["tiny-flow (flow)"]["gain_another_song"]
