@@ -53,17 +53,17 @@ def do_once(given: memory.Plan, part: str) -> None:
     rehearsal.fill_cache() if part == "latents" else rehearsal.step()
 
 
-@pytest.fixture(autouse=True)
+# ---- base ----
+
+
+@pytest.fixture
 def short_optimiser(monkeypatch):
     """One iteration of the optimiser's inner loop takes the memory of five, and much less time."""
     monkeypatch.setattr(muon, "NEWTON_SCHULZ_STEPS", 1)
 
 
-# ---- base ----
-
-
 @pytest.mark.slow
-def test_base_fits_into_15_gb_in_every_stage_even_in_fp32():
+def test_base_fits_into_15_gb_in_every_stage_even_in_fp32(short_optimiser):
     schedule, config = train.SCHEDULES["base"], PRESETS["base"]
     peaks = memory.peak_gigabytes(
         plan(config, batch_size=schedule.batch_size, accumulate=schedule.accumulate, device="cuda")
@@ -74,7 +74,7 @@ def test_base_fits_into_15_gb_in_every_stage_even_in_fp32():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("part", "batch_size"), [*((part, 1) for part in memory.PARTS), ("joint", 2)])
-def test_estimate_of_base_is_what_the_profiler_sees_in_a_real_step(part, batch_size, monkeypatch):
+def test_estimate_of_base_is_what_the_profiler_sees_in_a_real_step(part, batch_size, short_optimiser, monkeypatch):
     monkeypatch.setattr(latents, "CACHE_BATCH", batch_size)
     given = plan(PRESETS["base"], batch_size=batch_size)
     estimated = allocated_gigabytes(lambda: do_once(given, part))
