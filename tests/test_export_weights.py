@@ -48,6 +48,7 @@ def test_exported_file_holds_the_network_alone_in_half_precision(checkpoints, tm
     assert {weights.dtype for weights in load_model(path).state_dict().values()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_exported_file_plays_what_best_plays(checkpoints, tmp_path, monkeypatch):
     song = synth.write(tmp_path / "song.wav", 0.3 * synth.song(1, 11, CONFIG.sample_rate), CONFIG.sample_rate)
     assert export(checkpoints, tmp_path / "tiny.pt") == 0

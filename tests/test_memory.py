@@ -336,7 +336,7 @@ def test_dry_run_refuses_what_training_refuses(arguments, tmp_path, capsys, flag
 
 
 def test_training_takes_the_batch_that_the_dry_run_names(arguments, one_gigabyte_an_item, capsys):
-    flags = "--preset tiny --device cpu --batch_size auto --accumulate 3 --memory_limit 7"
+    flags = f"--preset tiny {tiny.NETWORK} --device cpu --batch_size auto --accumulate 3 --memory_limit 7"
     assert train.main(arguments(f"{flags} --dry_run")) == 0
     named = json.loads(capsys.readouterr().out.splitlines()[-1])
     args = arguments(flags)

@@ -101,11 +101,11 @@ def test_same_seed_same_samples_and_another_seed_others(tmp_path, run, own_sound
     assert not np.array_equal(a, c)
 
 
-@pytest.mark.parametrize("flags", [("--steps", 3), ("--guidance", 4), ("--temperature", 0.5)])
-def test_sampling_flags_reach_the_network(tmp_path, run, own_sound_is_heard, flags):
+def test_sampling_flags_reach_the_network(tmp_path, run, own_sound_is_heard):
     assert run(tmp_path / "a.wav", "--seconds", 1) == 0
-    assert run(tmp_path / "b.wav", "--seconds", 1, *flags) == 0
-    assert not np.array_equal(read(tmp_path / "a.wav"), read(tmp_path / "b.wav"))
+    for flags in (("--steps", 3), ("--guidance", 4), ("--temperature", 0.5)):
+        assert run(tmp_path / "b.wav", "--seconds", 1, *flags) == 0
+        assert not np.array_equal(read(tmp_path / "a.wav"), read(tmp_path / "b.wav")), flags
 
 
 def test_several_samples_are_numbered_and_the_second_is_that_of_the_next_seed(tmp_path, run, capsys):
@@ -218,12 +218,14 @@ def test_peak_above_the_limit_is_turned_down_alone_and_is_said(tmp_path, run, mo
     assert np.abs(written[:, : -RATE // 10] - 0.5).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_plot_writes_a_picture_for_each_sample(tmp_path, run):
     assert run(tmp_path / "next.wav", "--seconds", 1, "--num_samples", 2, "--plot", tmp_path / "p" / "next.png") == 0
     assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["next-1.png", "next-2.png"]
     assert (tmp_path / "p" / "next-1.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["wav", "mp3", "m4a"])
 def test_name_that_is_not_utf8_is_read_written_and_drawn(tmp_path, run, song, suffix, needs_ffmpeg):
     source = shutil.copy(song, tmp_path / "in\udcff.flac")

@@ -36,6 +36,7 @@ def names_in(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_folder_of_songs_becomes_a_folder_of_continuations(tmp_path, run, quick, songs, capsys):
     out, pictures = songs / "out", tmp_path / "pictures"
     for _ in range(2):  # the second time what is in `out` is no input
