@@ -13,8 +13,7 @@ from torch import Tensor
 from continuation.spectral import stft
 
 COPIES = 12  # candidates for what follows a context
-LOOP_LAG, LONGEST_LAG = 0.1, 0.8  # of a context's length: the shortest lag of the loop, and of all the longest
-SHORTEST_LAG = 0.04  # of a context's length, of all candidates but the first
+SHORTEST_LAG, LONGEST_LAG = 0.1, 0.8  # of a context's length; what is shorter buzzes when it is played over and over
 LAG_DISTANCE = 0.01  # of a context's length, between the lags of two candidates
 PATTERN = 0.2  # of a context's length, at its end: what is looked for in the sound before it
 SOFTEST_MATCH = 0.01  # its power relative to the pattern's; what is softer matches less
@@ -48,8 +47,7 @@ class Copies:
 def find_copies(x: Tensor, hop: int, count: int = COPIES) -> Copies:
     """Find the lags at which the context x (batch, channels, samples) repeats itself best, LAG_DISTANCE apart."""
     lags, sound, rhythm, score = lag_scores(x, hop)
-    is_loop = lags >= round(LOOP_LAG * x.shape[-1])
-    best = [score.masked_fill(~is_loop, -torch.inf).argmax(-1)]
+    best = [score.argmax(-1)]
     for _ in range(count - 1):
         near = (lags - lags[best[-1]][:, None]).abs() < LAG_DISTANCE * x.shape[-1]
         score = score.masked_fill(near, -torch.inf)
