@@ -210,15 +210,16 @@ class Decoder(nn.Module):
     def forward(
         self, z: Tensor, copies: Copies | None = None, start: int = 0, levels: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Latents (batch, latent_channels, latents), the first of which stands for the samples from `start` on behind
-        the cut -> audio (batch, channels, samples), and the magnitudes that ISTFTHead gives. levels: see Mixer."""
+        """Decode latents (batch, latent_channels, latents), the first of which stands for the samples from `start` on
+        behind the cut -> audio (batch, channels, samples), and the magnitudes that ISTFTHead gives. levels: see
+        Mixer."""
         spectrum, magnitudes = self.head(self.trunk(z))
         if copies is not None:
             spectrum = self.mixer(*self.sources(spectrum, copies, start), copies, levels)
         return self.head.audio(spectrum), magnitudes
 
     def sources(self, own: Tensor, copies: Copies, start: int) -> tuple[Tensor, Tensor]:
-        """Spectra that are mixed, own sound and copies, and that of the context."""
+        """Compute the spectra that are mixed, own sound and copies, and that of the context."""
         sound = copies.play(start, own.shape[-1] * self.head.hop)
         played = self.head.spectrum(sound.flatten(0, 1)).unflatten(0, sound.shape[:2])
         return torch.cat([own[:, None], played], dim=1), self.head.spectrum(copies.context)
@@ -245,14 +246,15 @@ class FlowHead(nn.Module):
         nn.init.zeros_(self.to_velocity.bias)
 
     def forward(self, noisy: Tensor, tokens: Tensor, time: Tensor) -> Tensor:
-        """Velocity at `time` (batch,), 0 noise .. 1 music, of the noisy latents (batch, latent_channels, latents)."""
+        """Compute the velocity at `time` (batch,), 0 noise .. 1 music, of the noisy latents (batch, latent_channels,
+        latents)."""
         token_features = unpatchify(self.from_tokens(tokens), self.latents_per_token)
         x = self.from_latents(noisy) + token_features + self.from_time(self.embed_time(time))[:, :, None]
         return self.to_velocity(self.norm(self.blocks(x)))
 
     @staticmethod
     def embed_time(time: Tensor) -> Tensor:
-        """Sines and cosines of the flow time: (batch,) -> (batch, TIME_FEATURES)."""
+        """Compute sines and cosines of the flow time: (batch,) -> (batch, TIME_FEATURES)."""
         half = TIME_FEATURES // 2
         angles = time[:, None] * 1000.0 ** (torch.arange(half, device=time.device) / (half - 1))
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
@@ -283,7 +285,7 @@ class Core(nn.Module):
         nn.init.zeros_(self.to_levels.bias)
 
     def forward(self, context: Context, context_share: Tensor | None = None) -> Tensor:
-        """Tokens of what follows: (batch, tokens, core_width). The context's latents are standardised.
+        """Compute the tokens of what follows: (batch, tokens, core_width). The context's latents are standardised.
 
         context_share (batch,), 0..1, default 1: how much of the context's latents, counted back from the cut, is not
         replaced by the null vector. At 0 the outlook is missing too: the prediction is unconditional.
@@ -304,7 +306,7 @@ class Core(nn.Module):
         return self.norm(tokens[:, context_tokens.shape[1] :])
 
     def levels(self, tokens: Tensor, context: Context) -> Tensor:
-        """Levels that follow, in nepers: (batch, rows, steps)."""
+        """Compute the levels that follow, in nepers: (batch, rows, steps)."""
         correction = unpatchify(self.to_levels(tokens), self.steps_per_token).float()
         return context.outlook[:, : correction.shape[1]] + correction
 
@@ -333,19 +335,19 @@ class ContinuationModel(nn.Module):
         return Encoder(self.config), Core(self.config), Decoder(self.config)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean and log-variance (legacy: None) of the latents of x (batch, channels, samples)."""
+        """Encode x (batch, channels, samples) as mean and log-variance (legacy: None) of its latents."""
         channels = self.config.channels
         assert x.ndim == 3 and x.shape[1] == channels, f"expected (batch, {channels}, samples), got {tuple(x.shape)}"
         return self.encoder(x)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Latents of x, the posterior mean: (batch, latent_channels, latents)."""
+        """Encode x as the posterior mean of its latents: (batch, latent_channels, latents)."""
         return self.posterior(x)[0]
 
     def encode_context(self, x: Tensor, copies: Copies | None = None, start: int = 0) -> Context:
-        """What the core is told of the chunk x (batch, channels, samples), and of `copies`, by default x's, from
-        `start` samples behind their sound's end on. x is encoded without what follows it, as in generation, so that
-        no future leaks into it."""
+        """Return what the core is told of the chunk x (batch, channels, samples), and of `copies`, by default x's,
+        from `start` samples behind their sound's end on. x is encoded without what follows it, as in generation, so
+        that no future leaks into it."""
         config = self.config
         latents = self.encode(x).float()
         copies = copies or self.copies(x)
@@ -355,21 +357,21 @@ class ContinuationModel(nn.Module):
         return Context(latents, torch.cat(expectation(levels, weights), dim=1))
 
     def levels(self, x: Tensor) -> Tensor:
-        """Levels of audio x (batch, channels, frames * hop), in nepers: (batch, rows, steps)."""
+        """Compute the levels of audio x (batch, channels, frames * hop), in nepers: (batch, rows, steps)."""
         with without_autocast(x):
             return self.decoder.mixer.bands(self.decoder.head.spectrum(x))
 
     def encode_pair(self, x: Tensor) -> dict[str, Tensor]:
-        """Parts of x (batch, channels, 2 * chunk), of ModelConfig.pair_shapes: what the core is told of the first
-        chunk, `context` and `outlook`, and what it should predict: the latents of the second, encoded behind the
-        first, and its levels."""
+        """Return the parts of x (batch, channels, 2 * chunk), of ModelConfig.pair_shapes: what the core is told of
+        the first chunk, `context` and `outlook`, and what it should predict: the latents of the second, encoded
+        behind the first, and its levels."""
         cut, latents = self.config.chunk_samples, self.config.chunk_latents
         context, target = self.encode_context(x[..., :cut]), self.encode(x)[..., latents : 2 * latents].float()
         levels = self.levels(x[..., cut:])
         return {"context": context.latents, "outlook": context.outlook, "target": target, "levels": levels}
 
     def copies(self, x: Tensor) -> Copies | None:
-        """What the decoder may play behind the context x (batch, channels, samples); legacy has no copies."""
+        """Return what the decoder may play behind the context x (batch, channels, samples); legacy has no copies."""
         return find_copies(x, self.config.hop)
 
     def decode(
@@ -380,7 +382,7 @@ class ContinuationModel(nn.Module):
         start: int = 0,
         levels: Tensor | None = None,
     ) -> Tensor:
-        """Audio of latents: (batch, channels, length); by default all samples that the latents stand for.
+        """Decode latents to audio: (batch, channels, length); by default all samples that the latents stand for.
 
         With `copies` of a context, z begins `start` samples behind its end, and the levels (batch, rows, steps) are
         what is wanted in the last steps.
@@ -390,25 +392,26 @@ class ContinuationModel(nn.Module):
     def decode_with_magnitudes(
         self, z: Tensor, copies: Copies | None = None, start: int = 0, levels: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Audio of latents (batch, channels, samples), and the magnitudes that the head asked for above its tones, of
-        mid and side: (batch, channels, bins, frames); legacy: None."""
+        """Decode latents to audio (batch, channels, samples), and the magnitudes that the head asked for above its
+        complex bins, of mid and side: (batch, channels, bins, frames); legacy: None."""
         channels = self.config.latent_channels
         assert z.ndim == 3 and z.shape[1] == channels, f"expected (batch, {channels}, latents), got {tuple(z.shape)}"
         return self.decoder(z, copies, start, levels)
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """decode(encode(x)), of x's own length."""
+        """Return decode(encode(x)), of x's own length."""
         return self.decode(self.encode(x), x.shape[-1])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Both outputs for a context x: its reconstruction and the (one-step) prediction of what follows it."""
+        """Return both outputs for a context x: its reconstruction and the (one-step) prediction of what follows
+        it."""
         latents, levels = self.predict(self.encode_context(x), steps=1)
         return self.reconstruct(x), self.decode(latents, x.shape[-1], self.copies(x), levels=levels)
 
     @torch.no_grad()
     def track_latents(self, mean: Tensor, mean_square: Tensor, momentum: float = 0.02) -> None:
-        """Running mean and standard deviation by channel, while stage 1 trains, from the moments of a batch
-        (latent_channels,)."""
+        """Update the running mean and standard deviation by channel, while stage 1 trains, from the moments of a
+        batch (latent_channels,)."""
         self.latent_mean.lerp_(mean[:, None], momentum)
         self.latent_std.lerp_((mean_square - mean.square()).clamp(min=0).sqrt()[:, None], momentum)
 
@@ -426,7 +429,7 @@ class ContinuationModel(nn.Module):
         seed: int = 0,
         temperature: float = 1.0,
     ) -> Prediction:
-        """Latents and levels of the next chunk, given the context of one.
+        """Compute the latents and levels of the next chunk, given the context of one.
 
         Latents are sampled by Euler steps of the rectified flow from noise (standard deviation `temperature`, drawn
         from `seed`) to music (Liu et al. 2022), with classifier-free guidance (Ho and Salimans 2022; 1 is none). A
@@ -453,7 +456,8 @@ class ContinuationModel(nn.Module):
         self, audio, seconds: float = 10, seed: int = 0, steps: int = SAMPLING_STEPS, guidance: float = GUIDANCE,
         temperature: float = 1.0, with_input: bool = False,
     ) -> Tensor:  # fmt: skip
-        """What follows `audio` (channels, samples): (channels, round(seconds x rate)), on the CPU, at its rate.
+        """Return what follows `audio` (channels, samples): (channels, round(seconds x rate)), on the CPU, at its
+        rate.
 
         Only the last chunk of `audio` is heard. Beyond a chunk the core goes on from its own sound; the decoder goes
         on playing copies of `audio` itself, so that the continuation stays that song, at its level. `with_input` puts
@@ -518,12 +522,12 @@ def make_model(config: ModelConfig) -> ContinuationModel:
 
 
 def rms_gain(x: Tensor) -> Tensor:
-    """What brings audio to the level that contexts are heard at."""
+    """Return what brings audio to the level that contexts are heard at."""
     return CONTEXT_LEVEL / x.square().mean().sqrt().clamp(min=QUIETEST_RMS)
 
 
 def with_overrides(preset: str, **fields) -> ModelConfig:
-    """A preset's config with the fields that are not None replaced."""
+    """Return a preset's config with the fields that are not None replaced."""
     return replace(PRESETS[preset], **{name: value for name, value in fields.items() if value is not None})
 
 
@@ -567,14 +571,15 @@ def build_model(state: dict, device="cpu") -> ContinuationModel:
 
 
 def config_of(state: dict) -> ModelConfig:
-    """The config of a checkpoint; ValueError for one of no network."""
+    """Return the config of a checkpoint; ValueError for one of no network."""
     if unknown := state["config"].keys() - {field.name for field in fields(ModelConfig)}:
         raise ValueError(f"it has a size called {min(unknown, key=str)!r}")
     return ModelConfig(**state["config"])
 
 
 def exceeds_base(config: ModelConfig) -> bool:
-    """Whether a network may take much memory: only then is it worth the seconds that torch's meta device takes."""
+    """Return whether a network may take much memory: only then is it worth the seconds that torch's meta device
+    takes."""
 
     def largest(size) -> int:
         return max(size) if isinstance(size, tuple) else size

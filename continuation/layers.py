@@ -12,8 +12,9 @@ WINDOW_HOPS = 4  # of the encoder's filters and of the decoder's inverse STFT
 
 
 def typical_magnitude(bins: int, window_hops: int = WINDOW_HOPS) -> Tensor:
-    """Of music at CONTEXT_LEVEL, where a full-scale sine is 1, in the first `bins` bins of a DFT over so many hops:
-    (bins, 1). It falls by 40 dB from 100 Hz to 5 kHz; divided by it, all bins are of a size."""
+    """Return the typical magnitude of music at CONTEXT_LEVEL, where a full-scale sine is 1, in the first `bins` bins
+    of a DFT over so many hops: (bins, 1). It falls by 40 dB from 100 Hz to 5 kHz; divided by it, all bins are of a
+    size."""
     frequencies = torch.arange(bins) * (FRAME_RATE_HZ / window_hops)
     return (0.025 / (1 + (frequencies / 400) ** 1.7))[:, None]
 
@@ -50,12 +51,13 @@ class ConvNeXtBlock(nn.Module):
 
 
 def blocks(width: int, count: int) -> nn.Sequential:
-    """Every second block looks four times as far."""
+    """Make ConvNeXt blocks, of which every second looks four times as far."""
     return nn.Sequential(*(ConvNeXtBlock(width, dilation=4 if i % 2 else 1) for i in range(count)))
 
 
 def without_autocast(x: Tensor):
-    """A context in which x is computed with in its own precision; the meta device has no autocast to turn off."""
+    """Return a context in which x is computed with in its own precision; the meta device has no autocast to turn
+    off."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from continuation.context import Context
-from continuation.spectral import TONES_HZ, mid_side, stft
+from continuation.spectral import COMPLEX_HZ, mid_side, stft
 
 SPECTRAL_SECONDS = 2048 / 12000  # the longest window, which sees the partials of a hum; each next is half as long
 SPECTRAL_SIZES = 5
 BANDS = 32
 QUIET_LEVEL = 0.03  # softer ones do not count
 LINEAR_FROM_RATIO = 7.4  # of the powers of reference and estimate, 8.7 dB
-LEVEL_WEIGHT = 0.5  # of the levels above the tones, beside the spectral distance
+LEVEL_WEIGHT = 0.5  # of the magnitudes above the complex bins, beside the spectral distance
 QUIET_MAGNITUDE = 1e-2  # added to a bin before its logarithm, so that much softer ones do not count
 PHASE_WEIGHT = 0.75  # of the phase distance and the waveform's error, beside the spectral distance
 FULL_LEVEL_POWER = 0.01  # of a signal at -20 dBFS RMS, the level of every context
@@ -28,21 +28,22 @@ LEVELS_WEIGHT = 2.0  # of the predicted levels, beside the flow
 
 
 def spectral_sizes(sample_rate: int) -> list[int]:
-    """Window lengths in samples, 4096 ... 256 at 24 kHz, scaled with the rate to the nearest power of two."""
+    """Return the window lengths in samples, 4096 ... 256 at 24 kHz, scaled with the rate to the nearest power of
+    two."""
     largest = 2 ** round(math.log2(SPECTRAL_SECONDS * sample_rate))
     return [largest >> i for i in range(SPECTRAL_SIZES)]
 
 
 def spectrum(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Spectra of x (batch, channels, samples) at a hop of size/4: (batch, channels, frames, bins, 2) real and
-    imaginary, and their magnitude (batch, channels, frames, bins), whose gradient is finite at zero."""
+    """Compute the spectra of x (batch, channels, samples) at a hop of size/4: (batch, channels, frames, bins, 2) real
+    and imaginary, and their magnitude (batch, channels, frames, bins), whose gradient is finite at zero."""
     parts = torch.view_as_real(stft(x, size, size // 4))
     return parts, ((parts * parts).sum(-1) + 1e-8).sqrt()
 
 
 def spectral_distance(reference: Tensor, estimate: Tensor) -> Tensor:
-    """Mean |ln ratio| of two magnitudes (batch, channels, frames, bins), plus twice that of their levels in bands,
-    plus half that of these bands' levels over all frames, plus spectral convergence: (batch,).
+    """Compute the mean |ln ratio| of two magnitudes (batch, channels, frames, bins), plus twice that of their levels
+    in bands, plus half that of these bands' levels over all frames, plus spectral convergence: (batch,).
 
     A bin of noise is as often too loud as too soft, whatever its level; a band's level says how loud it should be. In
     the median over frames: most of the energy is in the few loud ones, which the level over all frames speaks for.
@@ -57,26 +58,26 @@ def spectral_distance(reference: Tensor, estimate: Tensor) -> Tensor:
 
 
 def band_power(magnitude: Tensor) -> Tensor:
-    """Mean square magnitude in equal bands of at least 2 bins, all but that of 0 Hz: (batch, channels, frames,
-    bands)."""
+    """Compute the mean square magnitude in equal bands of at least 2 bins, all but that of 0 Hz: (batch, channels,
+    frames, bands)."""
     bins = magnitude.shape[-1] - 1
     return magnitude[..., 1:].square().unflatten(-1, (min(BANDS, bins // 2), -1)).mean(-1)
 
 
 def level_distance(reference: Tensor, estimate: Tensor) -> Tensor:
-    """|ln ratio| of two powers as magnitudes, element by element."""
+    """Compute |ln ratio| of two powers as magnitudes, element by element."""
     return ((estimate + 1e-6).log() - (reference + 1e-6).log()).abs() / 2
 
 
 def phase_distance(reference: tuple, estimate: tuple, sample_rate: int) -> Tensor:
-    """Mean |difference| of two `spectrum` outputs with magnitudes compressed to |X|^0.5, over the reference's:
-    (batch,).
+    """Compute the mean |difference| of two `spectrum` outputs with magnitudes compressed to |X|^0.5, over the
+    reference's: (batch,).
 
-    Bins count fully up to the first of TONES_HZ and fade out up to the second: where phases cannot be known, the
+    Bins count fully up to the first of COMPLEX_HZ and fade out up to the second: where phases cannot be known, the
     best guess of a complex value is zero, and asking for it would only make the sound dull.
     """
     bins = reference[1].shape[-1]
-    whole, gone = TONES_HZ
+    whole, gone = COMPLEX_HZ
     frequencies = torch.linspace(0, sample_rate / 2, bins, device=reference[1].device)
     weight = ((gone - frequencies) / (gone - whole)).clamp(0, 1)
     used = min(bins, math.ceil(2 * gone * (bins - 1) / sample_rate))
@@ -88,8 +89,8 @@ def phase_distance(reference: tuple, estimate: tuple, sample_rate: int) -> Tenso
 
 
 def level_divergence(reference: Tensor, estimate: Tensor) -> Tensor:
-    """Itakura-Saito divergence of the powers of two levels (batch, channels, bins, frames), linear in the logarithm
-    beyond LINEAR_FROM_RATIO, where it would explode: (batch,).
+    """Compute the Itakura-Saito divergence of the powers of two levels (batch, channels, bins, frames), linear in the
+    logarithm beyond LINEAR_FROM_RATIO, where it would explode: (batch,).
 
     But for a constant it is minus the logarithm of the likelihood of normal noise (Fevotte et al. 2009): of noise the
     estimate has the right power in the mean, where logarithms are right in the median. Single bins that are louder
@@ -99,18 +100,18 @@ def level_divergence(reference: Tensor, estimate: Tensor) -> Tensor:
     beyond = (log_ratio - math.log(LINEAR_FROM_RATIO)).clamp(min=0)
     ratio = (log_ratio - beyond).exp() * (1 + beyond)
     divergence = (ratio - log_ratio - 1).flatten(1)
-    return divergence.sum(1) / max(1, divergence.shape[1])  # below a rate of 1800 Hz all bins have tones
+    return divergence.sum(1) / max(1, divergence.shape[1])  # below a rate of 1800 Hz all bins are complex
 
 
 def waveform_mse(reference: Tensor, estimate: Tensor) -> Tensor:
-    """Mean squared error of the samples: (batch,)."""
+    """Compute the mean squared error of the samples: (batch,)."""
     error = reference.float() - estimate.float()
     return (error * error).mean((1, 2))
 
 
 def reconstruction_losses(x: Tensor, y: Tensor, sample_rate: int, size: int, in_mid_side: bool) -> dict[str, Tensor]:
-    """Losses of the reconstruction y of x (batch, channels, samples), (batch,) each, at one window length and in one
-    stereo basis.
+    """Compute the losses of the reconstruction y of x (batch, channels, samples), (batch,) each, at one window length
+    and in one stereo basis.
 
     Drawn at random a step they estimate, without bias and at a tenth of its spectra, the mean over all window
     lengths, left and right, mid and side. The target's spectrum needs no gradient.
@@ -130,14 +131,14 @@ def reconstruction_losses(x: Tensor, y: Tensor, sample_rate: int, size: int, in_
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL divergence of the posterior from a standard normal, mean over latents: (batch,)."""
+    """Compute the KL divergence of the posterior from a standard normal, mean over latents: (batch,)."""
     mean, log_variance = mean.float(), log_variance.float()
     return 0.5 * (mean * mean + log_variance.exp() - 1 - log_variance).mean((1, 2))
 
 
 def latent_noise(model, mean: Tensor, log_variance: Tensor, batch: dict) -> Tensor:
-    """The latents that the decoder is trained on: drawn from the posterior, then roughened by up to ROBUST_NOISE of
-    each latent's standard deviation, so that small errors of the core decode well."""
+    """Return the latents that the decoder is trained on: drawn from the posterior, then roughened by up to
+    ROBUST_NOISE of each latent's standard deviation, so that small errors of the core decode well."""
     z = mean + (0.5 * log_variance).exp() * batch["posterior_noise"]
     return z + ROBUST_NOISE * model.latent_std * batch["robust_noise"]
 
@@ -145,8 +146,8 @@ def latent_noise(model, mean: Tensor, log_variance: Tensor, batch: dict) -> Tens
 def reconstruction_parts(
     model, x: Tensor, mean: Tensor, log_variance: Tensor, decoded: tuple[Tensor, Tensor], draw: dict
 ) -> dict[str, Tensor]:
-    """All parts of stage 1's loss, (batch,) each, of x (batch, channels, samples) and what was decoded, audio and
-    levels."""
+    """Compute all parts of stage 1's loss, (batch,) each, of x (batch, channels, samples) and what was decoded, audio
+    and levels."""
     y, magnitudes = decoded
     with torch.no_grad():
         reference = model.decoder.head.magnitudes(x)
@@ -157,14 +158,14 @@ def reconstruction_parts(
 
 
 def total_loss(parts: dict[str, Tensor]) -> Tensor:
-    """Stage 1's loss (batch,). The waveform's error counts relative to the power of a signal at full level."""
+    """Add up stage 1's loss (batch,). The waveform's error counts relative to the power of a signal at full level."""
     waveform = parts["waveform_mse"] / FULL_LEVEL_POWER
     spectral = parts["spectral"] + LEVEL_WEIGHT * parts["levels"]
     return spectral + PHASE_WEIGHT * (parts["phase"] + waveform) + KL_WEIGHT * parts["kl"]
 
 
 def reconstruct_step(model, batch: dict, draw: dict, average=None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Stage 1: loss (batch,) of the reconstruction of batch["x"], and its parts.
+    """Compute stage 1's loss (batch,) of the reconstruction of batch["x"], and its parts.
 
     draw: sample_rate, size and in_mid_side of `reconstruction_losses`. Where `average` is given, the latents' running
     statistics are updated by what it makes of this process's: the mean over all.
@@ -183,7 +184,7 @@ def reconstruct_step(model, batch: dict, draw: dict, average=None) -> tuple[Tens
 
 
 def flow_loss(velocity_of, target: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-    """Rectified-flow loss (batch,) of `velocity_of(noisy latents)` (Liu et al. 2022).
+    """Compute the rectified-flow loss (batch,) of `velocity_of(noisy latents)` (Liu et al. 2022).
 
     target, noise: (batch, latent_channels, latents); time: (batch,), 0 noise .. 1 music. Zero noise at time 0 is
     plain regression: the mse objective.
@@ -194,8 +195,8 @@ def flow_loss(velocity_of, target: Tensor, noise: Tensor, time: Tensor) -> Tenso
 
 
 def prediction_losses(model, batch: dict) -> dict[str, Tensor]:
-    """Losses of predicting from a context, (batch,) each: of the flow, and of the levels, which count only where
-    there is a context.
+    """Compute the losses of predicting from a context, (batch,) each: of the flow, and of the levels, which count
+    only where there is a context.
 
     batch: what ContinuationModel.encode_pair gives, and what windows.sample_flow samples.
     """
@@ -213,12 +214,13 @@ def prediction_losses(model, batch: dict) -> dict[str, Tensor]:
 
 
 def prediction_total(parts: dict[str, Tensor]) -> Tensor:
-    """What the core is trained on: (batch,)."""
+    """Add up what the core is trained on: (batch,)."""
     return parts["prediction"] + LEVELS_WEIGHT * parts["predicted_levels"]
 
 
 def fixed_time_losses(model, pair: dict, noise: Tensor) -> dict[str, Tensor]:
-    """Prediction losses at each of FIXED_TIMES, (times,) each, for validation; mse: the one at time 0 without noise.
+    """Compute the prediction losses at each of FIXED_TIMES, (times,) each, for validation; mse: the one at time 0
+    without noise.
 
     pair: of one window, see ContinuationModel.encode_pair; noise (1, latent_channels, latents).
     """
@@ -230,13 +232,14 @@ def fixed_time_losses(model, pair: dict, noise: Tensor) -> dict[str, Tensor]:
 
 
 def predict_step(model, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
-    """Stage 2a: loss (batch,) of the core on cached latents and levels."""
+    """Compute stage 2a's loss (batch,) of the core on cached latents and levels."""
     parts = prediction_losses(model, batch)
     return prediction_total(parts), parts
 
 
 def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor]]:
-    """Stage 2b: reconstruction as in stage 1 and prediction as in stage 2a, of a batch with the items of both."""
+    """Compute stage 2b's loss, reconstruction as in stage 1 and prediction as in stage 2a, of a batch with the items
+    of both."""
     reconstruction, parts = reconstruct_step(model, batch, draw)
     prediction, predicted = predict_step(model, batch)
     return reconstruction + prediction, parts | predicted
@@ -246,7 +249,8 @@ def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor
 
 
 def legacy_step(model, batch: dict, predict: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss (batch,) of the reconstruction of the first half of batch["x"], with `predict` plus the second half's."""
+    """Compute the loss (batch,) of the reconstruction of the first half of batch["x"], with `predict` plus the second
+    half's."""
     cut = model.config.chunk_samples
     z = model.encode(batch["x"][..., :cut])
     parts = {"waveform_mse": waveform_mse(batch["x"][..., :cut], model.decode(z, cut))}

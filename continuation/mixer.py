@@ -43,8 +43,8 @@ def agreement(error: Tensor) -> Tensor:
 
 
 def expectation(levels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """What the levels of the copies (batch, copies, rows, steps) agree on, their weighted mean, and how far they are
-    from it, the weighted mean distance: (batch, rows, steps) each."""
+    """Return what the levels of the copies (batch, copies, rows, steps) agree on, their weighted mean, and how far
+    they are from it, the weighted mean distance: (batch, rows, steps) each."""
     weights = weights[..., None]
     mean = (weights * levels).sum(1)
     return mean, (weights * (levels - mean[:, None]).abs()).sum(1)
@@ -82,7 +82,7 @@ class Mixer(nn.Module):
 
     @staticmethod
     def shares(copies: Copies, error: Tensor) -> Tensor:
-        """Shares of the sources by band, which add up to 1: (batch, 1 + copies, channels * bands)."""
+        """Compute the shares of the sources by band, which add up to 1: (batch, 1 + copies, channels * bands)."""
         logits = SIMILARITY_LOGIT * copies.similarity.sum(-1, keepdim=True) - ERROR_LOGIT * error.log()
         logits = torch.cat([logits[:, :1] + LOOP_LOGIT, logits[:, 1:]], dim=1)
         return F.pad(logits, (0, 0, 1, 0), value=OWN_LOGIT).softmax(1)

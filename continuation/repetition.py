@@ -33,13 +33,13 @@ class Copies:
     hop: int
 
     def play(self, start: int, length: int) -> Tensor:
-        """Samples start .. start + length behind the cut (a negative start lies before it) of every copy: (batch,
-        copies, channels, length)."""
+        """Return the samples start .. start + length behind the cut (a negative start lies before it) of every copy:
+        (batch, copies, channels, length)."""
         sound = [tile_tail(self.context, lag, start, length, SEAM_HOPS * self.hop) for lag in self.lags.unbind(1)]
         return torch.stack(sound, dim=1)
 
     def seams(self, length: int) -> list[int]:
-        """Where copies of one context begin anew within `length` samples behind the cut, in order."""
+        """Return where copies of one context begin anew within `length` samples behind the cut, in order."""
         return sorted({place for lag in self.lags[0].tolist() for place in range(lag, length, lag)})
 
 
@@ -58,9 +58,9 @@ def find_copies(x: Tensor, hop: int, count: int = COPIES) -> Copies:
 
 
 def tile_tail(x: Tensor, lag: Tensor, start: int, length: int, seam: int = 0) -> Tensor:
-    """The last `lag` (batch,) of x (batch, channels, samples) over and over: what is heard from `start` to `start` +
-    `length` behind x's end. Over the last `seam` of every repetition it fades into what leads up to the next one.
-    Before x's end it is what was heard `lag` earlier."""
+    """Return the last `lag` (batch,) of x (batch, channels, samples) over and over: what is heard from `start` to
+    `start` + `length` behind x's end. Over the last `seam` of every repetition it fades into what leads up to the
+    next one. Before x's end it is what was heard `lag` earlier."""
     time = start + torch.arange(length, device=x.device)
     lag = lag[:, None]
     repetition = (time // lag).clamp(min=0)
@@ -74,13 +74,13 @@ def tile_tail(x: Tensor, lag: Tensor, start: int, length: int, seam: int = 0) ->
 
 
 def gather_samples(x: Tensor, places: Tensor) -> Tensor:
-    """x (batch, channels, samples) at `places` (batch, length)."""
+    """Gather x (batch, channels, samples) at `places` (batch, length)."""
     return x.gather(2, places[:, None].expand(-1, x.shape[1], -1))
 
 
 def lag_scores(x: Tensor, hop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All lags in samples (lags,) at which the end of x (batch, channels, samples) may be found in what came before
-    it, and by lag (batch, lags): the correlation coefficients of the sound and of the onsets, and the score.
+    """Return all lags in samples (lags,) at which the end of x (batch, channels, samples) may be found in what came
+    before it, and by lag (batch, lags): the correlation coefficients of the sound and of the onsets, and the score.
 
     Sound is compared over the last PATTERN, to the sample, onsets over all of x. Played music hardly ever repeats its
     sound, but its beat.
@@ -94,8 +94,8 @@ def lag_scores(x: Tensor, hop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def pattern_similarity(x: Tensor, size: int, lags: Tensor) -> Tensor:
-    """Correlation coefficient of the last `size` samples of x (batch, channels, samples) with those that were there
-    `lags` (lags,) before: (batch, lags)."""
+    """Compute the correlation coefficient of the last `size` samples of x (batch, channels, samples) with those that
+    were there `lags` (lags,) before: (batch, lags)."""
     length = x.shape[-1]
     spectra = torch.fft.rfft(x) * torch.fft.rfft(x[..., -size:], length).conj()
     products = torch.fft.irfft(spectra, length).sum(1)  # by the place where the match begins
@@ -107,9 +107,9 @@ def pattern_similarity(x: Tensor, size: int, lags: Tensor) -> Tensor:
 
 
 def onset_strength(x: Tensor, hop: int) -> Tensor:
-    """By how much each of ONSET_BANDS, equal on a logarithmic scale of frequency, gets louder from frame to frame,
-    less its mean: (batch, at most ONSET_BANDS, samples // hop). The spectral flux of logarithmic magnitudes (Bello et
-    al. 2005)."""
+    """Compute by how much each of ONSET_BANDS, equal on a logarithmic scale of frequency, gets louder from frame to
+    frame, less its mean: (batch, at most ONSET_BANDS, samples // hop). The spectral flux of logarithmic magnitudes
+    (Bello et al. 2005)."""
     size = ONSET_WINDOW_HOPS * hop
     excess = size - hop
     magnitudes = stft(F.pad(x, (excess // 2, excess - excess // 2)), size, hop).abs()
@@ -122,7 +122,7 @@ def onset_strength(x: Tensor, hop: int) -> Tensor:
 
 
 def self_similarity(z: Tensor) -> Tensor:
-    """Correlation coefficient of z (batch, rows, length) with itself, by lag: (batch, length)."""
+    """Compute the correlation coefficient of z (batch, rows, length) with itself, by lag: (batch, length)."""
     z = z.float()
     length = z.shape[-1]
     spectrum = torch.fft.rfft(z, 2 * length)

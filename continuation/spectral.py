@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from continuation.layers import FRAME_RATE_HZ, WINDOW_HOPS, typical_magnitude
 
-TONES_HZ = (600, 900)  # tones up to the first are whole, at the second they have faded out
+COMPLEX_HZ = (600, 900)  # complex values count fully up to the first, and have faded out at the second
 NOISE_GAIN = 2  # where frames are independent, 6 dB are lost as they overlap
-STEADY_HZ = 350  # tones above may not stay the same from frame to frame
+STEADY_HZ = 350  # complex values above may not stay the same from frame to frame
 STEADY_FRAMES = 51  # half a second
 BANDS = 24
 STEP_FRAMES = 4  # frames a step of the levels, 40 ms
@@ -18,8 +18,8 @@ QUIETEST_POWER = 1e-3  # of a band, relative to what is typical; softer ones are
 
 
 def stft(x: Tensor, size: int, hop: int) -> Tensor:
-    """Compute spectra of x (..., samples) in Hann windows of `size` every `hop` samples, without padding, in fp32:
-    complex (..., frames, bins)."""
+    """Compute the spectra of x (..., samples) in Hann windows of `size` every `hop` samples, without padding, in
+    fp32: complex (..., frames, bins)."""
     return torch.fft.rfft(x.float().unfold(-1, size, hop) * torch.hann_window(size, device=x.device))
 
 
@@ -43,81 +43,86 @@ def left_right(x: Tensor) -> Tensor:
 class ISTFTHead(nn.Module):
     """Frames -> spectrum of mid and side -> audio, overlap-added in fp32 and divided by the true sum of squared
     windows, at the edges too (after Vocos, Siuzdak 2023). All bins have noise under a magnitude; low ones, up to the
-    last of TONES_HZ, have tones too, a complex value each. Stereo is made of mid and side, or else noise would always
+    last of COMPLEX_HZ, have a complex value too. Stereo is made of mid and side, or else noise would always
     be wide.
 
     Where a compact code cannot know the phases, a network that is the same at every frame could only repeat one
     phase pattern, a hum at multiples of the frame rate. So from STEADY_HZ on, what stays the same over half a second
-    is taken out of the tones: it would be that hum, whatever the music.
+    is taken out of the complex values: it would be that hum, whatever the music.
     """
 
     def __init__(self, width: int, channels: int, hop: int):
         super().__init__()
         size = WINDOW_HOPS * hop
         self.channels, self.hop, self.bins = channels, hop, size // 2 + 1
-        whole, gone = (hz * WINDOW_HOPS // FRAME_RATE_HZ for hz in TONES_HZ)  # in bins
-        self.tones = min(gone, self.bins)
+        whole, gone = (hz * WINDOW_HOPS // FRAME_RATE_HZ for hz in COMPLEX_HZ)  # in bins
+        self.complex_bins = min(gone, self.bins)
         self.steady = STEADY_HZ * WINDOW_HOPS // FRAME_RATE_HZ  # bins below it
         self.before = (WINDOW_HOPS - 1) * hop // 2  # samples that the first frame hears before the audio begins
-        weight = ((gone - torch.arange(self.tones)[:, None]) / (gone - whole)).clamp(max=1)
+        weight = ((gone - torch.arange(self.complex_bins)[:, None]) / (gone - whole)).clamp(max=1)
         scale = size / 4 * typical_magnitude(self.bins)
-        self.register_buffer("tone_scale", scale[: self.tones] * weight, persistent=False)
+        self.register_buffer("complex_scale", scale[: self.complex_bins] * weight, persistent=False)
         self.register_buffer("scale", scale / NOISE_GAIN, persistent=False)
         self.register_buffer("window", torch.hann_window(size), persistent=False)
-        self.project = nn.Conv1d(width, channels * (2 * self.tones + self.bins), 1)
+        self.project = nn.Conv1d(width, channels * (2 * self.complex_bins + self.bins), 1)
         with torch.no_grad():  # start quiet: a loud start costs the first hundred steps
             self.project.weight.mul_(0.3)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames (batch, width, frames) -> spectrum of mid and side, complex (batch, channels, bins, frames), and the
-        magnitudes asked for in the bins without tones, in their unit: (batch, channels, bins, frames)."""
+        """Turn frames (batch, width, frames) into the spectrum of mid and side, complex (batch, channels, bins,
+        frames), and the magnitudes asked for in the bins without complex values, in their unit: (batch, channels,
+        bins, frames)."""
         x = self.project(x).float().view(len(x), self.channels, -1, x.shape[-1])
-        real, imaginary, log_magnitudes = x.split([self.tones, self.tones, self.bins], dim=2)
-        tones = torch.complex(*(self.subtract_local_mean(part) * self.tone_scale for part in (real, imaginary)))
+        real, imaginary, log_magnitudes = x.split([self.complex_bins, self.complex_bins, self.bins], dim=2)
+        values = torch.complex(*(self.subtract_local_mean(part) * self.complex_scale for part in (real, imaginary)))
         magnitudes = self.magnitude_activation(log_magnitudes)
         noise = NOISE_GAIN * self.noise(x.shape[-1], x.device) * (magnitudes * self.scale)
-        return F.pad(tones, (0, 0, 0, self.bins - self.tones)) + noise, magnitudes[:, :, self.tones :]
+        return F.pad(values, (0, 0, 0, self.bins - self.complex_bins)) + noise, magnitudes[:, :, self.complex_bins :]
 
     def audio(self, spectrum: Tensor) -> Tensor:
-        """Spectrum of mid and side (batch, channels, bins, frames) -> audio (batch, channels, frames * hop)."""
+        """Turn a spectrum of mid and side (batch, channels, bins, frames) into audio (batch, channels, frames *
+        hop)."""
         frames = spectrum.shape[-1]
         return left_right(self.istft(spectrum)[..., self.before : self.before + frames * self.hop])
 
     def spectrum(self, x: Tensor) -> Tensor:
-        """Audio (batch, channels, frames * hop) -> spectrum of mid and side (batch, channels, bins, frames)."""
+        """Turn audio (batch, channels, frames * hop) into the spectrum of mid and side (batch, channels, bins,
+        frames)."""
         x = F.pad(x.float(), (self.before, (WINDOW_HOPS - 1) * self.hop - self.before))
         return stft(mid_side(x), len(self.window), self.hop).transpose(2, 3)
 
     def istft(self, spectrum: Tensor) -> Tensor:
-        """Complex (batch, channels, bins, frames) -> audio (batch, channels, (frames + WINDOW_HOPS - 1) * hop)."""
+        """Turn complex (batch, channels, bins, frames) into audio (batch, channels, (frames + WINDOW_HOPS - 1) *
+        hop)."""
         pieces = torch.fft.irfft(spectrum.flatten(0, 1), dim=1).transpose(1, 2) * self.window
         envelope = self.overlap_add(self.window.square().expand(1, spectrum.shape[-1], -1))
         return (self.overlap_add(pieces) / envelope.clamp(min=1e-4)).unflatten(0, spectrum.shape[:2])
 
     def magnitudes(self, x: Tensor) -> Tensor:
-        """Magnitudes of audio x (batch, channels, frames * hop) in mid and side, relative to half of what is typical,
-        in the bins without tones: (batch, channels, bins, frames)."""
-        return (self.spectrum(x).abs() / self.scale)[:, :, self.tones :]
+        """Compute the magnitudes of audio x (batch, channels, frames * hop) in mid and side, relative to half of what
+        is typical, in the bins without complex values: (batch, channels, bins, frames)."""
+        return (self.spectrum(x).abs() / self.scale)[:, :, self.complex_bins :]
 
     def subtract_local_mean(self, x: Tensor) -> Tensor:
-        """A part of the tones (batch, channels, tones, frames), in higher bins less its mean over half a second."""
+        """Subtract the mean over half a second from a part of the complex values (batch, channels, complex_bins,
+        frames), in the higher bins."""
         low, high = x[:, :, : self.steady], x[:, :, self.steady :]
         mean = F.avg_pool1d(high.flatten(1, 2), STEADY_FRAMES, 1, STEADY_FRAMES // 2, count_include_pad=False)
         return torch.cat([low, high - mean.view_as(high)], dim=2)
 
     @staticmethod
     def magnitude_activation(x: Tensor) -> Tensor:
-        """Levels of network outputs. They start low, and change by 43 dB when an output changes by 1."""
+        """Turn network outputs into magnitudes. They start low, and change by 43 dB when an output changes by 1."""
         return (5 * x - 2).clamp(-9, 5).exp()
 
     def noise(self, frames: int, device) -> Tensor:
-        """Complex normal, (channels, bins, frames), the same at every call."""
+        """Draw complex normal noise, (channels, bins, frames), the same at every call."""
         generator = torch.Generator().manual_seed(0)
         shape = (frames, self.channels, self.bins)
         return torch.randn(shape, dtype=torch.complex64, generator=generator).permute(1, 2, 0).to(device)
 
     def overlap_add(self, pieces: Tensor) -> Tensor:
-        """(n, frames, size) -> (n, (frames + WINDOW_HOPS - 1) * hop)."""
+        """Overlap-add (n, frames, size) -> (n, (frames + WINDOW_HOPS - 1) * hop)."""
         count, frames, _ = pieces.shape
         parts = pieces.unflatten(-1, (WINDOW_HOPS, self.hop)).unbind(2)
         total = sum(F.pad(part, (0, 0, i, WINDOW_HOPS - 1 - i)) for i, part in enumerate(parts))
@@ -125,22 +130,23 @@ class ISTFTHead(nn.Module):
 
 
 def band_edges(bins: int) -> list[int]:
-    """First bins of at most BANDS bands and the end of the last: single bins of 25 Hz, then equal on a logarithmic
-    scale."""
+    """Return the first bins of at most BANDS bands and the end of the last: single bins of 25 Hz, then equal on a
+    logarithmic scale."""
     single = BANDS // 3
     ratio = (bins / single) ** (1 / (BANDS - single))
     return sorted({*range(single), *(round(single * ratio**i) for i in range(BANDS - single + 1))})
 
 
 def pooling(bins: int) -> Tensor:
-    """Mean over the bins of each band: (bands, bins)."""
+    """Compute the mean over the bins of each band: (bands, bins)."""
     places = torch.arange(bins)
     rows = torch.stack([(places >= low) & (places < high) for low, high in pairwise(band_edges(bins))]).float()
     return rows / rows.sum(1, keepdim=True)
 
 
 def interpolation(bins: int) -> Tensor:
-    """Linear interpolation between the middles of the bands, flat beyond the outermost: (bins, bands)."""
+    """Compute the weights of linear interpolation between the middles of the bands, flat beyond the outermost: (bins,
+    bands)."""
     edges = torch.tensor(band_edges(bins), dtype=torch.float)
     middles = (edges[:-1] + edges[1:] - 1) / 2
     way = ((torch.arange(bins)[:, None] - middles[:-1]) / middles.diff()).clamp(0, 1)  # from each middle to the next

@@ -28,7 +28,7 @@ class Stem(nn.Module):
 
     @staticmethod
     def windowed_dft(size: int) -> Tensor:
-        """Real parts, then imaginary parts, of a Hann-windowed DFT: (size + 2, size)."""
+        """Return real parts, then imaginary parts, of a Hann-windowed DFT: (size + 2, size)."""
         phase = 2 * math.pi * torch.outer(torch.arange(size // 2 + 1.0), torch.arange(size) - size / 2) / size
         window = torch.hann_window(size)
         return torch.cat([phase.cos() * window, -phase.sin() * window])

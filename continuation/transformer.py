@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def rotary_angles(positions: int, size: int, device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary position embedding (Su et al. 2021): (positions, size / 2) each."""
+    """Compute the cosines and sines of rotary position embedding (Su et al. 2021): (positions, size / 2) each."""
     frequencies = 10000.0 ** (-torch.arange(0, size, 2, device=device).float() / size)
     angles = torch.outer(torch.arange(positions, device=device).float(), frequencies)
     return angles.cos(), angles.sin()
@@ -62,10 +62,10 @@ class TransformerBlock(nn.Module):
 
 
 def patchify(x: Tensor, count: int) -> Tensor:
-    """Neighbours into tokens: (batch, channels, tokens x count) -> (batch, tokens, count x channels)."""
+    """Stack neighbours into tokens: (batch, channels, tokens x count) -> (batch, tokens, count x channels)."""
     return x.transpose(1, 2).unflatten(1, (-1, count)).flatten(2)
 
 
 def unpatchify(tokens: Tensor, count: int) -> Tensor:
-    """(batch, tokens, count x channels) -> (batch, channels, tokens x count)."""
+    """Undo `patchify`: (batch, tokens, count x channels) -> (batch, channels, tokens x count)."""
     return tokens.unflatten(-1, (count, -1)).flatten(1, 2).transpose(1, 2)

@@ -32,8 +32,8 @@ def means_of(rows: list[dict]) -> dict[str, float]:
 
 
 def continuation_distance(truth: Tensor, sound: Tensor, sample_rate: int) -> float:
-    """How far a continuation (1, channels, samples) is from the true one, in spectra, onsets and notes: the MR-STFT
-    distance, plus 1 - onset correlation, plus 1 - chroma cosine; an undefined one counts as none."""
+    """Compute how far a continuation (1, channels, samples) is from the true one, in spectra, onsets and notes: the
+    MR-STFT distance, plus 1 - onset correlation, plus 1 - chroma cosine; an undefined one counts as none."""
     truth, sound = (x[0].float().cpu().numpy() for x in (truth, sound))
     onsets = metrics.onset_correlation(*(metrics.Sound(x, sample_rate) for x in (truth, sound)))
     chroma = metrics.chroma_cosine(truth, sound, sample_rate)
@@ -64,22 +64,22 @@ class Validation:
         return self.reconstruction() if stage == 1 else self.prediction()
 
     def pairs(self, count: int) -> list[int]:
-        """Numbers of `count` pairs, evenly spaced over the split."""
+        """Return the numbers of `count` pairs, evenly spaced over the split."""
         return np.unique(np.linspace(0, len(self.windows) - 1, count).round().astype(int)).tolist()
 
     def groups(self, pairs: list[int]) -> list[str]:
-        """The group of each pair: pairs of one group are the same music."""
+        """Return the group of each pair: pairs of one group are the same music."""
         return [self.windows.song(pair)["group"] for pair in pairs]
 
     def audio(self, pair: int) -> Tensor:
-        """Context and target, (1, channels, 2 * chunk)."""
+        """Return context and target, (1, channels, 2 * chunk)."""
         return self.batch(self.windows.pair(pair))
 
     def batch(self, x: np.ndarray) -> Tensor:
         return torch.from_numpy(x)[None].to(self.model.latent_mean.device)
 
     def reconstruction(self) -> dict[str, float]:
-        """Stage 1's loss over all window lengths and both stereo bases, and distances of the decoded audio."""
+        """Return stage 1's loss over all window lengths and both stereo bases, and distances of the decoded audio."""
         rows = []
         for pair in self.pairs(2 * DECODED):
             x = self.audio(pair)[..., : self.config.chunk_samples]
@@ -95,7 +95,7 @@ class Validation:
         return means_of(rows)
 
     def reconstruction_loss(self, *coded) -> float:
-        """Mean over all window lengths and stereo bases, of which a training step draws one."""
+        """Compute the mean over all window lengths and stereo bases, of which a training step draws one."""
         found = []
         for size, basis in self.spectral_draws():
             draw = {"sample_rate": self.config.sample_rate, "size": size, "in_mid_side": basis}
@@ -103,8 +103,8 @@ class Validation:
         return sum(found) / len(found)
 
     def prediction(self) -> dict[str, float]:
-        """Stage 2's loss at fixed times and noise, its parts, and the context gain: how much the loss grows with the
-        context of another song, or of another passage of the same song."""
+        """Return stage 2's loss at fixed times and noise, its parts, and the context gain: how much the loss grows
+        with the context of another song, or of another passage of the same song."""
         encoded = self.encoded_pairs()
         groups = self.groups(list(encoded))
         rows = []
@@ -121,18 +121,18 @@ class Validation:
         return means_of(rows) | means_of([self.against_repetition(number) for number in self.pairs(2 * DECODED)])
 
     def loss_with(self, foreign: dict, number: int, pair: dict) -> float:
-        """Loss of predicting a pair's target from a foreign context."""
+        """Compute the loss of predicting a pair's target from a foreign context."""
         parts = self.prediction_parts(number, pair | {part: foreign[part] for part in ("context", "outlook")})
         return losses.prediction_total(parts).mean().item()
 
     def prediction_parts(self, number: int, pair: dict) -> dict[str, Tensor]:
-        """Losses at each of the fixed times, with the fixed noise of the pair."""
+        """Return the losses at each of the fixed times, with the fixed noise of the pair."""
         with self.autocast():
             return losses.fixed_time_losses(self.model, pair, self.noise(number, pair["target"].shape))
 
     def against_repetition(self, number: int) -> dict[str, float]:
-        """Distances from the true continuation: of the one-step continuation, and of two without a network, the loop
-        and the input repeated."""
+        """Compute the distances from the true continuation: of the one-step continuation, and of two without a
+        network, the loop and the input repeated."""
         heard, truth = self.audio(number).split(self.config.chunk_samples, dim=-1)
         copies = self.model.copies(heard)
         with self.autocast():
@@ -143,11 +143,12 @@ class Validation:
         return {name: continuation_distance(truth, sound, self.config.sample_rate) for name, sound in sounds.items()}
 
     def spectral_draws(self) -> list[tuple[int, bool]]:
-        """Every window length and stereo basis."""
+        """Return every window length and stereo basis."""
         return list(product(losses.spectral_sizes(self.config.sample_rate), (False, True)))
 
     def encoded_pairs(self) -> dict[int, tuple[dict, dict | None]]:
-        """By number, a pair as stage 2 reads it, and that of another passage of the song where there is one."""
+        """Return, by number, a pair as stage 2 reads it, and that of another passage of the song where there is
+        one."""
         if self.cached is None:
             self.cached = {}
             for number in self.pairs(PAIRS):
@@ -161,7 +162,7 @@ class Validation:
         return self.cached
 
     def encode_pair(self, x: Tensor) -> dict[str, Tensor]:
-        """A pair's parts, rounded to fp16 as in the latent cache."""
+        """Return a pair's parts, rounded to fp16 as in the latent cache."""
         with self.autocast():
             return {name: part.half().float() for name, part in self.model.encode_pair(x).items()}
 
@@ -170,7 +171,8 @@ class Validation:
         return torch.from_numpy(rng.standard_normal(shape, dtype="float32")).to(self.model.latent_mean.device)
 
     def legacy(self, stage: int) -> dict[str, float]:
-        """The legacy network: squared errors of the waveform; the context gain is that of the decoded prediction."""
+        """Compute the measures of the legacy network: squared errors of the waveform; the context gain is that of the
+        decoded prediction."""
         pairs, rows = self.pairs(2 * DECODED), []
         groups = self.groups(pairs)
         cut = self.config.chunk_samples
@@ -188,7 +190,8 @@ class Validation:
 
     @torch.no_grad()
     def continuation(self) -> dict[str, float]:
-        """Measures of sampled continuations of a few pairs: spread of the latents, loudness, waveform error."""
+        """Compute the measures of sampled continuations of a few pairs: spread of the latents, loudness, waveform
+        error."""
         rows = []
         for pair in self.pairs(DECODED):
             x = self.audio(pair)

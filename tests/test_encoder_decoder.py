@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from small_networks import RATE, noise, small_network
 
 from continuation.layers import typical_magnitude
-from continuation.spectral import STEADY_HZ, TONES_HZ, ISTFTHead, stft
+from continuation.spectral import COMPLEX_HZ, STEADY_HZ, ISTFTHead, stft
 from continuation.stems import Stem
 from model import ContinuationModel
 
@@ -116,8 +116,8 @@ def tone_power(frames: torch.Tensor, above_hz: float) -> float:
     torch.manual_seed(0)
     head = ISTFTHead(width=8, channels=1, hop=120)
     whole = head.audio(head(frames)[0])
-    head.project.weight[: 2 * head.tones] = 0
-    head.project.bias[: 2 * head.tones] = 0
+    head.project.weight[: 2 * head.complex_bins] = 0
+    head.project.bias[: 2 * head.complex_bins] = 0
     x = (whole - head.audio(head(frames)[0]))[0, 0]
     power = torch.fft.rfft(x * torch.hann_window(len(x))).abs().square()
     return float(power[round(above_hz * len(x) / 12000) :].sum() / power.sum())
@@ -142,8 +142,8 @@ def test_audio_of_a_spectrum_of_sound_is_that_sound(channels):
 
 def test_head_has_no_tones_where_phases_cannot_be_known():
     frames = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 8, 200), dtype=np.float32))
-    assert tone_power(frames, 1.1 * TONES_HZ[1]) < 1e-6
-    assert tone_power(frames, TONES_HZ[0]) > 1e-3
+    assert tone_power(frames, 1.1 * COMPLEX_HZ[1]) < 1e-6
+    assert tone_power(frames, COMPLEX_HZ[0]) > 1e-3
 
 
 def test_head_cannot_hum():

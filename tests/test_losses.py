@@ -193,13 +193,13 @@ def phase_distance(x: torch.Tensor, y: torch.Tensor, rate: int = 12000, size: in
 
 
 def test_phases_count_where_they_are_asked_for_and_not_above():
-    low, high = tone(0.6 * spectral.TONES_HZ[0]), tone(1.2 * spectral.TONES_HZ[1])
+    low, high = tone(0.6 * spectral.COMPLEX_HZ[0]), tone(1.2 * spectral.COMPLEX_HZ[1])
     assert phase_distance(low, -low) > 1
     assert phase_distance(low + high, low - high) < 0.05
 
 
 def test_phases_that_fade_out_count_in_part():
-    whole, gone = spectral.TONES_HZ
+    whole, gone = spectral.COMPLEX_HZ
     wrong = [
         phase_distance(tone(300) + tone(f), tone(300) - tone(f))
         for f in (0.9 * whole, (whole + gone) / 2, 1.2 * gone)
