@@ -109,7 +109,7 @@ def test_losses_of_two_processes_are_those_of_one_with_twice_the_batch(dataset, 
 
 @pytest.mark.slow
 def test_run_goes_on_with_another_number_of_processes_and_says_so(dataset, tmp_path):
-    flags = f"{NO_DROPOUT} --batch_size 2 --stage1_steps 2 --stage2_steps"
+    flags = f"{NO_DROPOUT} --batch_size 2 --joint_share 0.75 --stage1_steps 2 --stage2_steps"
     run(2, dataset, tmp_path, f"{flags} 2")
     assert "1 processes now, 2 before: 2 items a step" in run(1, dataset, tmp_path, f"{flags} 4")
     assert "2 processes now, 1 before: 4 items a step" in run(2, dataset, tmp_path, f"{flags} 6")
