@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole way on two CPU cores, in under 10 minutes: the weights in the box continue a song, are trained on the songs
-# for a few minutes, and continue it again.
+# The whole way on two CPU cores (14 minutes where both were busy): the weights in the box continue a song, are trained on
+# its songs for a few minutes, and continue it again.
 #
 #   bash scripts/demo.sh              with songs that it synthesises
 #   bash scripts/demo.sh FOLDER       with your own: a dozen or more, the longer the better
