@@ -210,8 +210,10 @@ def workers_of(pid: int) -> list[int]:
 
 
 def is_running(pid: int) -> bool:
+    """Its first thread may be a zombie while others still hold its files, and so their locks."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
     except (FileNotFoundError, ProcessLookupError):  # the latter when it goes between opening and reading
         return False
-    return state != "Z"
+    return state != "Z" or threads > 1
