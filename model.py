@@ -6,12 +6,11 @@ Shapes, everywhere in this file:
     x        (batch, channels, samples)             audio in -1..1
     frames   (batch, width, frames)                 100 a second
     latents  (batch, latent_channels, latents)      one a frame (legacy: one in 40 samples)
-    levels   (batch, rows, steps)                   log magnitudes in bands of mid and side, 25 a second
+    outlook  (batch, 2 * rows, steps)               levels in bands that the copies agree on, 25 a second
     tokens   (batch, tokens, core_width)            25 a second (tiny: 12.5)
 
-Three parts: the encoder (convolution and pooling), the core (a transformer over latents and levels) and the decoder,
-which plays copies of the sound that was heard beside its own, at the levels that the core predicts (repetition.py,
-mixer.py).
+Three parts: the encoder (convolution and pooling), the core (a transformer and a flow over latents) and the decoder,
+which mixes its own sound with copies of the context (repetition.py, mixer.py).
 Two outputs: the reconstruction decode(encode(x)) and the decoded prediction of what follows x.
 """
 
@@ -22,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from continuation import checkpoint, model_tables
-from continuation.context import Context, Prediction
+from continuation.context import Context
 from continuation.layers import (
     CONTEXT_LEVEL,
     FRAME_RATE_HZ,
@@ -34,7 +33,7 @@ from continuation.layers import (
     without_autocast,
 )
 from continuation.legacy import LEGACY_HOP, LegacyCore, LegacyDecoder, LegacyEncoder
-from continuation.mixer import Mixer, agreement, expectation, past_error
+from continuation.mixer import Mixer, copy_weights, expectation
 from continuation.repetition import Copies, find_copies
 from continuation.spectral import STEP_FRAMES, ISTFTHead, band_edges
 from continuation.stems import LongStem, Stem
@@ -139,8 +138,8 @@ class ModelConfig:
     def pair_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of what stage 2 learns from, see ContinuationModel.encode_pair."""
         latents = (self.latent_channels, self.chunk_latents)
-        levels = (self.level_rows, self.chunk_latents // STEP_FRAMES)
-        return {"context": latents, "outlook": (2 * levels[0], levels[1]), "target": latents, "levels": levels}
+        outlook = (2 * self.level_rows, self.chunk_latents // STEP_FRAMES)
+        return {"context": latents, "outlook": outlook, "target": latents}
 
 
 PRESETS = {
@@ -207,15 +206,12 @@ class Decoder(nn.Module):
         self.head = ISTFTHead(second, config.channels, config.hop)
         self.mixer = Mixer(self.head.bins)
 
-    def forward(
-        self, z: Tensor, copies: Copies | None = None, start: int = 0, levels: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, copies: Copies | None = None, start: int = 0) -> tuple[Tensor, Tensor]:
         """Decode latents (batch, latent_channels, latents), the first of which stands for the samples from `start` on
-        behind the cut -> audio (batch, channels, samples), and the magnitudes that ISTFTHead gives. levels: see
-        Mixer."""
+        behind the cut -> audio (batch, channels, samples), and the magnitudes that ISTFTHead gives."""
         spectrum, magnitudes = self.head(self.trunk(z))
         if copies is not None:
-            spectrum = self.mixer(*self.sources(spectrum, copies, start), copies, levels)
+            spectrum = self.mixer(*self.sources(spectrum, copies, start), copies)
         return self.head.audio(spectrum), magnitudes
 
     def sources(self, own: Tensor, copies: Copies, start: int) -> tuple[Tensor, Tensor]:
@@ -262,16 +258,14 @@ class FlowHead(nn.Module):
 
 class Core(nn.Module):
     """Predict what follows: a transformer over [context latents | outlook], neighbours patched into tokens. The
-    outlook, what the copies let expect, lies in the target's place. The tokens there say by how much the levels will
-    differ from it, and steer the flow of the latents."""
+    outlook lies in the target's place; the tokens there condition the flow of the latents."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         width, self.latents_per_token = config.core_width, config.latents_per_token
         self.steps_per_token = config.latents_per_token // STEP_FRAMES
-        rows = config.level_rows * self.steps_per_token
         self.from_context = nn.Linear(config.latent_channels * config.latents_per_token, width)
-        self.from_outlook = nn.Linear(2 * rows, width)
+        self.from_outlook = nn.Linear(2 * config.level_rows * self.steps_per_token, width)
         self.no_context = nn.Parameter(torch.randn(width) * 0.02)
         self.angle_size = width // config.core_heads
         self.blocks = nn.ModuleList(
@@ -279,10 +273,7 @@ class Core(nn.Module):
             for _ in range(config.core_layers)
         )
         self.norm = RMSNorm(width, eps=1e-6)
-        self.to_levels = nn.Linear(width, rows)
         self.head = FlowHead(config)
-        nn.init.zeros_(self.to_levels.weight)
-        nn.init.zeros_(self.to_levels.bias)
 
     def forward(self, context: Context, context_share: Tensor | None = None) -> Tensor:
         """Compute the tokens of what follows: (batch, tokens, core_width). The context's latents are standardised.
@@ -304,11 +295,6 @@ class Core(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, angles)
         return self.norm(tokens[:, context_tokens.shape[1] :])
-
-    def levels(self, tokens: Tensor, context: Context) -> Tensor:
-        """Compute the levels that follow, in nepers: (batch, rows, steps)."""
-        correction = unpatchify(self.to_levels(tokens), self.steps_per_token).float()
-        return context.outlook[:, : correction.shape[1]] + correction
 
 
 # The whole
@@ -353,7 +339,7 @@ class ContinuationModel(nn.Module):
         copies = copies or self.copies(x)
         played = copies.play(start, config.chunk_samples)
         levels = self.levels(played.flatten(0, 1)).unflatten(0, played.shape[:2])
-        weights = agreement(past_error(self.levels(copies.context), copies))
+        weights = copy_weights(self.levels(copies.context), copies)
         return Context(latents, torch.cat(expectation(levels, weights), dim=1))
 
     def levels(self, x: Tensor) -> Tensor:
@@ -362,41 +348,30 @@ class ContinuationModel(nn.Module):
             return self.decoder.mixer.bands(self.decoder.head.spectrum(x))
 
     def encode_pair(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the parts of x (batch, channels, 2 * chunk), of ModelConfig.pair_shapes: what the core is told of
-        the first chunk, `context` and `outlook`, and what it should predict: the latents of the second, encoded
-        behind the first, and its levels."""
+        """Return the parts of x (batch, channels, 2 * chunk), of ModelConfig.pair_shapes: the condition of the core,
+        `context` and `outlook`, from the first chunk, and its `target`, the latents of the second, encoded behind the
+        first."""
         cut, latents = self.config.chunk_samples, self.config.chunk_latents
         context, target = self.encode_context(x[..., :cut]), self.encode(x)[..., latents : 2 * latents].float()
-        levels = self.levels(x[..., cut:])
-        return {"context": context.latents, "outlook": context.outlook, "target": target, "levels": levels}
+        return {"context": context.latents, "outlook": context.outlook, "target": target}
 
     def copies(self, x: Tensor) -> Copies | None:
         """Return what the decoder may play behind the context x (batch, channels, samples); legacy has no copies."""
         return find_copies(x, self.config.hop)
 
-    def decode(
-        self,
-        z: Tensor,
-        length: int | None = None,
-        copies: Copies | None = None,
-        start: int = 0,
-        levels: Tensor | None = None,
-    ) -> Tensor:
+    def decode(self, z: Tensor, length: int | None = None, copies: Copies | None = None, start: int = 0) -> Tensor:
         """Decode latents to audio: (batch, channels, length); by default all samples that the latents stand for.
-
-        With `copies` of a context, z begins `start` samples behind its end, and the levels (batch, rows, steps) are
-        what is wanted in the last steps.
-        """
-        return self.decode_with_magnitudes(z, copies, start, levels)[0][..., :length]
+        With `copies` of a context, z begins `start` samples behind its end."""
+        return self.decode_with_magnitudes(z, copies, start)[0][..., :length]
 
     def decode_with_magnitudes(
-        self, z: Tensor, copies: Copies | None = None, start: int = 0, levels: Tensor | None = None
+        self, z: Tensor, copies: Copies | None = None, start: int = 0
     ) -> tuple[Tensor, Tensor | None]:
         """Decode latents to audio (batch, channels, samples), and the magnitudes that the head asked for above its
         complex bins, of mid and side: (batch, channels, bins, frames); legacy: None."""
         channels = self.config.latent_channels
         assert z.ndim == 3 and z.shape[1] == channels, f"expected (batch, {channels}, latents), got {tuple(z.shape)}"
-        return self.decoder(z, copies, start, levels)
+        return self.decoder(z, copies, start)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Return decode(encode(x)), of x's own length."""
@@ -405,8 +380,9 @@ class ContinuationModel(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return both outputs for a context x: its reconstruction and the (one-step) prediction of what follows
         it."""
-        latents, levels = self.predict(self.encode_context(x), steps=1)
-        return self.reconstruct(x), self.decode(latents, x.shape[-1], self.copies(x), levels=levels)
+        copies = self.copies(x)
+        predicted = self.predict(self.encode_context(x, copies), steps=1)
+        return self.reconstruct(x), self.decode(predicted, x.shape[-1], copies)
 
     @torch.no_grad()
     def track_latents(self, mean: Tensor, mean_square: Tensor, momentum: float = 0.02) -> None:
@@ -428,10 +404,10 @@ class ContinuationModel(nn.Module):
         guidance: float = GUIDANCE,
         seed: int = 0,
         temperature: float = 1.0,
-    ) -> Prediction:
-        """Compute the latents and levels of the next chunk, given the context of one.
+    ) -> Tensor:
+        """Compute the latents of the next chunk, given the context of one: (batch, latent_channels, latents).
 
-        Latents are sampled by Euler steps of the rectified flow from noise (standard deviation `temperature`, drawn
+        They are sampled by Euler steps of the rectified flow from noise (standard deviation `temperature`, drawn
         from `seed`) to music (Liu et al. 2022), with classifier-free guidance (Ho and Salimans 2022; 1 is none). A
         network that was trained to say the mean, and legacy, take one step from zero.
         """
@@ -449,7 +425,7 @@ class ContinuationModel(nn.Module):
                 without = self.core.head(z, unconditional, time).float()
                 velocity = without + guidance * (velocity - without)
             z = z + velocity / steps
-        return Prediction(self.destandardise(z), self.core.levels(tokens, context))
+        return self.destandardise(z)
 
     @torch.no_grad()
     def generate(
@@ -482,22 +458,22 @@ class ContinuationModel(nn.Module):
         return (sound[0, :, 0 if with_input else chunk : chunk + length] / gain.to(sound)).cpu()
 
     def decode_continuation(
-        self, context: Context, predicted: Prediction, copies: Copies | None, start: int = 0
+        self, context: Context, predicted: Tensor, copies: Copies | None, start: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Decode a prediction behind the end of its context, so that they join: the FADE_SECONDS before the cut, and
-        all that the prediction stands for, (batch, channels, samples) each. The prediction begins `start` samples
-        behind the sound that the copies are of."""
+        """Decode predicted latents behind the end of their context, so that they join: the FADE_SECONDS before the
+        cut, and all that the prediction stands for, (batch, channels, samples) each. The prediction begins `start`
+        samples behind the sound that the copies are of."""
         config = self.config
         join = max(1, round(JOIN_SHARE * config.chunk_latents))
         cut, fade = join * config.latent_samples, round(FADE_SECONDS * config.sample_rate)
-        latents = torch.cat([context.latents[..., -join:], predicted.latents], dim=-1)
-        decoded = self.decode(latents, copies=copies, start=start - cut, levels=predicted.levels).float()
+        latents = torch.cat([context.latents[..., -join:], predicted], dim=-1)
+        decoded = self.decode(latents, copies=copies, start=start - cut).float()
         return decoded[..., cut - fade : cut], decoded[..., cut:]
 
 
 class LegacyModel(ContinuationModel):
-    """The network that this project descends from, with the same interface: it has no copies and no levels, and
-    predicts latents in one step."""
+    """The network that this project descends from, with the same interface: it has no copies, and predicts latents in
+    one step."""
 
     def make_parts(self):
         return LegacyEncoder(self.config.channels), LegacyCore(), LegacyDecoder(self.config.channels)
@@ -512,8 +488,8 @@ class LegacyModel(ContinuationModel):
         context, target = x.split(self.config.chunk_samples, dim=-1)
         return {"context": self.encode(context), "target": self.encode(target)}
 
-    def predict(self, context: Context, *_, **__) -> Prediction:
-        return Prediction(self.core(context.latents), None)
+    def predict(self, context: Context, *_, **__) -> Tensor:
+        return self.core(context.latents)
 
 
 def make_model(config: ModelConfig) -> ContinuationModel:

@@ -18,7 +18,7 @@ class LatentCache:
     `key.json` names the encoder, dataset and seed of the latents, and holds the checksum of every file.
     """
 
-    PARTS = ("context", "outlook", "target", "levels")
+    PARTS = ("context", "outlook", "target")
 
     def __init__(self, folder, variants: int, shapes: dict[str, tuple[int, ...]], pairs: int):
         """shapes: of one window, by part."""

@@ -21,7 +21,6 @@ FULL_LEVEL_POWER = 0.01  # of a signal at -20 dBFS RMS, the level of every conte
 KL_WEIGHT = 1e-4
 ROBUST_NOISE = 0.15  # of each latent's standard deviation, at most
 FIXED_TIMES = (0.0, 0.3, 0.5, 0.7)  # of the flow, at which it is validated
-LEVELS_WEIGHT = 2.0  # of the predicted levels, beside the flow
 
 
 # Stage 1: reconstruction
@@ -194,9 +193,8 @@ def flow_loss(velocity_of, target: Tensor, noise: Tensor, time: Tensor) -> Tenso
     return (error * error).mean((1, 2))
 
 
-def prediction_losses(model, batch: dict) -> dict[str, Tensor]:
-    """Compute the losses of predicting from a context, (batch,) each: of the flow, and of the levels, which count
-    only where there is a context.
+def prediction_loss(model, batch: dict) -> Tensor:
+    """Compute the flow loss of predicting from a context: (batch,).
 
     batch: what ContinuationModel.encode_pair gives, and what windows.sample_flow samples.
     """
@@ -205,22 +203,13 @@ def prediction_losses(model, batch: dict) -> dict[str, Tensor]:
         time, noise = torch.zeros_like(time), torch.zeros_like(noise)
     context = Context(model.standardise(batch["context"]) + batch["context_noise"], batch["outlook"])
     tokens = model.core(context, batch["context_share"])
-    levels = model.core.levels(tokens, context)
     target = model.standardise(batch["target"])
-    return {
-        "prediction": flow_loss(lambda noisy: model.core.head(noisy, tokens, time), target, noise, time),
-        "predicted_levels": (levels - batch["levels"]).abs().mean((1, 2)) * (batch["context_share"] > 0),
-    }
+    return flow_loss(lambda noisy: model.core.head(noisy, tokens, time), target, noise, time)
 
 
-def prediction_total(parts: dict[str, Tensor]) -> Tensor:
-    """Add up what the core is trained on: (batch,)."""
-    return parts["prediction"] + LEVELS_WEIGHT * parts["predicted_levels"]
-
-
-def fixed_time_losses(model, pair: dict, noise: Tensor) -> dict[str, Tensor]:
-    """Compute the prediction losses at each of FIXED_TIMES, (times,) each, for validation; mse: the one at time 0
-    without noise.
+def fixed_time_losses(model, pair: dict, noise: Tensor) -> Tensor:
+    """Compute the prediction loss at each of FIXED_TIMES, (times,), for validation; mse: the one at time 0 without
+    noise.
 
     pair: of one window, see ContinuationModel.encode_pair; noise (1, latent_channels, latents).
     """
@@ -228,13 +217,13 @@ def fixed_time_losses(model, pair: dict, noise: Tensor) -> dict[str, Tensor]:
     parts = pair | {"flow_noise": noise, "context_noise": torch.zeros_like(noise)}
     batch = {name: part.expand(len(times), *part.shape[1:]) for name, part in parts.items()}
     time = torch.tensor(times, device=noise.device)
-    return prediction_losses(model, batch | {"time": time, "context_share": torch.ones_like(time)})
+    return prediction_loss(model, batch | {"time": time, "context_share": torch.ones_like(time)})
 
 
 def predict_step(model, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute stage 2a's loss (batch,) of the core on cached latents and levels."""
-    parts = prediction_losses(model, batch)
-    return prediction_total(parts), parts
+    """Compute stage 2a's loss (batch,) of the core on cached latents."""
+    loss = prediction_loss(model, batch)
+    return loss, {"prediction": loss}
 
 
 def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,9 +1,11 @@
-"""How the decoder uses the sound that was heard: it plays copies of it, at the levels that the core predicts.
+"""How the decoder uses the sound of the context: it plays copies of it beside its own sound.
 
 Shapes: spectra are complex (batch, sources, channels, bins, frames), of mid and side, 100 frames a second; levels are
-(batch, sources, channels * bands, steps), a step every STEP_FRAMES. The sources are the decoder's own sound, then the
-copies, the first of which is the loop.
+(batch, sources, rows, steps), rows are channels * bands, a step every STEP_FRAMES. The sources are the decoder's own
+sound, then the copies, the first of which is the loop.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +15,11 @@ from continuation.layers import without_autocast
 from continuation.repetition import Copies
 from continuation.spectral import QUIETEST_POWER, STEP_FRAMES, BandLevels
 
-OWN_LOGIT, LOOP_LOGIT = -2.0, 2.0  # of the decoder's own sound, and of the loop beside the other copies
+LOOP_LOGIT = 2.0  # of the loop beside the other copies
 SIMILARITY_LOGIT = 8.0  # of each of a copy's two correlations
-ERROR_LOGIT = 8.0  # what a copy's share falls by with the logarithm of its past error in a band
-PULL = 0.6  # how far the level of every source is led to the wanted one
-LOUDEST_GAIN = 0.7  # 6 dB up and down, a neper is 8.7 dB
+ERROR_LOGIT = 8.0  # what a source's logit falls by with the logarithm of its error in a band
+OWN_ERROR = 0.8  # nepers: mean distance of the own sound's levels from the truth's, tiny on songs it has not seen
 LEAST_ERROR = 0.03  # nepers: no copy is trusted more
-TRUST = 4.0  # the power of the error that the weight of a copy falls with
 PAST_SHARE = 0.8  # of a context, its end: where it is measured how well each lag would have done
 LOUDEST_CORRECTION = 1.0  # of a band's power over the whole of what is decoded, as a gain in nepers
 
@@ -37,9 +37,16 @@ def past_error(past: Tensor, copies: Copies) -> Tensor:
     return ((error * known).sum(-1) / known.sum(-1).clamp(min=1)).clamp(min=LEAST_ERROR)
 
 
-def agreement(error: Tensor) -> Tensor:
-    """Weigh copies by their `past_error`, by band: (batch, copies, rows), adding up to 1 over the copies."""
-    return (-TRUST * error.log()).softmax(1)
+def copy_logits(past: Tensor, copies: Copies) -> Tensor:
+    """Compute the logits of the copies by band, from the levels of the context (batch, rows, steps): (batch, copies,
+    rows). Larger where the context has repeated itself better at the copy's lag."""
+    logits = SIMILARITY_LOGIT * copies.similarity.sum(-1, keepdim=True) - ERROR_LOGIT * past_error(past, copies).log()
+    return torch.cat([logits[:, :1] + LOOP_LOGIT, logits[:, 1:]], dim=1)
+
+
+def copy_weights(past: Tensor, copies: Copies) -> Tensor:
+    """Compute the weights of the copies by band, adding up to 1 over the copies: (batch, copies, rows)."""
+    return copy_logits(past, copies).softmax(1)
 
 
 def expectation(levels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,49 +58,29 @@ def expectation(levels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Mixer(nn.Module):
-    """Play each source by its share, in every band and step led part of the way to the level that is wanted.
-
-    Copies at whose lag a band of the context has repeated itself better have larger shares. Sources are added up in
-    the STFT; then every band is given the power that the copies have, since copies that differ cancel in part. The
-    mixer has no weights: the core says which levels are wanted.
-    """
+    """Play each source by its share in every band, added up in the STFT. Then every band is given the power that the
+    sources have, since copies that differ cancel in part. Own sound has a share where the context hardly repeats
+    itself. The mixer has no weights."""
 
     def __init__(self, bins: int):
         super().__init__()
         self.bands = BandLevels(bins)
 
-    def forward(self, sources: Tensor, past: Tensor, copies: Copies, levels: Tensor | None = None) -> Tensor:
-        """Mix own sound and copies (batch, 1 + copies, channels, bins, frames) into (batch, channels, bins, frames).
-
-        past: spectrum of the context. levels (batch, channels * bands, steps) are wanted in the last steps; by
-        default, and before, those that the copies agree on.
-        """
+    def forward(self, sources: Tensor, past: Tensor, copies: Copies) -> Tensor:
+        """Mix own sound and copies (batch, 1 + copies, channels, bins, frames) into (batch, channels, bins, frames);
+        past: spectrum of the context."""
         with without_autocast(sources):
-            found = self.bands(sources)
-            error = past_error(self.bands(past), copies)
-            weights = agreement(error)
-            wanted, _ = expectation(found[:, 1:], weights)
-            if levels is not None:
-                wanted = torch.cat([wanted[..., : -levels.shape[-1]], levels], dim=-1)
-            gains = PULL * (wanted[:, None] - found)
-            gains = self.shares(copies, error)[..., None] * (LOUDEST_GAIN * (gains / LOUDEST_GAIN).tanh()).exp()
-            mixed = (sources * self.bands.to_bins(gains, sources.shape[-1])).sum(1)
-            return mixed * self.power_correction(sources, mixed, weights)
+            own_logit = -ERROR_LOGIT * math.log(OWN_ERROR)
+            logits = F.pad(copy_logits(self.bands(past), copies), (0, 0, 1, 0), value=own_logit)
+            shares = logits.softmax(1).unflatten(2, (sources.shape[2], -1))  # (batch, sources, channels, bands)
+            mixed = (sources * self.bands.to_bins(shares)).sum(1)
+            return mixed * self.power_correction(sources, mixed, shares)
 
-    @staticmethod
-    def shares(copies: Copies, error: Tensor) -> Tensor:
-        """Compute the shares of the sources by band, which add up to 1: (batch, 1 + copies, channels * bands)."""
-        logits = SIMILARITY_LOGIT * copies.similarity.sum(-1, keepdim=True) - ERROR_LOGIT * error.log()
-        logits = torch.cat([logits[:, :1] + LOOP_LOGIT, logits[:, 1:]], dim=1)
-        return F.pad(logits, (0, 0, 1, 0), value=OWN_LOGIT).softmax(1)
-
-    def power_correction(self, sources: Tensor, mixed: Tensor, weights: Tensor) -> Tensor:
-        """Compute what gives every band, over all frames, the power that the copies have by their weights: (batch,
-        channels, bins, 1)."""
+    def power_correction(self, sources: Tensor, mixed: Tensor, shares: Tensor) -> Tensor:
+        """Compute the gains that give every band, over all frames, the power that the sources have by their shares:
+        (batch, channels, bins, 1)."""
         with torch.no_grad():
-            power = self.bands.power(sources[:, 1:]).mean(-1)  # (batch, copies, channels, bands)
-            wanted = (weights.view_as(power) * power).sum(1)
+            wanted = (shares * self.bands.power(sources).mean(-1)).sum(1)  # (batch, channels, bands)
         found = self.bands.power(mixed).mean(-1)
         gain = ((wanted + QUIETEST_POWER) / (found + QUIETEST_POWER)).log() / 2
-        gain = gain.clamp(-LOUDEST_CORRECTION, LOUDEST_CORRECTION).exp()
-        return self.bands.interpolate @ gain[..., None]
+        return self.bands.to_bins(gain.clamp(-LOUDEST_CORRECTION, LOUDEST_CORRECTION).exp())

@@ -28,7 +28,7 @@ def layer_rows(model) -> list[tuple[str, str, str, int]]:
         x = chunk_on_meta(model.config)
         model.encode(x)
         predicted = model.predict(context_on_meta(model.config), steps=1)
-        model.decode(predicted.latents, copies=model.copies(x), levels=predicted.levels)
+        model.decode(predicted, copies=model.copies(x))
     for hook in hooks:
         hook.remove()
     return rows

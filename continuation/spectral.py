@@ -154,8 +154,8 @@ def interpolation(bins: int) -> Tensor:
 
 
 class BandLevels(nn.Module):
-    """Levels of a spectrum of mid and side, in bands and steps of STEP_FRAMES frames, and the way back from bands and
-    steps to bins and frames. It has no weights."""
+    """Levels of a spectrum of mid and side, in bands and steps of STEP_FRAMES frames, and the way back from bands to
+    bins. It has no weights."""
 
     def __init__(self, bins: int):
         super().__init__()
@@ -174,9 +174,6 @@ class BandLevels(nn.Module):
         """Compute log magnitudes in nepers, (..., channels, bins, frames) -> (..., channels * bands, steps)."""
         return (self.power(spectrum) + QUIETEST_POWER).log().flatten(-3, -2) / 2
 
-    def to_bins(self, gains: Tensor, frames: int) -> Tensor:
-        """Interpolate (batch, sources, channels * bands, steps) to (batch, sources, channels, bins, frames), linearly
-        between the middles of bands and steps."""
-        smooth = F.interpolate(gains.flatten(0, 1), scale_factor=STEP_FRAMES, mode="linear")[..., :frames]
-        bands = self.interpolate.shape[1]
-        return self.interpolate @ smooth.unflatten(0, gains.shape[:2]).unflatten(2, (-1, bands))
+    def to_bins(self, gains: Tensor) -> Tensor:
+        """Interpolate gains (..., bands) linearly between the middles of the bands: (..., bins, 1)."""
+        return self.interpolate @ gains[..., None]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from continuation import audio, baselines, checkpoint, losses, metrics
 from continuation.cli import UsageError
-from continuation.context import Context, Prediction
+from continuation.context import Context
 from continuation.dataset import known_by_group
 from continuation.layers import crossfade
 from continuation.pairs import Pair
@@ -244,17 +244,17 @@ class Network:
         for system in self.systems:
             if system.kind == NETWORK:
                 prediction = predicted[system.sampling]
-                latents = as_arrays(target, prediction.latents)
+                latents = as_arrays(target, prediction)
                 played[system] = replace(self.play(pair, context, prediction), latents=latents)
             elif system.kind == OWN_SOUND:
                 played[system] = self.play(pair, context, predicted[system.sampling], with_copies=False)
             elif system.kind == CEILING:
-                played[system] = self.play(pair, context, Prediction(target, None), with_copies=False)
+                played[system] = self.play(pair, context, target, with_copies=False)
             elif system.baseline in baselines:
                 played[system] = self.code(pair, target, baselines[system.baseline].sound)
         return played
 
-    def predict(self, pair: Pair, context: Context, sampling: Sampling, purpose: int = NOISE) -> Prediction:
+    def predict(self, pair: Pair, context: Context, sampling: Sampling, purpose: int = NOISE) -> Tensor:
         """Predict the pair's target; the noise is the pair's own, the same in every sampling."""
         seed = int(self.draw(pair, purpose).integers(2**31))
         return self.model.predict(context, seed=seed, **asdict(sampling))
@@ -262,7 +262,7 @@ class Network:
     def draw(self, pair: Pair, purpose: int) -> np.random.Generator:
         return make_rng(self.seed, "validation", pair.number, purpose)
 
-    def play(self, pair: Pair, context: Context, predicted: Prediction, with_copies: bool = True) -> Continuation:
+    def play(self, pair: Pair, context: Context, predicted: Tensor, with_copies: bool = True) -> Continuation:
         """Decode a prediction after the pair's context, whose end is crossfaded, with copies of it or without."""
         copies = self.model.copies(self.batch(pair.context)) if with_copies else None
         before, after = map(self.sound, self.model.decode_continuation(context, predicted, copies))
@@ -286,11 +286,11 @@ class Network:
     def loss(self, pair: Pair, encoded: dict[str, Tensor]) -> float:
         """Validation loss of the prediction of an encoded pair."""
         if self.config.is_legacy:
-            predicted = self.model.predict(Context(encoded["context"], None)).latents
+            predicted = self.model.predict(Context(encoded["context"], None))
             return metrics.waveform_mse(pair.target, self.sound(self.model.decode(predicted, pair.target.shape[-1])))
         noise = self.draw(pair, LOSS_NOISE).standard_normal(encoded["target"].shape, dtype="float32")
-        parts = losses.fixed_time_losses(self.model, encoded, torch.from_numpy(noise).to(encoded["target"]))
-        return losses.prediction_total(parts).mean().item()
+        noise = torch.from_numpy(noise).to(encoded["target"])
+        return losses.fixed_time_losses(self.model, encoded, noise).mean().item()
 
     def context_gain(self, pair: Pair, encoded: dict[str, Tensor]) -> dict[str, float]:
         """Loss with the true context, and how much other contexts make it worse; nan where the pair has none."""
@@ -308,7 +308,7 @@ class Network:
     def diversity(self, pair: Pair, encoded: dict[str, Tensor], predicted: np.ndarray) -> float:
         """`metrics.latent_diversity` of the predicted latents and of those from another noise."""
         context = Context(encoded["context"], encoded.get("outlook"))
-        again = self.predict(pair, context, self.sampling, SECOND_NOISE).latents
+        again = self.predict(pair, context, self.sampling, SECOND_NOISE)
         return metrics.latent_diversity(predicted, again[0].float().cpu().numpy())
 
 

@@ -103,16 +103,14 @@ class Validation:
         return sum(found) / len(found)
 
     def prediction(self) -> dict[str, float]:
-        """Return stage 2's loss at fixed times and noise, its parts, and the context gain: how much the loss grows
-        with the context of another song, or of another passage of the same song."""
+        """Return stage 2's loss at fixed times and noise, and the context gain: how much the loss grows with the
+        context of another song, or of another passage of the same song."""
         encoded = self.encoded_pairs()
         groups = self.groups(list(encoded))
         rows = []
         for i, (number, (pair, other_passage)) in enumerate(encoded.items()):
-            parts = self.prediction_parts(number, pair)
-            row = {name: part.mean().item() for name, part in parts.items()}
-            row["loss"] = losses.prediction_total(parts).mean().item()
-            row["latent_mse"] = parts["prediction"][0].item()
+            by_time = self.prediction_losses(number, pair)
+            row = {"loss": by_time.mean().item(), "latent_mse": by_time[0].item()}
             other = next_other(groups, i)
             other_song = None if other is None else list(encoded.values())[other][0]
             for name, foreign in (("context_gain", other_song), ("context_gain_same_song", other_passage)):
@@ -122,10 +120,10 @@ class Validation:
 
     def loss_with(self, foreign: dict, number: int, pair: dict) -> float:
         """Compute the loss of predicting a pair's target from a foreign context."""
-        parts = self.prediction_parts(number, pair | {part: foreign[part] for part in ("context", "outlook")})
-        return losses.prediction_total(parts).mean().item()
+        pair = pair | {part: foreign[part] for part in ("context", "outlook")}
+        return self.prediction_losses(number, pair).mean().item()
 
-    def prediction_parts(self, number: int, pair: dict) -> dict[str, Tensor]:
+    def prediction_losses(self, number: int, pair: dict) -> Tensor:
         """Return the losses at each of the fixed times, with the fixed noise of the pair."""
         with self.autocast():
             return losses.fixed_time_losses(self.model, pair, self.noise(number, pair["target"].shape))
@@ -136,8 +134,8 @@ class Validation:
         heard, truth = self.audio(number).split(self.config.chunk_samples, dim=-1)
         copies = self.model.copies(heard)
         with self.autocast():
-            latents, levels = self.model.predict(self.model.encode_context(heard, copies), steps=1)
-            continuation = self.model.decode(latents, truth.shape[-1], copies, levels=levels)
+            predicted = self.model.predict(self.model.encode_context(heard, copies), steps=1)
+            continuation = self.model.decode(predicted, truth.shape[-1], copies)
         looped = copies.play(0, truth.shape[-1])[:, 0]
         sounds = {"continuation": continuation, "loop": looped, "input_repeated": heard}
         return {name: continuation_distance(truth, sound, self.config.sample_rate) for name, sound in sounds.items()}
@@ -183,7 +181,7 @@ class Validation:
             row["loss"] = row["waveform_mse"] + (row["decoded_mse"] if stage == 2 else 0.0)
             if other is not None:
                 context = self.model.encode_context(self.audio(pairs[other])[..., :cut])
-                foreign = self.model.decode(self.model.predict(context).latents, cut)
+                foreign = self.model.decode(self.model.predict(context), cut)
                 row["context_gain"] = losses.waveform_mse(x[..., cut:], foreign).item() - row["decoded_mse"]
             rows.append(row)
         return means_of(rows)
@@ -201,10 +199,10 @@ class Validation:
             with self.autocast():
                 context, target = self.model.encode_context(heard, copies), self.encode_pair(x)["target"]
                 sampled, mean = self.model.predict(context), self.model.predict(context, steps=1)
-                decoded = self.model.decode(sampled.latents, cut, copies, levels=sampled.levels)
-                mean = self.model.decode(mean.latents, cut, copies, levels=mean.levels).float()
+                decoded = self.model.decode(sampled, cut, copies)
+                mean = self.model.decode(mean, cut, copies).float()
                 again = self.model.reconstruct(heard).float()
-            decoded, sampled = decoded[0].float().cpu().numpy(), sampled.latents.float()
+            decoded, sampled = decoded[0].float().cpu().numpy(), sampled.float()
             truth = x[0, :, cut:].cpu().numpy()
             rows.append({
                 "latent_std_ratio": (sampled.std(-1) / target.std(-1).clamp(min=1e-5)).median().item(),

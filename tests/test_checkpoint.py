@@ -99,7 +99,7 @@ def test_another_format_is_refused_and_not_called_damaged(tmp_path, monkeypatch,
 
 
 def test_network_of_an_earlier_day_is_refused_with_the_version_that_wrote_it():
-    """Its core predicted no levels, and its mixer had weights."""
+    """Its mixer had weights."""
     file = Path(__file__).parent / "files" / "checkpoint-format-8.pt"
     with pytest.raises(UsageError, match=r"format 8, older than .*commit [0-9a-f]{40}") as caught:
         load_model(file)

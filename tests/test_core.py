@@ -1,4 +1,4 @@
-"""The core: what its tokens, its levels and its head depend on, and what the context tells it."""
+"""The core: what its tokens and its head depend on, and its condition."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from continuation import transformer
 from continuation.context import Context
-from continuation.mixer import agreement, expectation, past_error
+from continuation.mixer import copy_weights, expectation
 from continuation.transformer import patchify, unpatchify
 from model import ContinuationModel
 
@@ -37,12 +37,7 @@ def context() -> Context:
     return small_context()
 
 
-# ---- tokens and levels ----
-
-
-def agreed(context: Context) -> torch.Tensor:
-    """The half of the outlook that is levels."""
-    return context.outlook.chunk(2, dim=1)[0]
+# ---- tokens ----
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -114,43 +109,23 @@ def test_outlook_is_heard_in_its_place(model, context, half):
     assert difference[-1] > 3 * difference[:25].mean()
 
 
-def test_louder_outlook_leaves_the_tokens_and_is_the_level_that_follows(model, context):
-    """In every band: what the core says is by how much levels will differ."""
-    offset = noise(2, agreed(context).shape[1], 1)
+def test_louder_outlook_leaves_the_tokens(model, context):
+    offset = noise(2, model.config.level_rows, 1)
     louder = dataclasses.replace(context, outlook=context.outlook + F.pad(offset, (0, 0, 0, offset.shape[1])))
-    tokens = model.core(context)
-    assert torch.allclose(model.core(louder), tokens, atol=1e-4)
-    levels = model.core.levels(tokens, context)
-    assert torch.allclose(model.core.levels(tokens, louder), levels + offset, atol=1e-5)
+    assert torch.allclose(model.core(louder), model.core(context), atol=1e-4)
 
 
-def test_spread_of_the_copies_is_heard_as_it_is_and_is_no_level(model, context):
+def test_spread_of_the_copies_counts_as_it_is(model, context):
     """Also one that all steps have."""
-    offset = torch.ones(2, agreed(context).shape[1], 1)
+    offset = torch.ones(2, model.config.level_rows, 1)
     unsure = dataclasses.replace(context, outlook=context.outlook + F.pad(offset, (0, 0, offset.shape[1], 0)))
-    tokens = model.core(context)
-    assert not torch.allclose(model.core(unsure), tokens, atol=0.1)
-    assert torch.equal(model.core.levels(tokens, unsure), model.core.levels(tokens, context))
+    assert not torch.allclose(model.core(unsure), model.core(context), atol=0.1)
 
 
 def test_items_of_a_batch_do_not_hear_each_other(model, context):
     heard = torch.tensor([1.0, 0.3])
     second = Context(context.latents[1:], context.outlook[1:])
     assert torch.allclose(model.core(context, heard)[1:], model.core(second, heard[1:]), atol=1e-5)
-
-
-def test_levels_of_an_untrained_core_are_those_that_the_copies_agree_on(context):
-    core = untrained_network().core
-    assert torch.equal(core.levels(core(context), context), agreed(context))
-
-
-def test_levels_of_a_token_are_those_of_its_own_steps(context):
-    model = small_network(latents_per_token=8)
-    tokens = noise(2, 25, 16)
-    changed = tokens.clone()
-    changed[:, 7] += 1
-    difference = model.core.levels(changed, context) - model.core.levels(tokens, context)
-    assert difference.abs().sum((0, 1)).nonzero().flatten().tolist() == [14, 15]
 
 
 # ---- the head of the flow ----
@@ -197,7 +172,7 @@ def test_token_speaks_for_its_own_latents_and_their_neighbours(head, head_inputs
 
 def test_untrained_head_leaves_the_noise_as_it_is(context):
     model = untrained_network()
-    latents = model.predict(context, steps=3, seed=5).latents
+    latents = model.predict(context, steps=3, seed=5)
     assert torch.equal(latents, noise(2, 4, 200, seed=5))
 
 
@@ -234,8 +209,7 @@ def test_context_and_outlook_are_the_same_whatever_the_target_is(model, song):
     assert {name: part.shape[1:] for name, part in pair.items()} == model.config.pair_shapes
     for name in ("context", "outlook"):
         assert torch.equal(pair[name], other[name])
-    for name in ("target", "levels"):
-        assert not torch.allclose(pair[name], other[name], atol=0.1)
+    assert not torch.allclose(pair["target"], other["target"], atol=0.1)
 
 
 @torch.no_grad()
@@ -245,7 +219,6 @@ def test_parts_of_a_pair_are_what_is_told_of_its_first_half_and_what_the_second_
     assert torch.equal(pair["context"], context.latents)
     assert torch.equal(pair["outlook"], context.outlook)
     assert torch.equal(pair["target"], model.encode(x)[..., 200:])
-    assert torch.equal(pair["levels"], model.levels(x[..., CHUNK:]))
 
 
 def test_further_on_the_copies_are_heard_further_on(model, song):
@@ -255,7 +228,7 @@ def test_further_on_the_copies_are_heard_further_on(model, song):
     context = model.encode_context(own, copies, start=CHUNK)
     assert torch.equal(context.latents, model.encode(own))
     levels = torch.stack([model.levels(played) for played in copies.play(CHUNK, CHUNK).unbind(1)], dim=1)
-    expected = expectation(levels, agreement(past_error(model.levels(x), copies)))
+    expected = expectation(levels, copy_weights(model.levels(x), copies))
     assert torch.allclose(context.outlook, torch.cat(expected, dim=1), atol=1e-5)
     assert not torch.allclose(context.outlook, model.encode_context(own, copies).outlook, atol=0.1)
 
@@ -273,9 +246,7 @@ def test_legacy_hears_its_latents_and_no_repetition(song):
     context = model.encode_context(heard, model.copies(heard), start=0)
     assert torch.equal(context.latents, model.encode(heard))
     assert context.outlook is None
-    latents, levels = model.predict(context, 8, 1.0, 0, 1.0)
-    assert torch.equal(latents, model.core(context.latents))
-    assert levels is None
+    assert torch.equal(model.predict(context, 8, 1.0, 0, 1.0), model.core(context.latents))
     pair = model.encode_pair(x)
     assert torch.equal(pair["context"], context.latents)
     assert torch.equal(pair["target"], model.encode(following))

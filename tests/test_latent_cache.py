@@ -10,7 +10,7 @@ from continuation.cli import UsageError
 from continuation.latent_cache import LatentCache
 from continuation.windows import PairItems, PairSampler
 
-SHAPES = {"context": SHAPE, "outlook": (6, 5), "target": SHAPE, "levels": (3, 5)}
+SHAPES = {"context": SHAPE, "outlook": (6, 5), "target": SHAPE}
 
 
 @pytest.fixture

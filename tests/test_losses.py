@@ -34,21 +34,16 @@ def tone(frequency: float, seconds: float = 1.0, rate: int = 12000, channels: in
 
 
 def pair_batch(items: int, times=(0.0, 0.8, 0.4)) -> dict[str, torch.Tensor]:
-    """What JointItems gives: a second of audio, a pair's latents and levels, and all noise."""
-    shape, crop, levels = (items, 4, 200), (items, 4, CROP_LATENTS), small_levels(items)
+    """What JointItems gives: a second of audio, a pair's latents and outlook, and all noise."""
+    shape, crop = (items, 4, 200), (items, 4, CROP_LATENTS)
     return {
         "x": noise(items, 2, RATE, seed=1, level=0.1),
         "context": noise(*shape, seed=2), "target": noise(*shape, seed=3), "flow_noise": noise(*shape, seed=4),
         "context_noise": noise(*shape, seed=5, level=0.1), "posterior_noise": noise(*crop, seed=6),
         "robust_noise": noise(*crop, seed=7, level=0.5), "time": torch.tensor(times[:items]),
-        "context_share": torch.tensor([1.0, 0.5, 0.0])[:items], **levels,
+        "context_share": torch.tensor([1.0, 0.5, 0.0])[:items],
+        "outlook": noise(items, *small_config().pair_shapes["outlook"], seed=8),
     }  # fmt: skip
-
-
-def small_levels(items: int) -> dict[str, torch.Tensor]:
-    """What the copies let expect, and a target's levels."""
-    shapes = small_config().pair_shapes
-    return {name: noise(items, *shapes[name], seed=8 + i) for i, name in enumerate(("outlook", "levels"))}
 
 
 def legacy_batch(items: int) -> dict[str, torch.Tensor]:
@@ -313,27 +308,7 @@ def test_prediction_is_the_flow_behind_the_tokens_of_the_noisy_context():
     noisy = (1 - t) * batch["flow_noise"] + t * batch["target"]
     error = model.core.head(noisy, tokens, batch["time"]) - (batch["target"] - batch["flow_noise"])
     assert torch.allclose(parts["prediction"], error.square().mean((1, 2)), rtol=1e-4)
-    assert torch.allclose(loss, parts["prediction"] + losses.LEVELS_WEIGHT * parts["predicted_levels"])
-
-
-@torch.no_grad()
-def test_predicted_levels_are_compared_with_the_targets_where_there_is_a_context():
-    model, batch = small(), pair_batch(3)
-    context = told(model, batch)
-    levels = model.core.levels(model.core(context, batch["context_share"]), context)
-    error = (levels - batch["levels"]).abs().mean((1, 2))
-    found = losses.predict_step(model, batch)[1]["predicted_levels"]
-    assert batch["context_share"].tolist() == [1.0, 0.5, 0.0]
-    assert torch.allclose(found, error * torch.tensor([1.0, 1.0, 0.0]))
-    assert error.min() > 0.1
-
-
-@torch.no_grad()
-def test_untrained_cores_levels_are_as_far_off_as_what_the_copies_agree_on():
-    model, batch = untrained_network(), pair_batch(1)
-    found = losses.predict_step(model, batch)[1]["predicted_levels"]
-    agreed, _ = batch["outlook"].chunk(2, dim=1)
-    assert torch.allclose(found, (agreed - batch["levels"]).abs().mean((1, 2)))
+    assert torch.equal(loss, parts["prediction"])
 
 
 @torch.no_grad()
@@ -362,14 +337,13 @@ def test_prediction_works_on_standardised_latents():
 @torch.no_grad()
 def test_fixed_time_losses_are_those_of_training_at_the_fixed_times_with_the_whole_context(objective, times):
     model, batch = small(objective=objective), pair_batch(1)
-    pair = {name: batch[name] for name in ("context", "outlook", "target", "levels")}
+    pair = {name: batch[name] for name in ("context", "outlook", "target")}
     found = losses.fixed_time_losses(model, pair, batch["flow_noise"])
     silent = {"context_noise": torch.zeros(1, 4, 200), "context_share": torch.ones(1)}
     for i, time in enumerate(times):
-        parts = losses.prediction_losses(model, batch | silent | {"time": torch.tensor([time])})
-        for name, part in parts.items():
-            assert found[name].shape == (len(times),)
-            assert torch.allclose(found[name][i], part[0], rtol=1e-4)
+        loss = losses.prediction_loss(model, batch | silent | {"time": torch.tensor([time])})
+        assert found.shape == (len(times),)
+        assert torch.allclose(found[i], loss[0], rtol=1e-4)
 
 
 # ---- the joint part ----
@@ -403,7 +377,7 @@ def test_joint_step_trains_encoder_core_and_decoder():
 
 @pytest.mark.parametrize(
     ("loss", "trained"),
-    [("spectral", {"encoder", "decoder"}), ("prediction", {"core"}), ("predicted_levels", {"core"})],
+    [("spectral", {"encoder", "decoder"}), ("prediction", {"core"})],
 )
 def test_each_part_of_the_joint_loss_trains_what_it_is_for(loss, trained):
     """The encoder is not taught to be easily predicted."""
@@ -417,19 +391,14 @@ def test_each_part_of_the_joint_loss_trains_what_it_is_for(loss, trained):
     assert moved == trained
 
 
-def test_levels_do_not_train_the_head_of_the_flow():
-    model = small()
-    losses.predict_step(model, pair_batch(2))[1]["predicted_levels"].sum().backward()
-    assert all(p.grad is None for p in model.core.head.parameters())
-    assert model.core.to_levels.weight.grad.any() and model.core.from_outlook.weight.grad.any()
-
-
 @torch.no_grad()
 def test_tokens_are_the_same_whatever_the_target_is(monkeypatch):
     model, batch, found = small().eval(), pair_batch(3), []
-    levels = model.core.levels
-    monkeypatch.setattr(model.core, "levels", lambda tokens, context: found.append(tokens) or levels(tokens, context))
-    other = {"target": noise(3, 4, 200, seed=10), "levels": noise(*batch["levels"].shape, seed=11)}
+    head = model.core.head.forward
+    monkeypatch.setattr(
+        model.core.head, "forward", lambda noisy, tokens, time: found.append(tokens) or head(noisy, tokens, time)
+    )
+    other = {"target": noise(3, 4, 200, seed=10)}
     first, second = (losses.predict_step(model, given)[0] for given in (batch, batch | other))
     assert torch.equal(*found)
     assert not torch.allclose(first, second)

@@ -44,8 +44,7 @@ def test_guidance_1_is_the_plain_flow(model, context):
     for step in range(3):
         z = z + model.core.head(z, tokens, torch.full((2,), step / 3)) / 3
     predicted = model.predict(context, steps=3, guidance=1.0, seed=5)
-    assert torch.equal(predicted.latents, model.destandardise(z))
-    assert torch.equal(predicted.levels, model.core.levels(tokens, context))
+    assert torch.equal(predicted, model.destandardise(z))
 
 
 @pytest.mark.parametrize(("guidance", "runs"), [(1.0, 1), (2.0, 2)])
@@ -59,27 +58,22 @@ def test_transformer_runs_once_whatever_the_steps_and_once_more_for_guidance(mod
 
 def test_guidance_0_does_not_hear_the_context_and_guidance_leads_away_from_that(model):
     first, second = small_context(seed=1, items=1), small_context(seed=2, items=1)
-    unheard, plain, strong = (model.predict(first, steps=1, guidance=g).latents for g in (0.0, 1.0, 3.0))
-    assert torch.allclose(unheard, model.predict(second, steps=1, guidance=0.0).latents, atol=1e-5)
+    unheard, plain, strong = (model.predict(first, steps=1, guidance=g) for g in (0.0, 1.0, 3.0))
+    assert torch.allclose(unheard, model.predict(second, steps=1, guidance=0.0), atol=1e-5)
     assert not torch.allclose(unheard, plain, atol=0.1)
     assert torch.allclose(strong, unheard + 3 * (plain - unheard), atol=1e-3)
 
 
-def test_levels_do_not_depend_on_how_the_latents_are_sampled(model, context):
-    levels = model.predict(context, steps=1).levels
-    assert torch.equal(levels, model.predict(context, steps=3, guidance=2.0, seed=7, temperature=0.5).levels)
-
-
 def test_same_seed_same_latents_and_another_seed_others(model, context):
     torch.manual_seed(1)
-    first = model.predict(context, steps=2, seed=3).latents
+    first = model.predict(context, steps=2, seed=3)
     torch.manual_seed(2)
-    assert torch.equal(first, model.predict(context, steps=2, seed=3).latents)
-    assert not torch.allclose(first, model.predict(context, steps=2, seed=4).latents)
+    assert torch.equal(first, model.predict(context, steps=2, seed=3))
+    assert not torch.allclose(first, model.predict(context, steps=2, seed=4))
 
 
 def test_temperature_0_does_not_depend_on_the_seed(model, context):
-    first, second = (model.predict(context, steps=2, seed=seed, temperature=0.0).latents for seed in (0, 1))
+    first, second = (model.predict(context, steps=2, seed=seed, temperature=0.0) for seed in (0, 1))
     assert torch.equal(first, second)
 
 
@@ -89,7 +83,7 @@ def test_network_trained_to_say_the_mean_takes_one_step_from_zero(context):
     z = model.core.head(torch.zeros(2, 4, 200), tokens, torch.zeros(2))
     model.core.head.register_forward_hook(lambda *_: ran.append(1))
     predicted = model.predict(context, steps=9, guidance=3.0, seed=7)
-    assert torch.equal(predicted.latents, model.destandardise(z))
+    assert torch.equal(predicted, model.destandardise(z))
     assert len(ran) == 1
 
 
@@ -237,7 +231,7 @@ def test_too_little_audio_is_refused_with_what_is_needed(model, shape):
 
 
 def test_bf16_continuation_with_copies_stays_near_fp32(model, song):
-    """Of levels and of copies that are added up in spectra, both in fp32."""
+    """Copies are added up in spectra, in fp32."""
     x = song[None, :, :CHUNK]
     with torch.autocast("cpu", torch.bfloat16):
         half = model(x)[1]

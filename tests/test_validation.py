@@ -49,27 +49,23 @@ def test_gain_is_what_another_context_costs_more(checks, monkeypatch):
 
     def fixed_time_losses(model, given, noise):
         is_own = any(all(torch.equal(given[part], pair[part]) for part in pair) for pair in pairs)
-        return {"prediction": torch.tensor([1.0 if is_own else 1.5]), "predicted_levels": torch.tensor([0.5])}
+        return torch.tensor([1.0 if is_own else 1.5])
 
     monkeypatch.setattr(losses, "fixed_time_losses", fixed_time_losses)
     figures = checks.figures(2, codec_learns=False)
-    assert figures["prediction"] == figures["latent_mse"] == 1.0
-    assert figures["predicted_levels"] == 0.5
-    assert figures["loss"] == pytest.approx(1.0 + losses.LEVELS_WEIGHT * 0.5)
+    assert figures["loss"] == figures["latent_mse"] == 1.0
     assert figures["context_gain"] == figures["context_gain_same_song"] == pytest.approx(0.5)
 
 
 def test_foreign_context_is_latents_and_outlook_of_other_music_and_the_target_stays(checks, monkeypatch):
     own, seen = checks.encoded_pairs(), []
-    monkeypatch.setattr(losses, "prediction_total", lambda parts: parts)
-    monkeypatch.setattr(checks, "prediction_parts", lambda number, pair: seen.append(pair) or torch.zeros(1))
+    monkeypatch.setattr(checks, "prediction_losses", lambda number, pair: seen.append(pair) or torch.zeros(1))
     first, other = own[0][0], own[4][0]
     checks.loss_with(other, 0, first)
     assert seen[0].keys() == first.keys()
     for part in ("context", "outlook"):
         assert torch.equal(seen[0][part], other[part])
-    for part in ("target", "levels"):
-        assert torch.equal(seen[0][part], first[part])
+    assert torch.equal(seen[0]["target"], first["target"])
 
 
 def test_encoded_pair_is_rounded_as_the_cache_rounds_it(checks):
@@ -82,7 +78,7 @@ def test_encoded_pair_is_rounded_as_the_cache_rounds_it(checks):
 def test_latents_are_kept_until_the_encoder_learns(checks):
     def of_latents(codec_learns: bool) -> dict[str, float]:
         figures = checks.figures(2, codec_learns)
-        names = ("prediction", "latent_mse", "context_gain", "context_gain_same_song")
+        names = ("loss", "latent_mse", "context_gain", "context_gain_same_song")
         return {name: figures[name] for name in names}
 
     first = of_latents(codec_learns=False)
@@ -96,12 +92,12 @@ def test_continuation_and_loop_are_distances_from_the_true_continuation(checks, 
     """With a decoder that plays the loop, and with one that knows the truth; the input repeated is neither."""
     chunk, pairs = CHUNK, checks.pairs(2 * validation.DECODED)
     truths = iter([checks.audio(pair)[..., chunk:] for pair in pairs])
-    monkeypatch.setattr(checks.model, "decode", lambda z, length, copies, levels: copies.play(0, length)[:, 0])
+    monkeypatch.setattr(checks.model, "decode", lambda z, length, copies: copies.play(0, length)[:, 0])
     figures = checks.figures(2, codec_learns=True)
     assert figures["continuation"] == figures["loop"] > 0.5
     assert figures["input_repeated"] > 0.5
     assert figures["input_repeated"] != figures["loop"]
-    monkeypatch.setattr(checks.model, "decode", lambda z, length, copies, levels: next(truths))
+    monkeypatch.setattr(checks.model, "decode", lambda z, length, copies: next(truths))
     perfect = checks.figures(2, codec_learns=True)
     assert perfect["continuation"] < 0.02
     assert [perfect[name] for name in ("loop", "input_repeated")] == [
@@ -125,26 +121,25 @@ def test_distance_of_silence_has_no_onsets_and_no_notes(checks):
     assert validation.continuation_distance(truth, silence, RATE) == pytest.approx(expected)
 
 
-def test_decoded_continuation_is_one_step_at_the_levels_that_are_predicted(checks, monkeypatch):
+def test_decoded_continuation_is_one_step(checks, monkeypatch):
     given, decode = [], checks.model.decode
 
-    def note(z, length, copies, levels):
-        given.append((z, levels))
-        return decode(z, length, copies, levels=levels)
+    def note(z, length, copies):
+        given.append(z)
+        return decode(z, length, copies)
 
     monkeypatch.setattr(checks.model, "decode", note)
     checks.against_repetition(1)
     predicted = checks.model.predict(checks.model.encode_context(checks.audio(1)[..., :CHUNK]), steps=1)
-    assert torch.equal(given[0][0], predicted.latents)
-    assert torch.equal(given[0][1], predicted.levels)
+    assert torch.equal(given[0], predicted)
 
 
 def test_continuation_hears_nothing_of_the_truth(checks, monkeypatch):
     played = []
     decode, audio = checks.model.decode, checks.audio
 
-    def note(z, length, copies, levels):
-        played.append(decode(z, length, copies, levels=levels))
+    def note(z, length, copies):
+        played.append(decode(z, length, copies))
         return played[-1]
 
     monkeypatch.setattr(checks.model, "decode", note)
@@ -161,7 +156,7 @@ def test_prediction_loss_that_is_not_finite_at_one_pair_is_not_left_out(checks, 
 
     def broken(*given):
         scale = next(scales, 1.0)
-        return {name: scale * part for name, part in found(*given).items()}
+        return scale * found(*given)
 
     assert math.isfinite(checks.figures(2, codec_learns=False)["loss"])
     monkeypatch.setattr(losses, "fixed_time_losses", broken)
