@@ -1,4 +1,4 @@
-"""What goes into the core and what comes out of it."""
+"""Input and output of the core."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,11 +8,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Context:
-    """What the core is told.
+    """Input of the core.
 
-    latents: (batch, latent_channels, latents) of what was heard.
-    outlook: (batch, 2 * rows, steps), in the target's place: the levels that the copies agree on, then how far the
-    copies are from them. Legacy has none.
+    latents: (batch, latent_channels, latents) of the context.
+    outlook: (batch, 2 * rows, steps), the levels expected from the copies at the target's time: their weighted mean,
+    then their mean distance from it (mixer.expectation). Legacy has none.
     """
 
     latents: Tensor
@@ -20,7 +20,7 @@ class Context:
 
 
 class Prediction(NamedTuple):
-    """What the core predicts.
+    """Output of the core: the next chunk.
 
     latents: (batch, latent_channels, latents). levels: (batch, rows, steps); legacy has none.
     """

@@ -1,8 +1,8 @@
-"""How the decoder uses the sound that was heard: it plays copies of it, at the levels that the core predicts.
+"""Mixing of the decoder's own output with copies of the context, at the levels that the core predicts.
 
 Shapes: spectra are complex (batch, sources, channels, bins, frames), of mid and side, 100 frames a second; levels are
-(batch, sources, channels * bands, steps), a step every STEP_FRAMES. The sources are the decoder's own sound, then the
-copies, the first of which is the loop.
+(batch, sources, channels * bands, steps), one step per STEP_FRAMES frames. The sources are the decoder's own output,
+then the copies, the first of which is the loop.
 """
 
 import torch
@@ -13,20 +13,20 @@ from continuation.layers import without_autocast
 from continuation.repetition import Copies
 from continuation.spectral import QUIETEST_POWER, STEP_FRAMES, BandLevels
 
-OWN_LOGIT, LOOP_LOGIT = -2.0, 2.0  # of the decoder's own sound, and of the loop beside the other copies
-SIMILARITY_LOGIT = 8.0  # of each of a copy's two correlations
-ERROR_LOGIT = 8.0  # what a copy's share falls by with the logarithm of its past error in a band
-PULL = 0.6  # how far the level of every source is led to the wanted one
-LOUDEST_GAIN = 0.7  # 6 dB up and down, a neper is 8.7 dB
-LEAST_ERROR = 0.03  # nepers: no copy is trusted more
-TRUST = 4.0  # the power of the error that the weight of a copy falls with
-PAST_SHARE = 0.8  # of a context, its end: where it is measured how well each lag would have done
-LOUDEST_CORRECTION = 1.0  # of a band's power over the whole of what is decoded, as a gain in nepers
+OWN_LOGIT, LOOP_LOGIT = -2.0, 2.0  # of the decoder's own output, and of the loop, added to its others
+SIMILARITY_LOGIT = 8.0  # per unit of correlation, of the sound and of the onsets
+ERROR_LOGIT = 8.0  # subtracted per unit of the logarithm of a copy's past error in a band
+PULL = 0.6  # share of the difference to the target level, in nepers, that a source is corrected by
+LOUDEST_GAIN = 0.7  # nepers (6 dB): largest correction of a source's level, up or down
+LEAST_ERROR = 0.03  # nepers: lower limit of a copy's past error
+TRUST = 4.0  # a copy's weight falls with this power of its past error
+PAST_SHARE = 0.8  # end of the context in which the past error of each lag is measured, as a share of it
+LOUDEST_CORRECTION = 1.0  # nepers: largest correction of a band's power over all decoded frames
 
 
 def past_error(past: Tensor, copies: Copies) -> Tensor:
-    """Compute how well each lag would have done in the context: the mean distance of its last levels (batch, rows,
-    steps) from those a lag before, in nepers, at least LEAST_ERROR: (batch, copies, rows)."""
+    """Compute the error of each lag as a predictor of the context itself: the mean distance of its last levels
+    (batch, rows, steps) from those one lag earlier, in nepers, at least LEAST_ERROR: (batch, copies, rows)."""
     steps = past.shape[-1]
     end = torch.arange(steps - round(PAST_SHARE * steps), steps, device=past.device)
     step_samples = STEP_FRAMES * copies.hop
@@ -38,24 +38,25 @@ def past_error(past: Tensor, copies: Copies) -> Tensor:
 
 
 def agreement(error: Tensor) -> Tensor:
-    """Weigh copies by their `past_error`, by band: (batch, copies, rows), adding up to 1 over the copies."""
+    """Compute the weights of the copies by band from their `past_error`: (batch, copies, rows), with sum 1 over the
+    copies."""
     return (-TRUST * error.log()).softmax(1)
 
 
 def expectation(levels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the levels of the copies (batch, copies, rows, steps) agree on, their weighted mean, and how far
-    they are from it, the weighted mean distance: (batch, rows, steps) each."""
+    """Compute the weighted mean of the copies' levels (batch, copies, rows, steps), and their weighted mean distance
+    from it: (batch, rows, steps) each."""
     weights = weights[..., None]
     mean = (weights * levels).sum(1)
     return mean, (weights * (levels - mean[:, None]).abs()).sum(1)
 
 
 class Mixer(nn.Module):
-    """Play each source by its share, in every band and step led part of the way to the level that is wanted.
+    """Weighted sum of the sources in the STFT domain, without trained weights.
 
-    Copies at whose lag a band of the context has repeated itself better have larger shares. Sources are added up in
-    the STFT; then every band is given the power that the copies have, since copies that differ cancel in part. The
-    mixer has no weights: the core says which levels are wanted.
+    Each source has a share by band, larger where the context repeats better at its lag, and is scaled part of the
+    way to the target level in every band and step. Since different copies cancel in part, every band of the sum is
+    then scaled to the power of the copies.
     """
 
     def __init__(self, bins: int):
@@ -63,10 +64,10 @@ class Mixer(nn.Module):
         self.bands = BandLevels(bins)
 
     def forward(self, sources: Tensor, past: Tensor, copies: Copies, levels: Tensor | None = None) -> Tensor:
-        """Mix own sound and copies (batch, 1 + copies, channels, bins, frames) into (batch, channels, bins, frames).
+        """Mix the sources (batch, 1 + copies, channels, bins, frames) to (batch, channels, bins, frames).
 
-        past: spectrum of the context. levels (batch, channels * bands, steps) are wanted in the last steps; by
-        default, and before, those that the copies agree on.
+        past: spectrum of the context (batch, channels, bins, frames). levels (batch, channels * bands, steps): target
+        levels of the last steps; before them, and by default, the target is the weighted mean of the copies' levels.
         """
         with without_autocast(sources):
             found = self.bands(sources)
@@ -82,14 +83,14 @@ class Mixer(nn.Module):
 
     @staticmethod
     def shares(copies: Copies, error: Tensor) -> Tensor:
-        """Compute the shares of the sources by band, which add up to 1: (batch, 1 + copies, channels * bands)."""
+        """Compute the shares of the sources by band, with sum 1: (batch, 1 + copies, channels * bands)."""
         logits = SIMILARITY_LOGIT * copies.similarity.sum(-1, keepdim=True) - ERROR_LOGIT * error.log()
         logits = torch.cat([logits[:, :1] + LOOP_LOGIT, logits[:, 1:]], dim=1)
         return F.pad(logits, (0, 0, 1, 0), value=OWN_LOGIT).softmax(1)
 
     def power_correction(self, sources: Tensor, mixed: Tensor, weights: Tensor) -> Tensor:
-        """Compute what gives every band, over all frames, the power that the copies have by their weights: (batch,
-        channels, bins, 1)."""
+        """Compute the gains that bring every band's power, over all frames, to the weighted mean power of the copies:
+        (batch, channels, bins, 1)."""
         with torch.no_grad():
             power = self.bands.power(sources[:, 1:]).mean(-1)  # (batch, copies, channels, bands)
             wanted = (weights.view_as(power) * power).sum(1)
