@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from continuation import audio, checkpoint, distributed, files, latents, memory, run_log, signals, stages
+from continuation import audio, checkpoint, distributed, files, latent_encoding, memory, run_log, signals, stages
 from continuation.cli import INTERRUPTED, UsageError, make_folder, output_code, print_error, steady_output
 from continuation.dataset import open_dataset
 from continuation.latent_cache import LatentCache
@@ -160,7 +160,7 @@ class Run:
             if distributed.sync_step(0.0, 0.0, stop.requested, self.device)[2]:
                 self.save_and_stop()
 
-        latents.fill_cache(self.state, self.windows["train"], self.open_cache(), after_batch)
+        latent_encoding.fill_cache(self.state, self.windows["train"], self.open_cache(), after_batch)
 
     # Evaluate
 

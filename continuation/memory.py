@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from continuation import distributed, latents, losses, muon, stages
+from continuation import distributed, latent_encoding, losses, muon, stages
 from continuation.cli import UsageError
 from continuation.dataset import Split
 from continuation.training_state import TrainingError, TrainingState
@@ -245,7 +245,7 @@ class Rehearsal:
     @torch.no_grad()
     def fill_cache(self) -> None:
         """Encode contexts and targets, as for the latent cache."""
-        x = self.zeros(latents.CACHE_BATCH, self.config.channels, 2 * self.config.chunk_samples)
+        x = self.zeros(latent_encoding.CACHE_BATCH, self.config.channels, 2 * self.config.chunk_samples)
         with self.state.autocast():
             self.state.ema.encode_pair(x)
 

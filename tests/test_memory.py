@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import train
-from continuation import distributed, latents, losses, memory, muon, stages
+from continuation import distributed, latent_encoding, losses, memory, muon, stages
 from model import PRESETS, make_model, with_overrides
 
 ROOM = 0.2  # between the estimate and the truth, relative
@@ -75,7 +75,7 @@ def test_base_fits_into_15_gb_in_every_stage_even_in_fp32(short_optimiser):
 @pytest.mark.slow
 @pytest.mark.parametrize(("part", "batch_size"), [*((part, 1) for part in memory.PARTS), ("joint", 2)])
 def test_estimate_of_base_is_what_the_profiler_sees_in_a_real_step(part, batch_size, short_optimiser, monkeypatch):
-    monkeypatch.setattr(latents, "CACHE_BATCH", batch_size)
+    monkeypatch.setattr(latent_encoding, "CACHE_BATCH", batch_size)
     given = plan(PRESETS["base"], batch_size=batch_size)
     estimated = allocated_gigabytes(lambda: do_once(given, part))
     assert estimated == pytest.approx(profiled_gigabytes(lambda: do_once(given, part)), rel=ROOM)

@@ -16,7 +16,7 @@ import torch
 from tiny import CHANNELS, LEGACY, RATE, TINY, assert_same_network, assert_same_tensors, records, write_dataset
 
 import train
-from continuation import checkpoint, latents, losses, memory, run_log, training_state
+from continuation import checkpoint, latent_encoding, losses, memory, run_log, training_state
 from continuation.dataset import read_meta
 from model import load_model
 
@@ -194,7 +194,7 @@ def test_max_minutes_ends_both_stages_with_their_cooldown(command, tmp_path, mon
         return loss
 
     monkeypatch.setattr(train, "train_step", take_6_seconds)
-    for module in (train, latents):
+    for module in (train, latent_encoding):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(training_state, "WARMUP_STEPS", 1)
     assert command(tmp_path / "ck", more="--stage1_steps 100000 --stage2_steps 100000 --max_minutes 2") == 0
