@@ -7,34 +7,17 @@ import dataclasses
 import math
 
 import pytest
-import synth
 import torch
 import torch.nn.functional as F
-from small_networks import CHUNK, RATE, noise, small_context, small_network, untrained_network
+from small_networks import CHUNK, noise, small_context, small_network, untrained_network
 from torch import nn
 
 from continuation import transformer
 from continuation.context import Context
 from continuation.mixer import agreement, expectation, past_error
 from continuation.transformer import patchify, unpatchify
-from model import ContinuationModel
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def model() -> ContinuationModel:
-    return small_network()
-
-
-@pytest.fixture(scope="module")
-def song() -> torch.Tensor:
-    return torch.from_numpy(synth.song(0, 5, RATE))
-
-
-@pytest.fixture(scope="module")
-def context() -> Context:
-    return small_context()
 
 
 # ---- tokens and levels ----

@@ -12,14 +12,9 @@ from small_networks import CHUNK, noise, small_config, small_network, untrained_
 from torch import nn
 
 from continuation import model_tables
-from model import PRESETS, ContinuationModel, ModelConfig, make_model, on_meta, with_overrides
+from model import PRESETS, ModelConfig, make_model, on_meta, with_overrides
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def model() -> ContinuationModel:
-    return small_network()
 
 
 # ---- presets and lengths ----

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-import synth
 import torch
 from small_networks import CHUNK, RATE, noise, small_context, small_network, untrained_network
 
@@ -14,21 +13,6 @@ from continuation.context import Context
 from model import ContinuationModel
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def model() -> ContinuationModel:
-    return small_network()
-
-
-@pytest.fixture(scope="module")
-def song() -> torch.Tensor:
-    return torch.from_numpy(synth.song(0, 5, RATE))
-
-
-@pytest.fixture(scope="module")
-def context() -> Context:
-    return small_context()
 
 
 # ---- prediction ----
