@@ -59,7 +59,6 @@ ARRAYS = tuple(f"{split}{kind}.npy" for split in SPLITS for kind in ("", "_pairs
 UNFINISHED = "unfinished"  # folder inside DS
 
 
-# ---------------------------------------------------------------------------------------------------
 # Arguments
 
 
@@ -93,7 +92,6 @@ def _fraction(text: str) -> float:
     return value
 
 
-# ---------------------------------------------------------------------------------------------------
 # Input: the folder of preprocess.py
 
 
@@ -123,7 +121,7 @@ class Song:
         return self.line["chunks"]
 
     def chunks(self) -> np.ndarray:
-        """Open the array as a memory map, at each use again, so that not the whole corpus is mapped."""
+        """Open the array as a memory map, for each use again, since the whole corpus must not stay mapped."""
         return files.open_array(self.path, np.int16)
 
 
@@ -150,7 +148,6 @@ def open_songs(folder: Path, meta: dict, min_rms_db: float) -> list[Song]:
         return [open_song(folder, line, meta, min_rms_db) for line in lines]
 
 
-# ---------------------------------------------------------------------------------------------------
 # The split
 
 
@@ -253,7 +250,6 @@ def known_songs(folder: Path, settings: dict) -> list[dict]:
     return [song for song in meta["songs"] if song["split"] in SPLITS]
 
 
-# ---------------------------------------------------------------------------------------------------
 # Writing
 
 
@@ -317,7 +313,6 @@ def write_split(folder: Path, split: str, songs: list[Song], meta: dict, bar) ->
     return entries
 
 
-# ---------------------------------------------------------------------------------------------------
 # Printing and plots
 
 
@@ -388,7 +383,6 @@ def tempo_bpm(song: Song, meta: dict) -> float:
     return float(librosa.feature.tempo(y=x, sr=rate, hop_length=rate // 50)[0])
 
 
-# ---------------------------------------------------------------------------------------------------
 # The run
 
 

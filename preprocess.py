@@ -56,7 +56,6 @@ PLOTTED_CHUNKS = 6
 LISTED_REJECTIONS = 10
 
 
-# ---------------------------------------------------------------------------------------------------
 # Arguments
 
 
@@ -135,7 +134,6 @@ def default_workers() -> int:
     return os.cpu_count() or 1
 
 
-# ---------------------------------------------------------------------------------------------------
 # The output folder
 
 
@@ -193,7 +191,6 @@ def is_as_it_was(line: dict, song: Song) -> bool:
     return (status.st_size, status.st_mtime_ns) == (line["size"], line["mtime"])
 
 
-# ---------------------------------------------------------------------------------------------------
 # The run
 
 

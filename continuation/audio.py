@@ -41,7 +41,6 @@ SCALE_SECONDS = 30
 MP3_SAMPLE_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 
-# ---------------------------------------------------------------------------------------------------
 # Sample formats and levels
 
 
@@ -61,7 +60,6 @@ def rms_db(x: np.ndarray) -> float:
     return 20 * np.log10(max(rms, 1e-10))
 
 
-# ---------------------------------------------------------------------------------------------------
 # Decoding
 
 
@@ -213,7 +211,6 @@ def _map_channels(block: np.ndarray, channels: int) -> np.ndarray:
     return np.repeat(block, channels, axis=1)
 
 
-# ---------------------------------------------------------------------------------------------------
 # Encoding
 
 _SOUNDFILE_FORMATS = {

@@ -59,7 +59,7 @@ class DamagedError(UsageError):
     """The file is torn, truncated, bit-flipped, or was never a checkpoint."""
 
 
-# ---- save and load ----
+# Save and load
 
 
 def save(path, state: dict, keep: int = 1) -> None:
@@ -360,7 +360,7 @@ def read_records(path: Path) -> list[dict]:
     return [record for record in records if all(type(record.get(key)) is int for key in ("stage", "step"))]
 
 
-# ---- random states ----
+# Random states
 
 
 def rng_state() -> dict:
@@ -378,7 +378,7 @@ def set_rng_state(state: dict) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-# ---- device and precision ----
+# Device and precision
 
 
 def choose_device(name: str) -> torch.device:

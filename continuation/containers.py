@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 
 from continuation import mp3_scan
 
-# What libsndfile reads; after 'RIFF' and 'FORM' the kind is told, which may be a film or a picture.
+# Formats that libsndfile reads; the type after 'RIFF' and 'FORM' is checked, since it may be a film or a picture.
 _SOUNDFILE_MAGIC = re.compile(
     rb"RIF[FX]....WAVE|(?:RF64|BW64)....WAVE|riff\x2e\x91\xcf\x11|FORM....AIF[FC]|fLaC|OggS|caff|\.snd", re.DOTALL
 )
 # MP4 (but no HEIF or AVIF picture), ASF, Matroska and WebM; Monkey's Audio, WavPack, True Audio, TAK, Musepack; DSF
-# and DSDIFF; DTS in its four ways of writing; AC-3 and E-AC-3 by the fields behind their two bytes.
+# and DSDIFF; DTS in its four encodings; AC-3 and E-AC-3 by the fields after their two bytes.
 _FFMPEG_MAGIC = re.compile(
     rb"....ftyp(?!hei|hev|mif|msf|avi)|\x30\x26\xb2\x75|\x1a\x45\xdf\xa3"
     rb"|MAC |wvpk|TTA1|tBaK|MP\+|MPCK"
@@ -79,7 +79,6 @@ def begins_as_audio(path: str | os.PathLike) -> bool:
     return bool(_SOUNDFILE_MAGIC.match(head) or _FFMPEG_MAGIC.match(head) or mp3_scan.is_frame_start(head))
 
 
-# ---------------------------------------------------------------------------------------------------
 # Files joined into one
 
 

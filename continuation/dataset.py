@@ -29,7 +29,6 @@ _SONG_KEYS = {"id": str, "source": str, "split": str, "group": str, "first_row":
 _CONTENT_KEYS = {"sha256": str, "fingerprint": str}  # datasets of earlier versions lack them
 
 
-# ---------------------------------------------------------------------------------------------------
 # Reading the format
 
 
@@ -146,7 +145,6 @@ def read_window(split: Split, song: dict, start: int, length: int) -> np.ndarray
     return np.concatenate(rows, axis=1)[:, offset : offset + length]
 
 
-# ---------------------------------------------------------------------------------------------------
 # Songs are identified by content, not by file name
 
 

@@ -58,8 +58,7 @@ class _Undecodable(AudioError):
     """One decoder does not read the file: the other may."""
 
 
-# ---------------------------------------------------------------------------------------------------
-# Which decoder
+# Choice of the decoder
 
 
 def open_sources(path: Path, notes: list[str]) -> Iterator[SoundfileSource | FfmpegSource]:
@@ -152,7 +151,6 @@ def _check_shape(sample_rate: int, channels: int) -> None:
         raise AudioError(f"no audio: {channels} channels, more than {MOST_CHANNELS}")
 
 
-# ---------------------------------------------------------------------------------------------------
 # libsndfile
 
 
@@ -279,7 +277,6 @@ def _promised_frames(file) -> int:
     return 0 if is_placeholder else file.frames * int(cut[1]) // max(1, int(cut[2]))
 
 
-# ---------------------------------------------------------------------------------------------------
 # ffmpeg
 
 

@@ -38,13 +38,12 @@ LOCK_POLL_SECONDS = 1
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
-# ---------------------------------------------------------------------------------------------------
 # Writing
 
 
 @contextmanager
 def temporary_file(folder: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Yield a new, empty, locked file in `folder`; it is gone afterwards unless it was renamed."""
+    """Yield a new, empty, locked file in `folder`; it is deleted afterwards unless it was renamed."""
     path, file = _create(Path(folder))
     try:
         yield file
@@ -160,7 +159,6 @@ class ArrayWriter:
         return prefix + repr(fields).encode("ascii").ljust(NPY_HEADER_BYTES - 11) + b"\n"
 
 
-# ---------------------------------------------------------------------------------------------------
 # Reading
 
 
@@ -220,7 +218,6 @@ def _json_object(text: bytes) -> dict | None:
     return None
 
 
-# ---------------------------------------------------------------------------------------------------
 # Locks
 
 

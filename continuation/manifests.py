@@ -38,7 +38,6 @@ def unfinished_mark(path: Path) -> Path:
     return path.with_name(f"{path.name}.unfinished")
 
 
-# ---------------------------------------------------------------------------------------------------
 # While preprocess.py runs
 
 
@@ -64,7 +63,7 @@ def read_all_lines(folder: Path, shard: tuple[int, int] | None) -> dict[str, dic
 
 
 def write_lines(path: Path, lines: dict[str, dict]) -> None:
-    """Write a manifest anew, sorted by source."""
+    """Write the whole manifest, sorted by source."""
     files.write_atomic(path, "".join(json.dumps(lines[source]) + "\n" for source in sorted(lines)))
 
 
@@ -82,7 +81,6 @@ def append_line(path: Path, line: dict) -> None:
             raise
 
 
-# ---------------------------------------------------------------------------------------------------
 # When preprocess.py has finished
 
 

@@ -39,7 +39,6 @@ CRASHES = frozenset(
 SECONDS_TO_END = 5  # for a worker process, before it is killed
 
 
-# ---------------------------------------------------------------------------------------------------
 # One song
 
 
@@ -208,7 +207,6 @@ def file_sha256(path: str) -> str:
     return digest.hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------
 # Worker processes
 
 

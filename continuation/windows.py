@@ -181,7 +181,6 @@ class Windows:
         return read_window(self.split, song, start, length).astype(np.float32) / INT16_SCALE
 
 
-# ---------------------------------------------------------------------------------------------------
 # Items: the elements of a batch, by number
 
 

@@ -129,7 +129,7 @@ class Clock:
         return (step + self.swing * (int(step) % 2)) * self.step_seconds
 
 
-# ---- sounds: pitched
+# Sounds: pitched
 
 
 def wave_table(timbre: Timbre, frequency: float, cutoff_hz: float, sample_rate: int) -> np.ndarray:
@@ -174,7 +174,7 @@ def pitched_sound(timbre: Timbre, pitch: int, seconds: float, sample_rate: int) 
     return (np.stack(channels) * envelope(timbre, time, seconds)).astype(np.float32)
 
 
-# ---- sounds: drums
+# Sounds: drums
 
 
 def noise(rng: np.random.Generator, samples: int, low_hz: float, high_hz: float, sample_rate: int) -> np.ndarray:
@@ -221,7 +221,7 @@ def drum_kit(rng: np.random.Generator, sample_rate: int) -> dict[str, np.ndarray
     return sounds
 
 
-# ---- instruments
+# Instruments
 
 
 def choose_timbres(rng: np.random.Generator) -> dict[str, Timbre]:
@@ -253,7 +253,7 @@ def choose_timbres(rng: np.random.Generator) -> dict[str, Timbre]:
     return {name: family[rng.integers(len(family))] for name, family in families.items()}
 
 
-# ---- composition
+# Composition
 
 
 def chord_pitches(scale: Sequence[int], root: int, degree: int, size: int, lowest: int) -> list[int]:
@@ -330,7 +330,7 @@ def compose_drums(
     return groove, fill
 
 
-# ---- rendering
+# Rendering
 
 
 def pan_gains(pan: float) -> tuple[float, float]:
@@ -395,7 +395,7 @@ def master(mix: np.ndarray, sample_rate: int) -> np.ndarray:
     return mix
 
 
-# ---- the whole song
+# The whole song
 
 
 def synthesise(seed: int | Sequence[int], seconds: float, sample_rate: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from continuation.transformer import patchify, unpatchify
 torch.set_num_threads(1)
 
 
-# ---- tokens and levels ----
+# Tokens and levels
 
 
 def agreed(context: Context) -> torch.Tensor:
@@ -136,7 +136,7 @@ def test_levels_of_a_token_are_those_of_its_own_steps(context):
     assert difference.abs().sum((0, 1)).nonzero().flatten().tolist() == [14, 15]
 
 
-# ---- the head of the flow ----
+# The head of the flow
 
 REACH = 15  # latents to either side: two kernels of 7, the second dilated by 4
 
@@ -184,7 +184,7 @@ def test_untrained_head_leaves_the_noise_as_it_is(context):
     assert torch.equal(latents, noise(2, 4, 200, seed=5))
 
 
-# ---- the context ----
+# The context
 
 
 def test_copies_agree_on_the_levels_that_follow_where_the_song_repeats_itself(model, song):

@@ -53,7 +53,7 @@ def do_once(given: memory.Plan, part: str) -> None:
     rehearsal.fill_cache() if part == "latents" else rehearsal.step()
 
 
-# ---- base ----
+# Base
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_estimate_of_base_is_what_the_profiler_sees_in_a_real_step(part, batch_s
     assert estimated == pytest.approx(profiled_gigabytes(lambda: do_once(given, part)), rel=ROOM)
 
 
-# ---- the rehearsal is the training ----
+# The rehearsal is the training
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_estimate_is_what_a_small_training_allocates(new_run, monkeypatch, flags
     assert memory.estimate(given, part) == pytest.approx(allocations.peak / 1e9, rel=ROOM)
 
 
-# ---- the worst step ----
+# The worst step
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ def test_autocast_halves_most_of_the_activations():
     assert 0.5 < peak(torch.float16) / peak(None) < 0.85
 
 
-# ---- the largest batch ----
+# The largest batch
 
 
 @pytest.fixture
@@ -255,7 +255,7 @@ def test_single_items_that_do_not_fit_are_an_error(small_gpu):
         memory.measured_gigabytes(plan())
 
 
-# ---- the command line ----
+# The command line
 
 
 @pytest.mark.slow
@@ -357,7 +357,7 @@ def test_impossible_values_are_wrong_usage(arguments, flags):
     assert caught.value.code == 2
 
 
-# ---- on a GPU ----
+# On a GPU
 
 
 @pytest.mark.gpu

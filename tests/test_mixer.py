@@ -37,7 +37,7 @@ def copies_of(*similarity: tuple[float, float], lags: tuple[int, ...] = LAGS) ->
     return Copies(torch.zeros(1, 1, LENGTH), samples, torch.tensor([similarity]), HOP)
 
 
-# ---- bands ----
+# Bands
 
 
 @pytest.mark.parametrize("bins", [21, 161, 241, 481, 961])
@@ -95,7 +95,7 @@ def test_steps_are_interpolated_to_frames_and_the_last_may_be_short(frames):
     assert bands(torch.zeros(1, 1, 1, BINS, frames, dtype=torch.cfloat)).shape[-1] == STEPS
 
 
-# ---- which sources are played ----
+# Which sources are played
 
 
 def periodic(x: torch.Tensor, steps: int) -> torch.Tensor:
@@ -217,7 +217,7 @@ def mixer_noise(sources: int, seed: int = 0) -> torch.Tensor:
     return torch.complex(real, imaginary) * BandLevels(BINS).typical_power.sqrt()
 
 
-# ---- levels ----
+# Levels
 
 ALIKE = copies_of((0.9, 0.9), (0.9, 0.9))
 SILENCE = torch.zeros(1, 1, BINS, STEPS * STEP_FRAMES, dtype=torch.cfloat)  # a past that says nothing
@@ -293,7 +293,7 @@ def test_no_level_is_led_by_more_than_6_db(mixer, distance):
     assert abs(change.item()) == pytest.approx(0.7, abs=0.05)
 
 
-# ---- power ----
+# Power
 
 
 @torch.no_grad()
@@ -332,7 +332,7 @@ def test_power_is_corrected_by_no_more_than_a_neper(mixer):
     assert torch.allclose(again, math.e * mixed, rtol=1e-3)
 
 
-# ---- shapes ----
+# Shapes
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from model import ContinuationModel
 torch.set_num_threads(1)
 
 
-# ---- prediction ----
+# Prediction
 
 
 def standard(model: ContinuationModel, context: Context) -> Context:
@@ -88,7 +88,7 @@ def test_standardised_latents_have_the_tracked_mean_and_deviation():
     assert torch.allclose(model.destandardise(standard), z, atol=1e-4)
 
 
-# ---- from samples to samples ----
+# From samples to samples
 
 
 @pytest.mark.parametrize("seconds", [0.1, 1.2345, 2, 3.3335])

@@ -15,7 +15,7 @@ from tiny import CHANNELS, CHUNK, RATE, NotStopped
 from continuation import audio, latent_encoding
 from continuation.windows import WindowItems, Windows
 
-# ---- the cache ----
+# The cache
 
 
 def arrays(folder: Path) -> dict[str, bytes]:
@@ -114,7 +114,7 @@ def test_latent_cache_behind_a_link_holds_the_latents_of_its_own_encoder(filled,
     assert (scratch / "notes.txt").exists() == exists
 
 
-# ---- no future ----
+# No future
 
 
 def test_context_does_not_change_when_the_target_audio_is_replaced_by_noise(new_run):
