@@ -2,23 +2,23 @@
 
     python create_dataset.py --output_folder /path/to/output --dataset_folder /path/to/dataset
 
-For each split s of train, val and test: DS/s.npy, int16 (rows, channels, samples), songs contiguous and in
-time; DS/s_pairs.npy, int64 (pairs, 2), the rows of input and target, always neighbours in one song. And
-DS/meta.json, which says what each song's rows are.
+Writes, for each split s of train, val and test: DS/s.npy, int16 (rows, channels, samples), songs contiguous and in
+order of time; DS/s_pairs.npy, int64 (pairs, 2), the rows of input and target, neighbours in one song; and
+DS/meta.json with each song's rows.
 
-Files with the same music (equal content, or fingerprints that match: see fingerprint.py) form a
-group, and a group stays in one split. Groups are ranked by the hash of the seed and their smallest id; test
-takes the lowest ones, as long as that brings its hours nearer to test_fraction of all, then val does, and
-the rest is train: no share is further from what was asked than half a group, and another val_fraction
-leaves test alone. A split without any pair gets the lowest group of train.
+Files with the same music (equal content, or matching fingerprints: see fingerprint.py) form a group, and a group is
+in one split. Groups are ranked by the hash of the seed and their smallest id; test takes the lowest ones, as long as
+that brings its hours nearer to test_fraction of all, then val does, and the rest is train: every share is within half
+a group of the given fraction, and test does not depend on val_fraction. A split without any pair gets the lowest
+group of train.
 
-A song that DS knows from a run with the same seed and fractions keeps its split, whatever its file is called
-now: it is known by its content. Where songs of two splits become one group, train wins, since what was once
-trained on can no longer test.
+A song of an earlier dataset in DS, of the same seed and fractions, keeps its split, even if its file has another name
+now: songs are identified by content. Where songs of two splits become one group, the group is in train, since songs
+that were trained on can no longer be test songs.
 
 A song of one chunk has a row and no pair. A run that is killed leaves the old dataset, or the new one in
-DS/unfinished: meta.json there is written last, and means that all of it is there. Then the next run puts it
-in its place before anything else, and until then DS has no meta.json and is refused.
+DS/unfinished, where meta.json is written last and marks it as complete. The next run first moves it to DS; until then
+DS has no meta.json and is refused.
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ ARRAYS = tuple(f"{split}{kind}.npy" for split in SPLITS for kind in ("", "_pairs
 UNFINISHED = "unfinished"  # folder inside DS
 
 
-# ---------------------------------------------------------------------------------------------------
 # Arguments
 
 
@@ -93,19 +92,18 @@ def _fraction(text: str) -> float:
     return value
 
 
-# ---------------------------------------------------------------------------------------------------
-# What preprocess.py wrote
+# Input: the folder of preprocess.py
 
 
 @dataclass
 class Song:
-    """A song that preprocess.py wrote, and what the dataset makes of it."""
+    """A song of preprocess.py, with its pairs and its place in the dataset."""
 
     line: dict  # of the manifest
     path: Path  # of the array, int16 (rows, channels, samples)
     bytes: int
     pairs: np.ndarray  # int64 (pairs, 2), rows counted from the song's first
-    quiet_pairs: int  # how many more there would be, were they louder
+    quiet_pairs: int  # left out because they are too quiet
     group: str = ""  # the smallest id among the songs with the same music
     split: str = ""
 
@@ -115,7 +113,7 @@ class Song:
 
     @property
     def identity(self) -> dict:
-        """The part of its entry in meta.json that is the same in every dataset."""
+        """Part of its entry in meta.json that is the same in every dataset."""
         return {key: self.line[key] for key in ("id", "source", "sha256", "fingerprint")} | {"group": self.group}
 
     @property
@@ -123,14 +121,14 @@ class Song:
         return self.line["chunks"]
 
     def chunks(self) -> np.ndarray:
-        """Open the array as a memory map, anew at each use: the whole corpus must not stay mapped."""
+        """Open the array as a memory map, for each use again, since the whole corpus must not stay mapped."""
         return files.open_array(self.path, np.int16)
 
 
 def open_song(folder: Path, line: dict, meta: dict, min_rms_db: float) -> Song:
-    """Check a song's array against its line, and find its pairs. Reads all of it, a chunk at a time.
+    """Check a song's array against its manifest line, and find its pairs. Reads the whole array, chunk by chunk.
 
-    Raises UsageError where the array is not the one that preprocess.py wrote.
+    Raises UsageError where the array is not as preprocess.py wrote it.
     """
     path = folder / f"{line['id']}.npy"
     chunks = files.open_array(path, np.int16, (meta["channels"], meta["chunk_samples"]))
@@ -150,7 +148,6 @@ def open_songs(folder: Path, meta: dict, min_rms_db: float) -> list[Song]:
         return [open_song(folder, line, meta, min_rms_db) for line in lines]
 
 
-# ---------------------------------------------------------------------------------------------------
 # The split
 
 
@@ -186,7 +183,7 @@ def hash_rank(seed: int, group: str) -> float:
 
 
 def split_songs(songs: list[Song], known: dict[str, list[dict]], args: argparse.Namespace) -> None:
-    """Assign every song to a split; `known` are songs of an earlier run by group. See the module docstring.
+    """Assign every song to a split, see the module docstring; known: songs of an earlier dataset by group.
 
     Raises UsageError when fewer than three groups have a pair.
     """
@@ -206,15 +203,15 @@ def split_songs(songs: list[Song], known: dict[str, list[dict]], args: argparse.
             assigned[group] = next(split for split in SPLITS if split in {song["split"] for song in earlier})
     rows = {group: sum(song.rows for song in groups[group]) for group in order}
     _assign_new(assigned, rows, {"test": args.test_fraction, "val": args.val_fraction})
-    # New groups come first: what was trained on can no longer test.
+    # New groups come first: songs that were trained on can no longer be test songs.
     _fill_empty(assigned, sorted(usable, key=lambda group: bool(known[group])))
     for song in songs:
         song.split = assigned[song.group]
 
 
 def _assign_new(assigned: dict[str, str], rows: dict[str, int], shares: dict[str, float]) -> None:
-    """Assign the groups that `assigned` lacks; `rows` are all groups, lowest first. Each split of `shares` takes a
-    group if that brings it nearer to its share of all rows; the rest is for training."""
+    """Assign the groups that `assigned` lacks; rows: of all groups, lowest first. Each split of `shares` takes a
+    group if that brings it nearer to its share of all rows; the rest is train."""
     for split, share in shares.items():
         missing = share * sum(rows.values()) - sum(rows[group] for group in rows if assigned.get(group) == split)
         for group in rows:
@@ -226,7 +223,7 @@ def _assign_new(assigned: dict[str, str], rows: dict[str, int], shares: dict[str
 
 
 def _fill_empty(assigned: dict[str, str], usable: list[str]) -> None:
-    """Give every split a group with pairs: the lowest of train, or else of the split with the most groups."""
+    """Move a group with pairs to every split without any: the lowest of train, or of the split with most groups."""
     held = {name: [group for group in usable if assigned[group] == name] for name in SPLITS}
     for empty in [name for name in ("test", "val", "train") if not held[name]]:
         lender = "train" if len(held["train"]) > 1 else max(held, key=lambda name: len(held[name]))
@@ -236,9 +233,9 @@ def _fill_empty(assigned: dict[str, str], usable: list[str]) -> None:
 
 
 def known_songs(folder: Path, settings: dict) -> list[dict]:
-    """Return the songs of an earlier dataset in this folder, if it was split in the same way.
+    """Return the songs of an earlier dataset in this folder, if its seed and fractions are the same.
 
-    Raises UsageError where there is a dataset whose splits cannot be read: they must not be drawn anew unasked.
+    Raises UsageError for a dataset whose splits cannot be read, since they would be drawn again.
     """
     if not (folder / "meta.json").exists():
         if arrays := [name for name in ARRAYS if (folder / name).exists()]:
@@ -253,14 +250,11 @@ def known_songs(folder: Path, settings: dict) -> list[dict]:
     return [song for song in meta["songs"] if song["split"] in SPLITS]
 
 
-# ---------------------------------------------------------------------------------------------------
 # Writing
 
 
 def check_space(songs: list[Song], folder: Path) -> None:
-    """Print how large the dataset becomes; raise OSError when there is no room for it beside what is there.
-
-    folder: on the disk that it goes to."""
+    """Print the size of the dataset; raise OSError where the disk of `folder` has not enough space for it."""
     size = sum(song.bytes + song.pairs.nbytes + 1000 for song in songs)
     free = shutil.disk_usage(folder).free
     print(f"the dataset takes {size / 1e9:.2f} GB ({free / 1e9:.1f} GB free)", flush=True)
@@ -269,7 +263,7 @@ def check_space(songs: list[Song], folder: Path) -> None:
 
 
 def write_dataset(folder: Path, songs: list[Song], meta: dict) -> None:
-    """Write everything to a folder inside `folder`, meta.json last, then put it in place of what is there."""
+    """Write the dataset to a folder inside `folder`, meta.json last, then move it to `folder`."""
     new = folder / UNFINISHED
     new.mkdir()
     try:
@@ -289,7 +283,7 @@ def write_dataset(folder: Path, songs: list[Song], meta: dict) -> None:
 def put_in_place(folder: Path) -> None:
     """Replace the dataset in `folder` by the one in `folder`/unfinished if that is complete, else remove the latter.
 
-    May be killed anywhere: the next call goes on, and in between there is no meta.json, so no dataset.
+    It may be killed at any point: the next call continues, and until then there is no meta.json, so no dataset.
     """
     new = folder / UNFINISHED
     if (new / "meta.json").exists():
@@ -303,7 +297,7 @@ def put_in_place(folder: Path) -> None:
 
 
 def write_split(folder: Path, split: str, songs: list[Song], meta: dict, bar) -> list[dict]:
-    """Write the rows and pairs of one split and return its songs' entries in meta.json."""
+    """Write the rows and pairs of one split, and return its songs' entries in meta.json."""
     row_shape = (meta["channels"], meta["chunk_samples"])
     entries = []
     with ExitStack() as stack:
@@ -319,12 +313,11 @@ def write_split(folder: Path, split: str, songs: list[Song], meta: dict, bar) ->
     return entries
 
 
-# ---------------------------------------------------------------------------------------------------
-# What the user sees
+# Printing and plots
 
 
 def print_summary(songs: list[Song], meta: dict) -> None:
-    """Print songs, pairs and hours of every split, and what was left out."""
+    """Print songs, pairs and hours of every split, and the number of those left out."""
     hours_a_row = meta["chunk_samples"] / meta["sample_rate"] / 3600
     for split in SPLITS:
         inside = [song for song in songs if song.split == split]
@@ -338,7 +331,8 @@ def print_summary(songs: list[Song], meta: dict) -> None:
 
 
 def print_changes(songs: list[Song], earlier: list[dict], known: dict[str, list[dict]]) -> None:
-    """Print which songs of the `earlier` dataset have moved, and which are in none of the groups of `known`."""
+    """Print which songs of the `earlier` dataset are in another split, and which are no longer there (not in
+    `known`)."""
     assigned = {song.group: song.split for song in songs}
     here = [(song, assigned[group]) for group, found in known.items() for song in found]
     if moved := [song["source"] for song, split in here if song["split"] != split]:
@@ -349,7 +343,7 @@ def print_changes(songs: list[Song], earlier: list[dict], known: dict[str, list[
 
 
 def print_groups(songs: list[Song]) -> None:
-    """Print which files were found to be the same music."""
+    """Print which files are the same music."""
     sizes = Counter(song.group for song in songs)
     joined = [group for group, size in sizes.items() if size > 1]
     if joined:
@@ -380,7 +374,7 @@ def plot_songs(path: Path, songs: list[Song], meta: dict) -> None:
 
 
 def tempo_bpm(song: Song, meta: dict) -> float:
-    """Return the beats per minute of a song's first minute, as librosa estimates them."""
+    """Estimate the beats per minute of a song's first minute by librosa."""
     import librosa
 
     rate = meta["sample_rate"]
@@ -389,12 +383,11 @@ def tempo_bpm(song: Song, meta: dict) -> float:
     return float(librosa.feature.tempo(y=x, sr=rate, hop_length=rate // 50)[0])
 
 
-# ---------------------------------------------------------------------------------------------------
 # The run
 
 
 def plan(args: argparse.Namespace, meta: dict, earlier: list[dict]) -> tuple[list[Song], dict[str, list[dict]]]:
-    """Return all songs with their splits, and which songs of the `earlier` dataset are in which group."""
+    """Return all songs with their splits, and the songs of the `earlier` dataset by group."""
     songs = open_songs(args.output_folder, meta, args.min_rms_db)
     group_same_music(songs)
     known = known_by_group([song.identity for song in songs], earlier)
@@ -403,9 +396,9 @@ def plan(args: argparse.Namespace, meta: dict, earlier: list[dict]) -> tuple[lis
 
 
 def dry_run(args: argparse.Namespace, meta: dict) -> None:
-    """Print what `run` would make of the chunks."""
+    """Print the dataset that `run` would make, and write nothing."""
     target = args.dataset_folder
-    unfinished = target / UNFINISHED  # a run would put it in its place, were it whole
+    unfinished = target / UNFINISHED  # a run would move it to the target if it is complete
     earlier = known_songs(unfinished if (unfinished / "meta.json").exists() else target, meta["settings"])
     songs, known = plan(args, meta, earlier)
     check_space(songs, existing_folder(target, "--dataset_folder"))
@@ -426,7 +419,7 @@ def run(args: argparse.Namespace) -> int:
         return output_code()
     make_folder(target, "--dataset_folder")
     with files.locked(target / ".lock"):
-        put_in_place(target)  # finishes what a killed run left, or frees its space
+        put_in_place(target)  # finishes a killed run, or frees its space
         earlier = known_songs(target, settings)
         songs, known = plan(args, meta, earlier)
         check_space(songs, target)

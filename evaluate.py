@@ -1,4 +1,4 @@
-"""Evaluate checkpoints on held-out songs, beside baselines that need no network: the scorecard.
+"""Evaluate checkpoints on held-out songs against baselines without a network: the scorecard.
 
     python evaluate.py --dataset_folder dataset --checkpoint_folder checkpoints --output_folder scores
 
@@ -50,10 +50,10 @@ from continuation.systems import (
 from continuation.windows import Windows
 from model import GUIDANCE, SAMPLING_STEPS, build_model, load_checkpoint
 
-SHOWN_SONGS = 3  # songs whose first pair is drawn and written as sound
+SHOWN_SONGS = 3  # songs whose first pair is written as pictures and sounds
 LONG_SONGS = 10  # songs whose first pair is continued for a minute
 KEPT_OF_A_CHECKPOINT = ("config", "ema", "stage", "step", "data_meta")  # the rest is large
-PASSAGES_AT_ONCE = 2**30  # bytes of continuations that are searched for in the training songs together
+PASSAGES_AT_ONCE = 2**30  # bytes of passages that are compared with the training songs together
 
 
 # Arguments
@@ -99,7 +99,7 @@ def named_folder(text: str) -> tuple[str, Path]:
 
 
 def load_networks(args: argparse.Namespace, meta: dict) -> list[Network]:
-    """Load the networks of all checkpoint folders and name them; refused where one does not fit the data set."""
+    """Load and name the networks of all checkpoint folders; UsageError where one does not fit the dataset."""
     states = []
     for folder in args.checkpoint_folder:
         state = load_checkpoint(folder / checkpoint.BEST_NAME)
@@ -121,7 +121,7 @@ def check_fit(folder: Path, state: dict, meta: dict) -> None:
 
 
 def names_of(folders: list[Path], configs: list[dict]) -> list[str]:
-    """Name networks preset-objective, with the folder's name in brackets where that is not enough, or its path."""
+    """Name networks preset-objective, where needed with the folder's name in brackets, or its path."""
     short = [f"{config['preset']}-{config['objective']}" for config in configs]
     long = [f"{name} ({folder.resolve().name})" for name, folder in zip(short, folders, strict=True)]
     longest = [f"{name} ({folder})" for name, folder in zip(short, folders, strict=True)]
@@ -133,8 +133,8 @@ def names_of(folders: list[Path], configs: list[dict]) -> list[str]:
 
 
 def load_predictions(args: argparse.Namespace, networks: list[Network], pairs: Pairs, meta: dict) -> list[System]:
-    """Make systems of somebody's files; before hours of work, names that other systems have or might have are
-    refused, and sounds that are missing or cannot be judged."""
+    """Make the systems of external predictions. Names that other systems have or may have, and files that are missing
+    or cannot be measured, are refused before hours of work."""
     taken = {system.file_name for system in (*BASELINES, TRUTH)} | {file_name(network.name) for network in networks}
     predictions = [System(name, PREDICTIONS, folder=folder) for name, folder in args.predictions or ()]
     for system in predictions:
@@ -149,7 +149,7 @@ def load_predictions(args: argparse.Namespace, networks: list[Network], pairs: P
 
 
 def notes_on(networks: list[Network], facts: dict[str, dict], pairs: Pairs, split: str) -> list[str]:
-    """List what a reader has to know before believing a figure."""
+    """List the caveats that a reader of the figures must know."""
     notes = [f"{n.name} is still in stage 1: its reconstruction only" for n in networks if not n.continues]
     for network in networks:
         seen = len(facts[network.name]["songs_trained_on"])
@@ -172,7 +172,7 @@ def notes_on(networks: list[Network], facts: dict[str, dict], pairs: Pairs, spli
 
 
 def evaluate(evaluator: Evaluator, pairs: Pairs, page: ListeningPage, training_split, meta: dict, stop) -> None:
-    """Measure all systems on all pairs, and how near their continuations come to the training songs."""
+    """Measure all systems on all pairs, and the similarity of their continuations to the training songs."""
 
     def search_training_songs() -> None:
         if evaluator.passages:

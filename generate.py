@@ -1,10 +1,10 @@
-"""Play the next seconds of a song.
+"""Generate the next seconds of a song.
 
     python generate.py --input song.mp3 --output next.mp3
     python generate.py --input songs --output continuations --checkpoint_folder checkpoints
 
-The network hears 10 seconds of the song, by default the first ones, and writes what it thinks comes next. Of several
-songs, those that cannot be continued are left out and named at the end; then the exit code is 1.
+The context is 10 seconds of the song, by default the first ones; the network generates what follows. Of several
+songs, those that cannot be continued are left out and listed at the end; then the exit code is 1.
 Exit codes: 0 done, 1 failed, 2 wrong usage or refused input, 75 interrupted: run the same command again.
 """
 
@@ -42,7 +42,7 @@ from model import FADE_SECONDS, GUIDANCE, SAMPLING_STEPS, build_model, load_chec
 PRETRAINED = Path(__file__).resolve().parent / "pretrained" / "tiny.pt"
 OUTPUT_SUFFIXES = (".mp3", ".wav", ".flac", ".ogg", ".m4a")
 SHORTEST_SECONDS = 0.1
-SONG_ERRORS = (UsageError, audio.AudioError, OSError, FloatingPointError)  # of one song; the next may do
+SONG_ERRORS = (UsageError, audio.AudioError, OSError, FloatingPointError)  # of one song; the next may succeed
 
 
 # Arguments
@@ -114,7 +114,7 @@ def length_seconds(text: str) -> float:
 
 
 def start_seconds(text: str) -> float | None:
-    """Seconds, or None for the song's end."""
+    """Parse seconds, or None for the song's end."""
     return None if text == "end" else up_to_a_day(not_negative_float(text))
 
 
@@ -123,7 +123,7 @@ def start_seconds(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class Task:
-    """A song and where its continuation and its picture go, before they are numbered."""
+    """A song and the paths of its continuation and its picture, without numbers."""
 
     source: Path
     output: Path
@@ -135,7 +135,7 @@ def is_batch(args: argparse.Namespace) -> bool:
 
 
 def make_tasks(args: argparse.Namespace) -> list[Task]:
-    """List what there is to do. Raises UsageError for what can be refused before any work."""
+    """List the songs to continue. Raises UsageError for anything that can be refused before work begins."""
     if not is_batch(args):
         task = Task(args.input[0], args.output, args.plot)
         check_task(task, args, file_ids(args.input))
@@ -152,7 +152,7 @@ def make_tasks(args: argparse.Namespace) -> list[Task]:
 
 
 def find_sources(args: argparse.Namespace) -> list[Path]:
-    """All songs of --input, in its order, each once. Raises UsageError where a folder holds none."""
+    """List all songs of --input, in its order, each once. Raises UsageError where a folder holds none."""
     sources = []
     for path in args.input:
         if not path.is_dir():
@@ -168,8 +168,8 @@ def find_sources(args: argparse.Namespace) -> list[Path]:
 
 
 def names_of(sources: list[Path], args: argparse.Namespace) -> list[str]:
-    """Names of the outputs without suffix: the song's, below an input folder with its subfolders; with the song's own
-    suffix where there would be two of a name. Raises UsageError where there still are."""
+    """Return the names of the outputs without suffix: those of the songs, with subfolders of an input folder, and
+    with the songs' own suffixes where two names are equal. Raises UsageError where they still are."""
     folders = {folder for folder in args.input if folder.is_dir()}
 
     def below(source: Path) -> Path:
@@ -185,12 +185,13 @@ def names_of(sources: list[Path], args: argparse.Namespace) -> list[str]:
 
 
 def file_ids(paths: list[Path]) -> set[tuple[int, int]]:
-    """What tells files apart, whatever they are called; of those that are there."""
+    """Return what identifies files independently of their names, for those that exist."""
     return {(status.st_dev, status.st_ino) for status in (path.stat() for path in paths if path.exists())}
 
 
 def check_task(task: Task, args: argparse.Namespace, inputs: set[tuple[int, int]]) -> None:
-    """Refuse what can be refused before any work; `inputs`: of `file_ids`, what may not be written over."""
+    """Raise UsageError for anything that can be refused before work begins; inputs: `file_ids` that must not be
+    overwritten."""
     check_suffix(f"--output {task.output}", task.output.suffix.lower())
     if task.plot and task.plot.suffix.lower() != ".png":
         raise UsageError(f"--plot {task.plot}: pictures are .png files")
@@ -209,7 +210,7 @@ def check_suffix(flag: str, suffix: str) -> None:
 
 
 def check_output(flag: str, path: Path, inputs: set[tuple[int, int]]) -> None:
-    """Refuse to write over an input, or over a folder."""
+    """Raise UsageError for an output that is an input or a folder."""
     if path.is_dir():
         raise UsageError(f"{flag} {path} is a folder")
     if file_ids([path]) & inputs:
@@ -225,7 +226,7 @@ def check_rate(path: Path, rate: int) -> None:
 
 
 def find_weights(folder: Path | None) -> Path:
-    """Return the checkpoint file: best.pt of the folder, or the weights that come with this program."""
+    """Return the checkpoint file: best.pt of the folder, or the weights shipped with this program."""
     if folder is None:
         if not PRETRAINED.is_file():
             raise UsageError(f"{PRETRAINED} is missing: give the --checkpoint_folder of a training")
@@ -236,7 +237,7 @@ def find_weights(folder: Path | None) -> Path:
 
 
 def load_network(args: argparse.Namespace):
-    """Return the network on its device, and the precision to run it in."""
+    """Load the network onto its device; return it and its precision."""
     path = find_weights(args.checkpoint_folder)
     device = checkpoint.choose_device(args.device)
     state = load_checkpoint(path)
@@ -251,11 +252,11 @@ def load_network(args: argparse.Namespace):
 def read_context(
     path: Path, sample_rate: int, channels: int, samples: int, start: float | None
 ) -> tuple[np.ndarray, float]:
-    """The `samples` samples from `start` seconds on (None: the song's last ones), float32 (channels, samples), and
-    where they begin, s.
+    """Read the `samples` samples from `start` seconds on (None: the song's last ones), float32 (channels, samples),
+    and return their start in seconds too.
 
-    The song is decoded from its beginning and rounded to int16, as preprocess.py does: at the place of a stored
-    chunk this is that very chunk.
+    The song is decoded from its beginning and rounded to int16, as in preprocess.py, so that at the position of a
+    chunk of a dataset the samples are the same.
     """
     first = 0 if start is None else round(start * sample_rate)
     clip_seconds = None if start is None else (first + samples) / sample_rate
@@ -291,7 +292,7 @@ def say(line: str) -> None:
 
 
 def continue_song(model, precision, context: np.ndarray, seed: int, args: argparse.Namespace) -> np.ndarray:
-    """Return the context and what follows it, joined: float32 (channels, context + continuation)."""
+    """Generate a continuation; return context and continuation, joined: float32 (channels, samples)."""
     sampling = {name: getattr(args, name) for name in ("steps", "guidance", "temperature")}
     device = next(model.parameters()).device
     with torch.autocast(device.type, precision, enabled=precision is not None):
@@ -302,10 +303,10 @@ def continue_song(model, precision, context: np.ndarray, seed: int, args: argpar
 
 
 def join(heard: np.ndarray, rate: int, whole: np.ndarray, whole_rate: int) -> np.ndarray:
-    """Put the heard seconds, at the song's own rate and channels, in front of their continuation.
+    """Join the context, at the song's own rate and channels, and its continuation.
 
-    heard: float32 (channels, samples); whole: the network's sound of the same seconds and what follows them. Both are
-    crossfaded over the FADE_SECONDS before the cut, where `whole` is fading to the network's own sound already.
+    heard: the context, float32 (channels, samples); whole: the network's output, of the context and the continuation.
+    The two are crossfaded over the FADE_SECONDS before the cut, where `whole` already fades to the network's output.
     """
     whole = audio.resample(whole, whole_rate, rate, channels=len(heard))
     cut, fade = heard.shape[1], round(FADE_SECONDS * rate)
@@ -322,7 +323,7 @@ def write_sound(path: Path, sound: np.ndarray, sample_rate: int) -> None:
 
 
 def numbered(path: Path | None, number: int, count: int) -> Path | None:
-    """NAME.mp3, or NAME-1.mp3 ... where there are more than one."""
+    """Return NAME.mp3, or NAME-1.mp3 ... if there are several."""
     return path if path is None or count == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
@@ -359,9 +360,9 @@ def continue_task(task: Task, model, precision, args: argparse.Namespace) -> Non
 
 
 def continue_all(tasks: list[Task], model, precision, args: argparse.Namespace) -> int:
-    """Continue one song after the other, and name at the end those where it failed. Return the exit code."""
+    """Continue one song after another, and list at the end those that failed. Return the exit code."""
     failed, inputs = [], file_ids([task.source for task in tasks])
-    for task in tqdm(tasks, unit="song", disable=None):  # None: on a terminal alone
+    for task in tqdm(tasks, unit="song", disable=None):  # None: only on a terminal
         try:
             check_task(task, args, inputs)
             continue_task(task, model, precision, args)

@@ -1,4 +1,4 @@
-"""The network: hears the first 10 seconds of a track, plays the next 10.
+"""The network: given 10 seconds of a track, it generates the next 10.
 
     python model.py            layer tables, parameters and FLOPs of every preset
 
@@ -39,16 +39,16 @@ from continuation.spectral import STEP_FRAMES, ISTFTHead, band_edges
 from continuation.stems import LongStem, Stem
 from continuation.transformer import RMSNorm, TransformerBlock, patchify, rotary_angles, unpatchify
 
-JOIN_SHARE = 0.1  # of the context, its end, is decoded together with the prediction
+JOIN_SHARE = 0.1  # end of the context that is decoded together with the prediction, as a share of it
 FADE_SECONDS = 0.02
-SEED_STRIDE = 0x9E3779B1  # between the noises of a long continuation; odd and far from small numbers
+SEED_STRIDE = 0x9E3779B1  # between the seeds of a long continuation's chunks; odd and far from small numbers
 VELOCITY_BLOCKS = 2  # of the core's head, at the latent rate
 TIME_FEATURES = 128
 SAMPLING_STEPS = 8
 GUIDANCE = 1.0
 
 PRESET_NAMES = ("legacy", "tiny", "base", "large")
-RANGES = {  # of the whole numbers of a config, both ends included
+RANGES = {  # of a config's integers, both ends included
     "sample_rate": (FRAME_RATE_HZ, 384_000), "channels": (1, 32), "chunk_samples": (1, 2**31),
     "latent_channels": (1, 4096), "encoder_widths": (1, 16384), "encoder_blocks": (0, 256),
     "decoder_widths": (1, 16384), "decoder_blocks": (0, 256),
@@ -58,13 +58,13 @@ RANGES = {  # of the whole numbers of a config, both ends included
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides the shape of a model; it is saved in the checkpoint. Lengths in samples."""
+    """Sizes and objective of a network, saved in its checkpoint. Lengths are in samples."""
 
     preset: str = "base"
     sample_rate: int = 24000
     channels: int = 2
     chunk_samples: int = 240000
-    objective: str = "flow"  # or mse: the same network, trained to say the mean
+    objective: str = "flow"  # or mse: the same network, trained to predict the mean
     latent_channels: int = 32
     encoder_widths: tuple[int, int] = (384, 512)  # before pooling, after it
     encoder_blocks: tuple[int, int] = (2, 4)
@@ -91,7 +91,7 @@ class ModelConfig:
             raise ValueError(f"the objective is flow or mse, not {self.objective!r:.40}")
 
     def check_ranges(self) -> None:
-        """Raise ValueError for what no network can be, as in a file of others, before any memory is taken for it."""
+        """Raise ValueError for a value of wrong type or out of range, before memory is allocated for the network."""
         if self.preset not in PRESET_NAMES:
             raise ValueError(f"the preset is one of {', '.join(PRESET_NAMES)}, not {self.preset!r:.40}")
         for name, (least, most) in RANGES.items():
@@ -111,32 +111,32 @@ class ModelConfig:
 
     @property
     def hop(self) -> int:
-        """Samples a frame."""
+        """Samples per frame."""
         return self.sample_rate // FRAME_RATE_HZ
 
     @property
     def latent_samples(self) -> int:
-        """Samples a latent."""
+        """Samples per latent."""
         return LEGACY_HOP if self.is_legacy else self.hop
 
     @property
     def latent_rate(self) -> float:
-        """Latents a second."""
+        """Latents per second."""
         return self.sample_rate / self.latent_samples
 
     @property
     def chunk_latents(self) -> int:
-        """Latents of what is heard, and of a prediction."""
+        """Latents per chunk."""
         return self.chunk_samples // self.latent_samples
 
     @property
     def level_rows(self) -> int:
-        """Rows of the levels: bands of every channel."""
+        """Rows of the levels: channels times bands."""
         return self.channels * (len(band_edges(WINDOW_HOPS * self.hop // 2 + 1)) - 1)
 
     @property
     def pair_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of what stage 2 learns from, see ContinuationModel.encode_pair."""
+        """Shapes of the tensors of ContinuationModel.encode_pair, without the batch."""
         latents = (self.latent_channels, self.chunk_latents)
         outlook = (2 * self.level_rows, self.chunk_latents // STEP_FRAMES)
         return {"context": latents, "outlook": outlook, "target": latents}
@@ -175,7 +175,7 @@ class Encoder(nn.Module):
         self.blocks_before = blocks(first, config.encoder_blocks[0])
         self.before_pool = nn.Conv1d(first, second, 3, padding=1)
         self.pool = nn.MaxPool1d(3, stride=1, padding=1)
-        self.beside_pool = nn.Conv1d(first, second, 1)  # carries the phase that the maximum loses
+        self.beside_pool = nn.Conv1d(first, second, 1)  # keeps the phase that max pooling loses
         self.blocks_after = blocks(second, config.encoder_blocks[1])
         self.norm = ChannelNorm(second)
         self.to_posterior = nn.Conv1d(second, 2 * config.latent_channels, 1)
@@ -190,8 +190,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents, and copies of the sound that was heard -> audio. Without copies it plays its own sound alone. No
-    transposed convolution: it is what hums in the legacy network."""
+    """Latents, and copies of the context -> audio; without copies, the decoder's own output alone. It has no
+    transposed convolutions, which cause the hum of the legacy network."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -207,15 +207,15 @@ class Decoder(nn.Module):
         self.mixer = Mixer(self.head.bins)
 
     def forward(self, z: Tensor, copies: Copies | None = None, start: int = 0) -> tuple[Tensor, Tensor]:
-        """Decode latents (batch, latent_channels, latents), the first of which stands for the samples from `start` on
-        behind the cut -> audio (batch, channels, samples), and the magnitudes that ISTFTHead gives."""
+        """Decode latents (batch, latent_channels, latents) to audio (batch, channels, samples), and return the
+        magnitudes of ISTFTHead too. start: samples from the context's end to the first latent."""
         spectrum, magnitudes = self.head(self.trunk(z))
         if copies is not None:
             spectrum = self.mixer(*self.sources(spectrum, copies, start), copies)
         return self.head.audio(spectrum), magnitudes
 
     def sources(self, own: Tensor, copies: Copies, start: int) -> tuple[Tensor, Tensor]:
-        """Compute the spectra that are mixed, own sound and copies, and that of the context."""
+        """Compute the spectra to mix, the decoder's own and the copies', and the spectrum of the context."""
         sound = copies.play(start, own.shape[-1] * self.head.hop)
         played = self.head.spectrum(sound.flatten(0, 1)).unflatten(0, sound.shape[:2])
         return torch.cat([own[:, None], played], dim=1), self.head.spectrum(copies.context)
@@ -225,8 +225,8 @@ class Decoder(nn.Module):
 
 
 class FlowHead(nn.Module):
-    """Velocity of the flow at the latent rate: ConvNeXt blocks that see the noisy latents, the flow time, and what
-    the tokens say (a small denoiser behind a transformer that runs once, after Li et al. 2024)."""
+    """Velocity of the flow at the latent rate: ConvNeXt blocks on the noisy latents, conditioned on the flow time and
+    the core's tokens (a small denoiser after a transformer that runs once, as in Li et al. 2024)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -242,8 +242,8 @@ class FlowHead(nn.Module):
         nn.init.zeros_(self.to_velocity.bias)
 
     def forward(self, noisy: Tensor, tokens: Tensor, time: Tensor) -> Tensor:
-        """Compute the velocity at `time` (batch,), 0 noise .. 1 music, of the noisy latents (batch, latent_channels,
-        latents)."""
+        """Compute the velocity of the noisy latents (batch, latent_channels, latents) at flow `time` (batch,), from 0
+        (noise) to 1 (data): of the same shape."""
         token_features = unpatchify(self.from_tokens(tokens), self.latents_per_token)
         x = self.from_latents(noisy) + token_features + self.from_time(self.embed_time(time))[:, :, None]
         return self.to_velocity(self.norm(self.blocks(x)))
@@ -257,8 +257,9 @@ class FlowHead(nn.Module):
 
 
 class Core(nn.Module):
-    """Predict what follows: a transformer over [context latents | outlook], neighbours patched into tokens. The
-    outlook lies in the target's place; the tokens there condition the flow of the latents."""
+    """Transformer that predicts the next chunk from [context latents | outlook], with neighbours stacked to tokens.
+    The outlook, the levels expected from the copies, takes the target's place in the sequence; the output tokens
+    there condition the flow of the latents."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -276,10 +277,10 @@ class Core(nn.Module):
         self.head = FlowHead(config)
 
     def forward(self, context: Context, context_share: Tensor | None = None) -> Tensor:
-        """Compute the tokens of what follows: (batch, tokens, core_width). The context's latents are standardised.
+        """Compute the tokens of the next chunk: (batch, tokens, core_width). The context's latents are standardised.
 
-        context_share (batch,), 0..1, default 1: how much of the context's latents, counted back from the cut, is not
-        replaced by the null vector. At 0 the outlook is missing too: the prediction is unconditional.
+        context_share (batch,), 0..1, default 1: share of the context's latents, its end, that is kept; the rest is
+        replaced by the null vector. At 0 the outlook is zeroed too: the prediction is unconditional.
         """
         if context_share is None:
             context_share = torch.ones_like(context.latents[:, 0, 0])
@@ -297,11 +298,11 @@ class Core(nn.Module):
         return self.norm(tokens[:, context_tokens.shape[1] :])
 
 
-# The whole
+# The whole network
 
 
 class ContinuationModel(nn.Module):
-    """Encoder, core and decoder; the two outputs; and the whole way from samples to samples.
+    """Encoder, core and decoder, with the two outputs and generation from samples to samples.
 
     model = load_model("checkpoints/best.pt")
     continuation = model.generate(audio, seconds=10, seed=0)
@@ -311,7 +312,7 @@ class ContinuationModel(nn.Module):
         super().__init__()
         self.config = config
         self.encoder, self.core, self.decoder = self.make_parts()
-        # Statistics of the latents by channel, running in stage 1 and measured at its end: the core works on
+        # Statistics of the latents by channel, estimated during stage 1 and measured at its end: the core works on
         # standardised latents.
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels, 1))
         self.register_buffer("latent_std", torch.ones(config.latent_channels, 1))
@@ -331,9 +332,9 @@ class ContinuationModel(nn.Module):
         return self.posterior(x)[0]
 
     def encode_context(self, x: Tensor, copies: Copies | None = None, start: int = 0) -> Context:
-        """Return what the core is told of the chunk x (batch, channels, samples), and of `copies`, by default x's,
-        from `start` samples behind their sound's end on. x is encoded without what follows it, as in generation, so
-        that no future leaks into it."""
+        """Encode the chunk x (batch, channels, samples) as the core's input, with the outlook of `copies` (default:
+        of x), which begins `start` samples after the end of the audio that they copy. x is encoded without what
+        follows it, as in generation, so that no future leaks into it."""
         config = self.config
         latents = self.encode(x).float()
         copies = copies or self.copies(x)
@@ -348,46 +349,45 @@ class ContinuationModel(nn.Module):
             return self.decoder.mixer.bands(self.decoder.head.spectrum(x))
 
     def encode_pair(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the parts of x (batch, channels, 2 * chunk), of ModelConfig.pair_shapes: the condition of the core,
-        `context` and `outlook`, from the first chunk, and its `target`, the latents of the second, encoded behind the
-        first."""
+        """Encode x (batch, channels, 2 * chunk) as the tensors of stage 2, of ModelConfig.pair_shapes: the core's
+        input, `context` and `outlook`, from the first chunk; and its target, the latents of the second chunk, encoded
+        together with the first."""
         cut, latents = self.config.chunk_samples, self.config.chunk_latents
         context, target = self.encode_context(x[..., :cut]), self.encode(x)[..., latents : 2 * latents].float()
         return {"context": context.latents, "outlook": context.outlook, "target": target}
 
     def copies(self, x: Tensor) -> Copies | None:
-        """Return what the decoder may play behind the context x (batch, channels, samples); legacy has no copies."""
+        """Find the copies of the context x (batch, channels, samples) for the decoder to mix; legacy: None."""
         return find_copies(x, self.config.hop)
 
     def decode(self, z: Tensor, length: int | None = None, copies: Copies | None = None, start: int = 0) -> Tensor:
-        """Decode latents to audio: (batch, channels, length); by default all samples that the latents stand for.
-        With `copies` of a context, z begins `start` samples behind its end."""
+        """Decode latents to audio (batch, channels, length); length None: all samples of the latents. With `copies`
+        of a context, z begins `start` samples after its end."""
         return self.decode_with_magnitudes(z, copies, start)[0][..., :length]
 
     def decode_with_magnitudes(
         self, z: Tensor, copies: Copies | None = None, start: int = 0
     ) -> tuple[Tensor, Tensor | None]:
-        """Decode latents to audio (batch, channels, samples), and the magnitudes that the head asked for above its
-        complex bins, of mid and side: (batch, channels, bins, frames); legacy: None."""
+        """Decode latents to audio (batch, channels, samples), and return the head's magnitudes of mid and side above
+        its complex bins too: (batch, channels, bins, frames); legacy: None."""
         channels = self.config.latent_channels
         assert z.ndim == 3 and z.shape[1] == channels, f"expected (batch, {channels}, latents), got {tuple(z.shape)}"
         return self.decoder(z, copies, start)
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Return decode(encode(x)), of x's own length."""
+        """Encode and decode x (batch, channels, samples): audio of the same shape."""
         return self.decode(self.encode(x), x.shape[-1])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both outputs for a context x: its reconstruction and the (one-step) prediction of what follows
-        it."""
+        """Compute both outputs for a context x: its reconstruction, and the decoded prediction (of one step)."""
         copies = self.copies(x)
         predicted = self.predict(self.encode_context(x, copies), steps=1)
         return self.reconstruct(x), self.decode(predicted, x.shape[-1], copies)
 
     @torch.no_grad()
     def track_latents(self, mean: Tensor, mean_square: Tensor, momentum: float = 0.02) -> None:
-        """Update the running mean and standard deviation by channel, while stage 1 trains, from the moments of a
-        batch (latent_channels,)."""
+        """Update the latents' running mean and standard deviation by channel, in stage 1, from a batch's moments
+        (latent_channels,)."""
         self.latent_mean.lerp_(mean[:, None], momentum)
         self.latent_std.lerp_((mean_square - mean.square()).clamp(min=0).sqrt()[:, None], momentum)
 
@@ -405,11 +405,11 @@ class ContinuationModel(nn.Module):
         seed: int = 0,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Compute the latents of the next chunk, given the context of one: (batch, latent_channels, latents).
+        """Predict the latents (batch, latent_channels, latents) of the next chunk from the context of one chunk.
 
-        They are sampled by Euler steps of the rectified flow from noise (standard deviation `temperature`, drawn
-        from `seed`) to music (Liu et al. 2022), with classifier-free guidance (Ho and Salimans 2022; 1 is none). A
-        network that was trained to say the mean, and legacy, take one step from zero.
+        They are sampled by Euler steps of the rectified flow from noise (standard deviation `temperature`, drawn from
+        `seed`) to data (Liu et al. 2022), with classifier-free guidance (Ho and Salimans 2022; 1 is none). Networks
+        with the mse objective, and legacy, take one step from zero.
         """
         if self.config.objective == "mse":
             steps, guidance, temperature = 1, 1.0, 0.0
@@ -432,12 +432,11 @@ class ContinuationModel(nn.Module):
         self, audio, seconds: float = 10, seed: int = 0, steps: int = SAMPLING_STEPS, guidance: float = GUIDANCE,
         temperature: float = 1.0, with_input: bool = False,
     ) -> Tensor:  # fmt: skip
-        """Return what follows `audio` (channels, samples): (channels, round(seconds x rate)), on the CPU, at its
-        rate.
+        """Generate the continuation of `audio` (channels, samples): (channels, round(seconds x rate)), on the CPU.
 
-        Only the last chunk of `audio` is heard. Beyond a chunk the core goes on from its own sound; the decoder goes
-        on playing copies of `audio` itself, so that the continuation stays that song, at its level. `with_input` puts
-        that last chunk in front, crossfaded over the 20 ms before the cut, as every roll is.
+        The context is the last chunk of `audio`; ValueError where it is shorter. From the second chunk on the core's
+        context is the network's own output; the decoder still copies from `audio`, so that sound and level stay those
+        of the song. `with_input` puts the context in front, crossfaded over the 20 ms before the cut, as every chunk.
         """
         config = self.config
         x = torch.as_tensor(audio, dtype=torch.float32)
@@ -451,7 +450,7 @@ class ContinuationModel(nn.Module):
         for roll in range(-(-length // chunk)):
             start, heard = roll * chunk, sound[..., -chunk:]
             context = self.encode_context(rms_gain(heard) * heard, copies, start)
-            own_seed = (int(seed) + roll * SEED_STRIDE) % 2**32  # other noise in every roll, within 32 bits
+            own_seed = (int(seed) + roll * SEED_STRIDE) % 2**32  # other noise in every chunk, within 32 bits
             predicted = self.predict(context, steps, guidance, own_seed, temperature)
             before, after = self.decode_continuation(context, predicted, copies, start)
             sound = torch.cat([crossfade(sound, before), after], dim=-1)
@@ -460,9 +459,9 @@ class ContinuationModel(nn.Module):
     def decode_continuation(
         self, context: Context, predicted: Tensor, copies: Copies | None, start: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Decode predicted latents behind the end of their context, so that they join: the FADE_SECONDS before the
-        cut, and all that the prediction stands for, (batch, channels, samples) each. The prediction begins `start`
-        samples behind the sound that the copies are of."""
+        """Decode a prediction together with the end of its context, so that they join: the last FADE_SECONDS of the
+        context, and the continuation, (batch, channels, samples) each. The continuation begins `start` samples after
+        the end of the audio that is copied."""
         config = self.config
         join = max(1, round(JOIN_SHARE * config.chunk_latents))
         cut, fade = join * config.latent_samples, round(FADE_SECONDS * config.sample_rate)
@@ -472,8 +471,8 @@ class ContinuationModel(nn.Module):
 
 
 class LegacyModel(ContinuationModel):
-    """The network that this project descends from, with the same interface: it has no copies, and predicts latents in
-    one step."""
+    """The network that this project descends from, with the same interface: without copies, and with latents
+    predicted in one step."""
 
     def make_parts(self):
         return LegacyEncoder(self.config.channels), LegacyCore(), LegacyDecoder(self.config.channels)
@@ -498,7 +497,7 @@ def make_model(config: ModelConfig) -> ContinuationModel:
 
 
 def rms_gain(x: Tensor) -> Tensor:
-    """Return what brings audio to the level that contexts are heard at."""
+    """Compute the factor that scales a context x to CONTEXT_LEVEL."""
     return CONTEXT_LEVEL / x.square().mean().sqrt().clamp(min=QUIETEST_RMS)
 
 
@@ -516,14 +515,14 @@ def load_model(path, device="cpu") -> ContinuationModel:
 
 
 def load_checkpoint(path) -> dict:
-    """Load the checkpoint of a network, see checkpoint.load; UsageError, which names the file, for others."""
+    """Load the checkpoint of a network, see checkpoint.load. Raises UsageError, naming the file, for any other."""
     state = checkpoint.load(path)
     check_network(path, state)
     return state
 
 
 def check_network(path, state: dict) -> None:
-    """Raise UsageError, naming the file, unless its network can be and it says how far that was trained."""
+    """Raise UsageError, naming the file, unless it has a valid config, weights, stage and step."""
     checkpoint.check_network(path, state)
     try:
         config_of(state)
@@ -538,7 +537,7 @@ def build_model(state: dict, device="cpu") -> ContinuationModel:
         if exceeds_base(config) and checkpoint.shapes(state["ema"]) != checkpoint.shapes(
             on_meta(config).state_dict()
         ):
-            raise ValueError("its weights are not those of its sizes")  # before memory is taken for them
+            raise ValueError("its weights are not those of its sizes")  # before memory is allocated
         model = make_model(config)
         model.load_state_dict(state["ema"])
     except checkpoint.FOREIGN_ERRORS as error:
@@ -547,15 +546,15 @@ def build_model(state: dict, device="cpu") -> ContinuationModel:
 
 
 def config_of(state: dict) -> ModelConfig:
-    """Return the config of a checkpoint; ValueError for one of no network."""
+    """Return the config of a checkpoint; ValueError for an invalid one."""
     if unknown := state["config"].keys() - {field.name for field in fields(ModelConfig)}:
         raise ValueError(f"it has a size called {min(unknown, key=str)!r}")
     return ModelConfig(**state["config"])
 
 
 def exceeds_base(config: ModelConfig) -> bool:
-    """Return whether a network may take much memory: only then is it worth the seconds that torch's meta device
-    takes."""
+    """Return whether a network may take much memory: only then are its shapes checked on the meta device, which takes
+    seconds."""
 
     def largest(size) -> int:
         return max(size) if isinstance(size, tuple) else size

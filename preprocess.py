@@ -2,10 +2,10 @@
 
     python preprocess.py --input_folder /path/to/audio --output_folder /path/to/output
 
-Every song becomes OUT/<id>.npy, int16 (chunks, channels, samples): consecutive chunks of 10 s. One line of
-OUT/manifest.jsonl per input file says what became of it, and why. Run the same command again after an
-interruption, or after adding songs: what is done and unchanged is not done again. Until a run has come to its end,
-OUT/manifest.jsonl.unfinished tells create_dataset.py that songs may be missing.
+Every song becomes OUT/<id>.npy, int16 (chunks, channels, samples): consecutive chunks of 10 s. OUT/manifest.jsonl has
+one line per input file, with its result and the reason. Run the same command again after an interruption, or after
+adding songs: finished, unchanged songs are not done again. Until a run has ended, OUT/manifest.jsonl.unfinished tells
+create_dataset.py that songs may be missing.
 """
 
 from __future__ import annotations
@@ -49,14 +49,13 @@ from continuation.signals import StopSignals
 from continuation.song_files import find_songs
 from continuation.song_workers import Settings, Song, file_sha256, run_workers, song_id
 
-# Tokens a second of every preset but tiny, which has 10: a chunk must hold a whole number.
+# Tokens per second of every preset except tiny, which has 10: a chunk must contain a whole number.
 LATENT_GRID_PER_SECOND = 25
 PLOTTED_SONGS = 4
 PLOTTED_CHUNKS = 6
 LISTED_REJECTIONS = 10
 
 
-# ---------------------------------------------------------------------------------------------------
 # Arguments
 
 
@@ -113,8 +112,8 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def shard_of_slurm_array(environment: dict[str, str]) -> tuple[int, int] | None:
-    """Return (I, N) of a Slurm array task, None outside of one. Raises UsageError for an irregular array, and where
-    the environment holds no numbers."""
+    """Return (I, N) of a Slurm array task, None outside of one. Raises UsageError for an irregular array, and for
+    environment variables that are no numbers."""
     names = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "STEP", "COUNT")]
     if not all(name in environment for name in names):
         return None
@@ -127,7 +126,7 @@ def shard_of_slurm_array(environment: dict[str, str]) -> tuple[int, int] | None:
 
 
 def default_workers() -> int:
-    """Return the number of cores that this process was given."""
+    """Return the number of cores available to this process."""
     if "SLURM_CPUS_PER_TASK" in os.environ:
         return environment_int(os.environ, "SLURM_CPUS_PER_TASK", least=1)
     if hasattr(os, "sched_getaffinity"):
@@ -135,12 +134,11 @@ def default_workers() -> int:
     return os.cpu_count() or 1
 
 
-# ---------------------------------------------------------------------------------------------------
 # The output folder
 
 
 def agree_on_meta(folder: Path, settings: Settings, dry_run: bool) -> None:
-    """Write meta.json, or check that it is what this run would write. Raises UsageError when it differs."""
+    """Write meta.json, or check that an existing one is the same. Raises UsageError where it differs."""
     path = folder / "meta.json"
     meta = {
         "format": 1,
@@ -170,8 +168,8 @@ def _differences(there: dict, here: dict) -> str:
 
 
 def is_done(line: dict | None, song: Song, settings: Settings, verify: bool = False) -> bool:
-    """Tell whether a song need not be done again: the file is as its line says, and so is its array, by its header
-    or, to `verify`, by its checksum. A line without mtime (no ffmpeg, a crash) is always done again."""
+    """Return whether a song is done: its file and its array are as its line says, the array by its header, or with
+    `verify` by its checksum. A song whose line has no mtime (no ffmpeg, a crash) is always done again."""
     if line is None or line.get("mtime") is None:
         return False
     try:
@@ -188,12 +186,11 @@ def is_done(line: dict | None, song: Song, settings: Settings, verify: bool = Fa
 
 
 def is_as_it_was(line: dict, song: Song) -> bool:
-    """Tell whether the file has the size and time of its line. Raises OSError when it cannot be read."""
+    """Return whether the file has the size and time of its line. Raises OSError where it cannot be read."""
     status = os.stat(song.path)
     return (status.st_size, status.st_mtime_ns) == (line["size"], line["mtime"])
 
 
-# ---------------------------------------------------------------------------------------------------
 # The run
 
 
@@ -207,13 +204,13 @@ def check_folders(source: Path, target: Path) -> None:
 
 @dataclass
 class Plan:
-    """What one run has to do, and what it knows already."""
+    """Songs that one run has to do, and the manifest lines of those that are done."""
 
     manifest: Path
-    input_folder: str  # as the lines name it
+    input_folder: str  # as in the lines
     todo: list[Song]
     lines: dict[str, dict]  # of this shard, by source
-    gone: list[dict]  # lines of files that are no longer there
+    gone: list[dict]  # lines of files that no longer exist
     is_empty_shard: bool
 
     @property
@@ -222,7 +219,7 @@ class Plan:
 
 
 def make_plan(args: argparse.Namespace, settings: Settings, shard: tuple[int, int] | None) -> Plan:
-    """Compare the input folder with the manifests. Raises UsageError where they were made of another folder."""
+    """Compare the input folder with the manifests. Raises UsageError where they are of another folder."""
     folder, manifest = args.output_folder, args.output_folder / manifests.file_name(shard)
     known, own = manifests.read_all_lines(folder, shard), manifests.read_lines(manifest)
     sources, is_complete = find_songs(args.input_folder, folder)
@@ -238,7 +235,7 @@ def make_plan(args: argparse.Namespace, settings: Settings, shard: tuple[int, in
     wanted = set(sources[: args.max_files])
     todo = [song for song in mine if song.source in wanted and song.source not in lines]
     gone = [own[source] for source in sorted(own.keys() - set(sources))]
-    if not is_complete:  # a folder that cannot be read today: its songs may not be gone
+    if not is_complete:  # a folder cannot be read: its songs may still exist
         lines |= {line["source"]: line for line in gone}
         gone = []
     return Plan(manifest, here, todo, lines, gone, bool(sources) and not mine)
@@ -247,8 +244,8 @@ def make_plan(args: argparse.Namespace, settings: Settings, shard: tuple[int, in
 def check_input_folder(
     args: argparse.Namespace, known: dict[str, dict], sources: list[str], mine: list[Song]
 ) -> None:
-    """Raise UsageError where songs would be lost because the output was made of another folder: one with another path
-    that lacks songs, or has others of the same name. --other_input_folder allows the loss."""
+    """Raise UsageError where songs would be lost because the output was made from another folder: one with another
+    path that lacks songs, or has other songs of the same name. --other_input_folder allows the loss."""
     folder = args.output_folder
     if known and known.keys().isdisjoint(sources) and not (sources and args.other_input_folder):
         raise UsageError(
@@ -272,7 +269,7 @@ def check_input_folder(
 
 
 def has_changed(line: dict, song: Song) -> bool:
-    """Tell whether a file has another content than when its line was written."""
+    """Return whether a file's content has changed since its line was written."""
     try:
         return not is_as_it_was(line, song) and file_sha256(song.path) != line["sha256"]
     except OSError:
@@ -280,7 +277,7 @@ def has_changed(line: dict, song: Song) -> bool:
 
 
 def begin(plan: Plan) -> None:
-    """Mark the set as unfinished, and drop the lines and arrays of files that are gone."""
+    """Mark the manifest as unfinished, and remove the lines and arrays of files that no longer exist."""
     files.write_atomic(plan.mark, "")
     manifests.write_lines(plan.manifest, plan.lines)
     for line in plan.gone:
@@ -290,9 +287,9 @@ def begin(plan: Plan) -> None:
 
 
 def do_songs(plan: Plan, settings: Settings, workers: int, stop: StopSignals) -> dict[str, str]:
-    """Do the planned songs; a song's manifest line is written as soon as the song is done.
+    """Process the planned songs, and write each manifest line as soon as the song is done.
 
-    Returns, by source, how the worker ended for songs that are not done because the worker was killed from outside.
+    Returns, by source, how the worker ended, for songs that are not done because it was killed from outside.
     """
     started, seconds, undone = time.monotonic(), 0.0, {}
     results = run_workers(plan.todo, settings, workers, stop)
@@ -303,7 +300,7 @@ def do_songs(plan: Plan, settings: Settings, workers: int, stop: StopSignals) ->
                 undone[song.source] = line
                 continue
             if line["status"] != "ok":
-                song.array.unlink(missing_ok=True)  # of an earlier content of this file
+                song.array.unlink(missing_ok=True)  # of earlier content of this file
             line["input_folder"] = plan.input_folder
             manifests.append_line(plan.manifest, line)
             plan.lines[song.source] = line
@@ -313,7 +310,8 @@ def do_songs(plan: Plan, settings: Settings, workers: int, stop: StopSignals) ->
 
 
 def print_dry_run(plan: Plan, settings: Settings, folder: Path) -> None:
-    """Print what this run has to do, by the lengths that the files' headers state; `folder`: on the same disk."""
+    """Print the songs that this run has to do, and their size by the lengths in the files' headers; folder: on the
+    disk of the output."""
     stated = [decoders.stated_seconds(Path(song.path)) for song in tqdm(plan.todo, unit="song", disable=None)]
     known = [seconds for seconds in stated if seconds is not None]
     mean = sum(known) / max(1, len(known))
@@ -336,7 +334,7 @@ def print_dry_run(plan: Plan, settings: Settings, folder: Path) -> None:
 
 
 def print_summary(args: argparse.Namespace, lines: dict[str, dict], kept: int) -> None:
-    """Print songs, chunks and hours, and what was rejected."""
+    """Print songs, chunks and hours, and the rejected files."""
     ok = [line for line in lines.values() if line["status"] == "ok"]
     bad = [line for line in lines.values() if line["status"] != "ok"]
     chunks = sum(line["chunks"] for line in ok)
@@ -355,7 +353,7 @@ def print_summary(args: argparse.Namespace, lines: dict[str, dict], kept: int) -
 
 
 def print_undone(ends: dict[str, str]) -> None:
-    """Print which files are not done; `ends` is what `do_songs` returned."""
+    """Print which files are not done; ends: the result of `do_songs`."""
     print(
         f"error: {len(ends)} files are not done, for their worker process was killed: {listed(ends)} "
         f"({listed(set(ends.values()))}; out of memory?): run the same command again, perhaps with fewer --workers",
@@ -409,7 +407,7 @@ def run(args: argparse.Namespace) -> int:
             print("this shard has no files")
             return 0
         if not any(line["status"] == "ok" for line in plan.lines.values()):
-            if shard and plan.lines:  # all damaged; create_dataset.py refuses where no other shard has one either
+            if shard and plan.lines:  # all damaged; create_dataset.py refuses if all shards are empty
                 print("this shard has no usable audio file")
                 return 0
             print(f"error: no usable audio file in {args.input_folder}", file=sys.stderr)

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from continuation import audio, checkpoint, distributed, files, latents, memory, run_log, signals, stages
+from continuation import audio, checkpoint, distributed, files, latent_encoding, memory, run_log, signals, stages
 from continuation.cli import INTERRUPTED, UsageError, make_folder, output_code, print_error, steady_output
 from continuation.dataset import open_dataset
 from continuation.latent_cache import LatentCache
@@ -41,7 +41,7 @@ GRADIENT_NORM = 1.0
 def train_step(state: TrainingState, phase: stages.Phase, loss_module: nn.Module, batches: Iterator[dict]) -> Tensor:
     """Take one optimiser step over the phase's micro-batches; return this process's mean loss, float64.
 
-    It does no input or output, and only `check_finite` looks at values: memory.py runs it on tensors without any.
+    It does no input or output, and only `check_finite` reads values: memory.py runs it on fake tensors.
     """
     torch.manual_seed(state.dropout_seed())
     for group in state.optimiser.param_groups:
@@ -85,7 +85,7 @@ class Run:
         self.log = run_log.RunLog(self.folder)
 
     def train(self, stop) -> None:
-        """Go through all stages and phases from where the run stands. Raises Stopped at a stop signal."""
+        """Train the remaining stages and phases of the run. Raises Stopped at a stop signal."""
         state = self.state
         if distributed.is_main():
             (self.folder / "samples").mkdir(exist_ok=True)
@@ -94,8 +94,8 @@ class Run:
             if any(phase.reads_cache for phase in self.phases()):
                 self.fill_cache(stop)
             if state.best == math.inf:
-                distributed.barrier()  # all have looked for last.pt
-                self.save()  # first: a folder with a best.pt and without a last.pt is refused
+                distributed.barrier()  # until all have searched for last.pt
+                self.save()  # before best.pt: a folder with a best.pt and without a last.pt is refused
                 self.evaluate()
             for phase in self.phases():
                 self.train_phase(phase, stop)
@@ -107,7 +107,7 @@ class Run:
         self.save()
 
     def train_phase(self, phase: stages.Phase, stop) -> None:
-        """Train until the phase's share of its stage is done: step, evaluate, save."""
+        """Train until the phase has ended: step, evaluate, save."""
         state = self.state
         if state.is_done(phase):
             return
@@ -115,7 +115,7 @@ class Run:
         state.model.train()
         loss_module = distributed.loss_module(phase, state.model)
         batches = iter(self.loader(phase))
-        if state.interval["phase"] != phase.name:  # or else the run goes on in the midst of it
+        if state.interval["phase"] != phase.name:  # else the interval continues after a resume
             state.begin_interval(phase.name)
         started = saved = time.monotonic()
         with Progress(state) as progress:
@@ -139,11 +139,11 @@ class Run:
     # Data
 
     def phases(self) -> list[stages.Phase]:
-        """The phases of the stage that the run is in."""
+        """Make the phases of the run's current stage."""
         return stages.phases_of(self.state.stage, self.state.config, self.args)
 
     def loader(self, phase: stages.Phase):
-        """Batches of the phase from the run's next item on, without end; of all processes' items this one's."""
+        """Make the endless loader of the phase's batches, from the run's next item on, for this process."""
         items = phase.items(self.windows["train"], self.open_cache() if phase.reads_cache else None)
         first, ranks = self.state.item, (distributed.rank(), distributed.world_size())
         numbers = items_of_rank(first, phase.batch_size, *ranks)
@@ -154,19 +154,19 @@ class Run:
         return LatentCache(self.folder / "latents", self.args.latent_variants, shapes, pairs)
 
     def fill_cache(self, stop) -> None:
-        """Encode all training windows once, for stage 2."""
+        """Encode all training windows for stage 2, unless the cache has them."""
 
         def after_batch() -> None:
             if distributed.sync_step(0.0, 0.0, stop.requested, self.device)[2]:
                 self.save_and_stop()
 
-        latents.fill_cache(self.state, self.windows["train"], self.open_cache(), after_batch)
+        latent_encoding.fill_cache(self.state, self.windows["train"], self.open_cache(), after_batch)
 
     # Evaluate
 
     def evaluate(self, train_loss: float | None = None, phase: str = "") -> None:
-        """Validate the EMA weights on fixed pairs and fixed noise, log a line, keep the best: process 0 does, and
-        tells the others."""
+        """Validate the EMA weights on fixed pairs and noise, log the result, and save the best, on process 0; the
+        others receive the best loss."""
         state = self.state
         state.evaluated_at = state.step
         if distributed.is_main():
@@ -196,10 +196,10 @@ class Run:
         self.log.warn_of_collapse(state, record)
 
     def validate(self) -> dict:
-        """val_* figures of the EMA weights; the untrained network is asked for a continuation too."""
+        """Compute the val_* measures of the EMA weights, at step 0 those of the continuation too."""
         figures = self.validation.figures(self.state.stage, self.state.codec_learns())
         if self.state.stage == 2 or self.state.step == 0:
-            figures = self.validation.continuation() | figures  # over more pairs, where both say it
+            figures = self.validation.continuation() | figures  # those in both are over more pairs there
         return {f"val_{name}": value for name, value in figures.items()}
 
     def write_sample(self) -> None:
@@ -217,19 +217,19 @@ class Run:
             checkpoint.save(self.folder / name, self.state.state_dict())
 
     def save_and_stop(self) -> None:
-        """Raise Stopped in all processes together: launchers end the others as soon as one has left, and process 0
-        may still be writing."""
+        """Save, and raise Stopped in all processes at once: launchers end the others as soon as one has left, while
+        process 0 may still be writing."""
         self.save()
         distributed.barrier()
         raise Stopped
 
     def resume(self, saved: dict) -> None:
-        """Continue from a saved state; UsageError where what may not differ does."""
+        """Continue from a saved state; UsageError where settings differ that may not."""
         self.state.resume(saved, self.folder)
         self.log.drop_later(self.state)
 
     def finish_stage1(self) -> None:
-        """Keep the best of stage 1 as stage1.pt, and start stage 2 from it."""
+        """Save the best of stage 1 as stage1.pt, and start stage 2 from it."""
         distributed.barrier()
         finished = self.best_of_stage1()
         if finished is None:
@@ -243,8 +243,8 @@ class Run:
         self.save()
 
     def best_of_stage1(self) -> dict | None:
-        """best.pt, or stage1.pt where a stage 2 whose last.pt is lost has replaced it; None where neither is of
-        stage 1 of just this run."""
+        """Load the best of stage 1 of this run: best.pt, or stage1.pt if a stage 2 has replaced best.pt and its
+        last.pt was lost; None where neither is."""
         for name in ("best.pt", "stage1.pt"):
             with suppress(UsageError):
                 saved = load_checkpoint(self.folder / name)
@@ -257,7 +257,7 @@ class Run:
 
 
 def make_config(args: argparse.Namespace, meta: dict) -> ModelConfig:
-    """The network that the flags and the dataset ask for. Raises UsageError for one that cannot be."""
+    """Make the network's config from the flags and the dataset. Raises UsageError for an invalid one."""
     overrides = {name: getattr(args, name) for name in ARCHITECTURE_FLAGS}
     overrides |= {name: tuple(value) for name, value in overrides.items() if isinstance(value, list)}
     shape = {name: meta[name] for name in ("sample_rate", "channels", "chunk_samples")}
@@ -268,7 +268,7 @@ def make_config(args: argparse.Namespace, meta: dict) -> ModelConfig:
 
 
 def make_plan(args: argparse.Namespace, meta: dict, device: torch.device) -> memory.Plan:
-    """What the memory of this training depends on; --batch_size auto is the preset's batch until it is settled."""
+    """Make the memory plan of this training; --batch_size auto is the preset's batch until it is chosen."""
     config = make_config(args, meta)
     return memory.Plan(
         config=config,
@@ -283,14 +283,14 @@ def make_plan(args: argparse.Namespace, meta: dict, device: torch.device) -> mem
 
 
 def dry_run(args: argparse.Namespace) -> None:
-    """Print what the training would take, its memory on a GPU even where there is none; write nothing."""
+    """Print the training's memory and disk space, for a GPU even where there is none; write nothing."""
     meta, splits = open_dataset(args.dataset_folder)
     plan = make_plan(args, meta, torch.device("cpu" if args.device == "cpu" else "cuda"))
     memory.print_plan(plan, args, meta, splits)
 
 
 def fit_batch(args: argparse.Namespace, device: torch.device) -> None:
-    """Settle batch_size and accumulate before anything is trained."""
+    """Choose batch_size and accumulate before training."""
     if args.batch_size == "auto" or device.type == "cuda":
         meta, _ = open_dataset(args.dataset_folder)
         plan = memory.fitting_plan(make_plan(args, meta, device), args)
@@ -298,7 +298,7 @@ def fit_batch(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def prepare(args: argparse.Namespace) -> Run:
-    """The run of this folder: continued, or new."""
+    """Make the run of this folder, continued or new."""
     run = Run(args)
     with distributed.main_first():
         last = checkpoint.load_last(run.folder)
@@ -322,14 +322,14 @@ def prepare(args: argparse.Namespace) -> Run:
 
 
 def checkpoint_file(path: str, *names: str) -> Path:
-    """The file that a flag names, or the first of these in its folder."""
+    """Return the file that a flag names, or the first of `names` that is in its folder."""
     if os.path.isfile(path):
         return Path(path)
     return next((Path(path) / name for name in names if (Path(path) / name).exists()), Path(path) / names[0])
 
 
 def refuse_remains(folder: Path) -> None:
-    """Raise UsageError for a folder of a run whose last.pt is gone: a new run would write over what is left of it."""
+    """Raise UsageError for a folder of a run without its last.pt: a new run would overwrite what is left of it."""
     if left := [name for name in ("best.pt", "stage1.pt", "metrics.jsonl") if os.path.lexists(folder / name)]:
         raise UsageError(
             f"{folder} holds {', '.join(left)} of a run, but no last.pt to continue it from: put its last.pt back, "

@@ -3,8 +3,8 @@
     x = audio.load_audio("song.mp3", sample_rate=24000, channels=2, seconds=10)
     audio.encode_audio("copy.mp3", x, sample_rate=24000)
 
-There is one decoding path. `Decoder` streams a file in blocks of bounded memory, `load_audio` collects those very
-blocks. Arrays are float32 (channels, samples) with full scale 1 unless said otherwise. See decoders.py for how files
+There is one decoding path: `Decoder` streams a file in blocks of bounded memory, `load_audio` collects these blocks.
+Arrays are float32 (channels, samples) with full scale 1 unless said otherwise. See decoders.py for how files
 are read.
 """
 
@@ -26,7 +26,7 @@ from continuation.decoders import BLOCK_FRAMES, READ_FRAMES, AudioError, FfmpegM
 
 CHUNK_SECONDS = 10
 INT16_SCALE = 32768
-PEAK_LIMIT = 0.98  # louder sounds are turned down before they are written
+PEAK_LIMIT = 0.98  # louder audio is limited before it is written
 LIMITER_SECONDS = 0.02  # to each side of a peak
 AUDIO_SUFFIXES = frozenset(
     {".mp3", ".mp2", ".mpga", ".wav", ".flac", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".aifc", ".w64", ".caf"}
@@ -34,19 +34,18 @@ AUDIO_SUFFIXES = frozenset(
     | {".tak", ".mpc", ".dsf", ".dff", ".ac3", ".eac3", ".dts"}
 )
 LARGEST_SAMPLE = 1e10  # int32 as floats reaches 2**31
-LOUDEST_PEAK = 1.5  # a lossy decoder overshoots by less: what is louder is not of full scale 1
+LOUDEST_PEAK = 1.5  # a lossy decoder overshoots by less: louder samples are not of full scale 1
 LOUD_SHARE = 0.01  # of the time
 SCALE_SECONDS = 30
 # MPEG 1, 2 and 2.5 layer III know no other rates.
 MP3_SAMPLE_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 
-# ---------------------------------------------------------------------------------------------------
 # Sample formats and levels
 
 
 def to_int16(x: np.ndarray) -> np.ndarray:
-    """Round float audio of full scale 1 to int16, clipping what is louder."""
+    """Round float audio of full scale 1 to int16, clipping louder samples."""
     return np.clip(np.rint(x * INT16_SCALE), -INT16_SCALE, INT16_SCALE - 1).astype(np.int16)
 
 
@@ -61,18 +60,17 @@ def rms_db(x: np.ndarray) -> float:
     return 20 * np.log10(max(rms, 1e-10))
 
 
-# ---------------------------------------------------------------------------------------------------
 # Decoding
 
 
 class Decoder:
-    """Iterate over one file as float32 (channels, n) blocks at the wanted rate, in bounded memory.
+    """Iterate over one file as float32 (channels, n) blocks at a given sample rate, in bounded memory.
 
     Resampled by soxr HQ, bit-identical to a one-shot call. Mono is doubled for stereo, more than two channels are
     mixed down to stereo, stereo is averaged for mono. A file that is far louder than full scale is scaled down as a
-    whole. `clip_seconds` stops after so much output. After the iteration, `notes` says what was missing, damaged or
-    odd, one short phrase each. Raises AudioError (without the file's name) when the file is no audio, has NaN or
-    infinities, or is beyond use.
+    whole. clip_seconds: length of the output at most. After the iteration, `notes` lists what was missing, damaged or
+    unusual, one short phrase each. Raises AudioError (without the file's name) when the file is no audio, has NaN or
+    infinities, or is too damaged to use.
     """
 
     def __init__(
@@ -103,7 +101,7 @@ class Decoder:
         self._check_totals()
 
     def _resampled(self) -> Iterator[np.ndarray]:
-        """Yield blocks (n, channels) at the wanted rate."""
+        """Yield blocks (n, channels) at the output's sample rate."""
         with closing(decoders.open_sources(self.path, self.notes)) as sources:
             for source in sources:
                 if source.sample_rate == self.sample_rate:
@@ -117,7 +115,7 @@ class Decoder:
                 yield stream.resample_chunk(np.zeros((0, self.channels), np.float32), last=True)
 
     def _cleaned(self, source: SoundfileSource | FfmpegSource) -> Iterator[np.ndarray]:
-        """Yield blocks (n, channels) at the file's own rate, of full scale 1; count and zero what is not finite."""
+        """Yield blocks (n, channels) at the file's rate, of full scale 1; count and zero non-finite samples."""
         gain = np.float32(_scale_gain(source))
         if gain < 1:
             self.notes.append(f"far louder than full scale: scaled by {20 * np.log10(gain):.1f} dB")
@@ -135,15 +133,15 @@ class Decoder:
 
 
 def _is_finite(x: np.ndarray) -> np.ndarray:
-    """Return which samples are finite; values near 1e38, which overflow in the resampler, do not count as such."""
+    """Return which samples are finite and below the values near 1e38 that overflow in the resampler."""
     return np.abs(x) < LARGEST_SAMPLE
 
 
 def _scale_gain(source: SoundfileSource | FfmpegSource) -> float:
-    """Return the gain that brings a file to full scale 1: below 1 for samples of another scale, such as int16.
+    """Return the gain that scales a file to full scale 1: below 1 for samples of another scale, such as int16.
 
-    The first half minute decides whether there is another scale, the peak of the whole file which: so the gain does
-    not depend on where reading stops. A single burst, as in a damaged mp3, is no other scale.
+    The first half minute decides whether the scale is another one, the peak of the whole file which, so that the gain
+    does not depend on where reading stops. A single burst, as in a damaged mp3, is no other scale.
     """
     if source.is_integer:
         return 1.0
@@ -169,8 +167,8 @@ def load_audio(
 ) -> np.ndarray:
     """Load a part of a file as float32 (channels, samples), sample-identical to what `Decoder` streams.
 
-    Decodes from the beginning, so that every sample is the same wherever one starts. Shorter than `seconds` where
-    the file ends. Raises AudioError with the file's name in the sentence.
+    It decodes from the file's beginning, so that samples do not depend on the start. The result is shorter than
+    `seconds` where the file ends. Raises AudioError, naming the file.
     """
     start = round(start_seconds * sample_rate)
     length = None if seconds is None else round(seconds * sample_rate)
@@ -186,9 +184,9 @@ def load_audio(
 
 
 def native_format(path: str | os.PathLike) -> tuple[int, int]:
-    """Return sample rate and channels (1, or 2 for more) of a file, of the first one where several are joined in it.
+    """Return sample rate and channels (1, or 2 for more) of a file, or of the first of several joined in it.
 
-    Raises AudioError with the file's name in the sentence.
+    Raises AudioError, naming the file.
     """
     try:
         with closing(decoders.open_sources(Path(path), [])) as sources:
@@ -199,12 +197,13 @@ def native_format(path: str | os.PathLike) -> tuple[int, int]:
 
 
 def resample(x: np.ndarray, sample_rate: int, new_rate: int, channels: int) -> np.ndarray:
-    """Resample float32 (n, samples) by soxr HQ, as files are, and map it to so many channels: (channels, samples)."""
+    """Resample float32 (n, samples) by soxr HQ, as files are, and map it to `channels` channels: (channels,
+    samples)."""
     return _map_channels(soxr.resample(x.T, sample_rate, new_rate, quality="HQ"), channels).T
 
 
 def _map_channels(block: np.ndarray, channels: int) -> np.ndarray:
-    """(n, 1 or 2) -> (n, channels)."""
+    """Map a block (n, 1 or 2) to (n, channels)."""
     if block.shape[1] == channels:
         return block
     if channels == 1:
@@ -212,7 +211,6 @@ def _map_channels(block: np.ndarray, channels: int) -> np.ndarray:
     return np.repeat(block, channels, axis=1)
 
 
-# ---------------------------------------------------------------------------------------------------
 # Encoding
 
 _SOUNDFILE_FORMATS = {
@@ -231,7 +229,7 @@ _SOUNDFILE_FORMATS = {
 def limit_peaks(x: np.ndarray, sample_rate: int) -> np.ndarray:
     """Limit the peaks of x (channels, samples) to PEAK_LIMIT: a lookahead limiter, the same gain in all channels.
 
-    The gain is 1 but for LIMITER_SECONDS to each side of a peak, so that one peak does not make a minute softer.
+    The gain is 1 except within LIMITER_SECONDS of a peak, so that one peak does not make a minute softer.
     """
     size = 2 * round(LIMITER_SECONDS * sample_rate) + 1
     needed = np.minimum(1, PEAK_LIMIT / np.maximum(np.abs(x).max(axis=0), PEAK_LIMIT))
@@ -243,9 +241,9 @@ def encode_audio(path: str | os.PathLike, x: np.ndarray, sample_rate: int) -> No
     """Write float32 (channels, samples) as .mp3, .wav, .flac, .ogg, or as .m4a through pydub and ffmpeg.
 
     mp3 gets the highest constant bit rate of its sample rate (320 kbit/s at 44.1 kHz, 160 at 24, 64 at 12; below
-    32 kHz LAME makes it 0.45 dB quieter), wav and flac 16 bits. Samples beyond full scale are clipped. Raises
-    AudioError for a sample rate that mp3 does not know (nothing is resampled here), and whenever the file cannot be
-    written: then no part of it is left.
+    32 kHz LAME makes it 0.45 dB quieter), wav and flac 16 bits. Samples beyond full scale are clipped, nothing is
+    resampled. Raises AudioError for a sample rate that mp3 does not support, and when the file cannot be written: no
+    part of it is left then.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -269,7 +267,7 @@ def encode_audio(path: str | os.PathLike, x: np.ndarray, sample_rate: int) -> No
 
 def _write_soundfile(path: str | os.PathLike, x: np.ndarray, sample_rate: int, options: dict) -> None:
     try:
-        name = os.fsencode(path) if os.name == "posix" else str(path)  # soundfile cannot encode what is not UTF-8
+        name = os.fsencode(path) if os.name == "posix" else str(path)  # soundfile encodes UTF-8 names alone
         with soundfile.SoundFile(name, "w", sample_rate, x.shape[0], **options) as file:
             # In blocks, because libsndfile's vorbis encoder overflows the stack on a long write.
             for start in range(0, x.shape[1], BLOCK_FRAMES):

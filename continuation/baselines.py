@@ -1,6 +1,6 @@
-"""Baselines: continuations that need no network, and an oracle that shows the best that copying could reach.
+"""Baselines: continuations without a network, and an oracle that bounds what copying the context can reach.
 
-Sounds are float32 (channels, samples); a continuation is as long as its input.
+Audio is float32 (channels, samples); a continuation is as long as its input.
 """
 
 from typing import NamedTuple
@@ -22,19 +22,19 @@ class Loop(NamedTuple):
     """The end of a context, repeated."""
 
     sound: np.ndarray
-    seams: list[int]  # samples at which it begins anew
-    correlation: float  # 0..1, how exactly the context has repeated itself at that lag
+    seams: list[int]  # samples at which it restarts
+    correlation: float  # 0..1, of the context with itself at the loop's lag
 
 
 def loop(context: np.ndarray, sample_rate: int) -> Loop:
-    """Repeat the end of the context at the lag at which it repeats itself best, exact to the sample."""
+    """Repeat the end of the context at the lag at which it repeats itself best, at sample resolution."""
     copies = find_copies(torch.from_numpy(context)[None], sample_rate // FRAME_RATE_HZ, count=1)
     length = context.shape[-1]
     return Loop(copies.play(0, length)[0, 0].numpy(), copies.seams(length), copies.similarity[0, 0, 0].item())
 
 
 def tempo_locked_loop(context: np.ndarray, sample_rate: int) -> np.ndarray | None:
-    """Repeat the last two bars of the context (one, where two do not fit), of four beats each at its detected tempo.
+    """Repeat the last two bars of the context (one, where two do not fit), of four beats each at its estimated tempo;
     None without a tempo."""
     bar = 4 * 60 / Sound(context, sample_rate).tempo * sample_rate
     if not bar <= context.shape[-1]:
@@ -45,8 +45,8 @@ def tempo_locked_loop(context: np.ndarray, sample_rate: int) -> np.ndarray | Non
 
 
 def copy_oracle(context: np.ndarray, target: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Play, by band of mid and side and every 80 ms, the one of 12 copies whose magnitudes are nearest to the
-    truth's: what choosing among copies could reach at best. It uses the true continuation."""
+    """Choose, by band of mid and side and every 80 ms, the one of 12 copies whose magnitudes are nearest to those of
+    the true continuation: an upper bound for choosing among copies."""
     hop = sample_rate // FRAME_RATE_HZ
     stft = ISTFTHead(1, context.shape[0], hop)
     copies = find_copies(torch.from_numpy(context)[None], hop, ORACLE_COPIES)

@@ -28,14 +28,14 @@ import torch
 from continuation import files
 from continuation.cli import UsageError, one_line, print_note
 
-# 7: no copies of what was heard, phases found above the tones
-# 6: only noise above the tones; 5: the repetition did not keep the beat; 4: the core knew no repetition of the sound;
-# 3: no convolutional head in the core; 2: tones up to 1500 Hz; 1: no long stem, no long-term prediction
+# 7: no copies of the context, phases predicted above the complex bins
+# 6: only noise above the complex bins; 5: repetition without the beat; 4: no repetition of the sound in the core;
+# 3: no convolutional head in the core; 2: complex bins up to 1500 Hz; 1: no long stem, no long-term prediction
 FORMAT_VERSION = 9
 LAST_NAME = "last.pt"
 BEST_NAME = "best.pt"
-NETWORK_KEYS = {"config": dict, "ema": dict, "stage": int, "step": int}  # what a checkpoint of a network has at least
-RUN_KEYS = {  # and what one has that a run can be continued from, nested
+NETWORK_KEYS = {"config": dict, "ema": dict, "stage": int, "step": int}  # keys that every checkpoint has
+RUN_KEYS = {  # further keys of one that a run can be continued from, nested
     "weights": dict,
     "optimiser": {"state": dict, "param_groups": list},
     "scheduler": {"seconds": {1: float, 2: float}},
@@ -47,7 +47,7 @@ RUN_KEYS = {  # and what one has that a run can be continued from, nested
     "settings": {"stage1_steps": int, "stage2_steps": int},
     "processes": int,
 }
-LATER_RUN_KEYS = {  # which files of earlier versions lack
+LATER_RUN_KEYS = {  # keys that files of earlier versions lack
     "interval": {"phase": str, "loss": float, "steps": int},
     "cached_by": (str, type(None)),
 }
@@ -59,16 +59,16 @@ class DamagedError(UsageError):
     """The file is torn, truncated, bit-flipped, or was never a checkpoint."""
 
 
-# ---- save and load ----
+# Save and load
 
 
 def save(path, state: dict, keep: int = 1) -> None:
-    """Write `state` to `path` so that at every moment a whole checkpoint is there, whatever happens.
+    """Write `state` to `path` atomically: a complete checkpoint is there at every moment.
 
     state: plain types and tensors only (TypeError otherwise); format and checksum are added here.
-    keep: files to leave. With 2, the file before becomes NAME.1.pt, and so on.
-    Raises OSError when the disk stays full or the folder stays gone over a few attempts. The serialised
-    checkpoint is held in memory once, so that a full disk meets a plain write and not torch's zip writer.
+    keep: number of files to keep. With 2, the previous file becomes NAME.1.pt, and so on.
+    Raises OSError when the disk is full or the folder missing in all of a few attempts. The checkpoint is serialised
+    in memory first, since a full disk is an error in a plain write, but may crash torch's zip writer.
     """
     path = Path(path)
     state = _plain({**state, "format": FORMAT_VERSION})
@@ -91,7 +91,7 @@ def load(path) -> dict:
     Raises DamagedError for a file that is not a whole checkpoint, UsageError for one that is missing or
     has another format, OSError when the disk itself cannot be read.
     """
-    if not Path(path).is_file():  # opening a named pipe would wait for ever
+    if not Path(path).is_file():  # opening a named pipe would block
         raise UsageError(f"there is no checkpoint {path}")
     with open(path, "rb") as file:
         state = _verified(file)
@@ -111,8 +111,8 @@ def load(path) -> dict:
 
 
 def check_network(path, state: dict) -> None:
-    """Raise UsageError, naming the file, unless it is the checkpoint of a network and says how far that was
-    trained; its config is for model.py to check."""
+    """Raise UsageError, naming the file, unless it has weights, stage, step and songs of valid types; model.py checks
+    its config."""
     for key, kind in NETWORK_KEYS.items():
         if type(state.get(key)) is not kind:
             raise UsageError(f"{path} is no checkpoint of a network: {key!r} is missing or of another type")
@@ -127,7 +127,7 @@ def check_network(path, state: dict) -> None:
 
 
 def check_run(path, state: dict) -> None:
-    """Raise UsageError, naming the file, unless the checkpoint of a network has all that a run is continued from."""
+    """Raise UsageError, naming the file, unless a network's checkpoint has everything needed to continue its run."""
     for key, kind in (RUN_KEYS | {key: kind for key, kind in LATER_RUN_KEYS.items() if key in state}).items():
         if not _has_type(state.get(key), kind):
             raise UsageError(f"{path} cannot be continued: {key!r} is missing or of another type")
@@ -136,7 +136,7 @@ def check_run(path, state: dict) -> None:
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, state: dict) -> None:
-    """Give a new optimiser its saved state; ValueError for one that is not of its parameters."""
+    """Load an optimiser's saved state; ValueError for one of other parameters."""
     types = _group_types(optimiser)
     optimiser.load_state_dict(state)
     if _group_types(optimiser) != types:
@@ -149,8 +149,8 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: dict) -> None:
 
 
 def network_alone(state: dict) -> dict:
-    """What a checkpoint's network is loaded from, and which songs and versions made it: EMA weights in half precision
-    (loading casts them back), without optimiser and all else that a training goes on with.
+    """Return the part of a checkpoint that generation and evaluation need: config, EMA weights in half precision
+    (loading casts them back), songs and versions, without optimiser and other state of the training.
 
     Raises UsageError for weights that half precision cannot hold.
     """
@@ -162,15 +162,15 @@ def network_alone(state: dict) -> dict:
 
 
 def save_last(folder, state: dict, keep: int = 2) -> None:
-    """Write `folder`/last.pt and leave the `keep` - 1 checkpoints before it as last.1.pt and so on."""
+    """Write `folder`/last.pt and keep the previous `keep` - 1 checkpoints as last.1.pt and so on."""
     save(Path(folder) / LAST_NAME, state, keep)
 
 
 def load_last(folder) -> dict | None:
-    """Load the newest whole last.pt of a folder; None where there is none yet.
+    """Load the newest undamaged last.pt of a folder; None where there is none yet.
 
-    A damaged one is moved aside to NAME.damaged, or else the next save would rotate it over the whole one,
-    and the one before is used with a warning. Raises UsageError when all are damaged.
+    A damaged one is renamed to NAME.damaged, so that the next save does not rotate it over an undamaged one, and the
+    previous one is used with a warning. Raises UsageError when all are damaged.
     """
     damaged = []
     for _, path in _kept_files(Path(folder) / LAST_NAME):
@@ -191,19 +191,19 @@ def load_last(folder) -> dict | None:
 
 
 def misfit(what: str, error: Exception) -> UsageError:
-    """Make the error to raise when the contents of `what` led to one of FOREIGN_ERRORS."""
+    """Make the UsageError for contents of `what` that led to one of FOREIGN_ERRORS."""
     reason = one_line(str(error).splitlines()[0] if str(error) else type(error).__name__)
     return UsageError(f"{what} does not fit this version of the network: {reason:.300}")
 
 
 def shapes(weights: dict) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a state_dict, by name."""
+    """Return the shapes of a state_dict by name."""
     return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 
 @functools.cache  # the commit that was loaded, whatever is checked out while a training runs
 def versions() -> dict:
-    """Return what a result depends on beside the settings: library versions and the project's git commit."""
+    """Return the library versions and the project's git commit, on which results depend."""
     git = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
@@ -218,7 +218,7 @@ def versions() -> dict:
 
 
 def _has_type(value, kind) -> bool:
-    """Whether a value is of a type, or of one of several; of a dict of types, whether its values are of them."""
+    """Return whether a value is of a type, or of one of several; for a dict of types, whether its values are."""
     if isinstance(kind, dict):
         return type(value) is dict and all(_has_type(value.get(key), inner) for key, inner in kind.items())
     return type(value) in (kind if isinstance(kind, tuple) else (kind,))
@@ -229,7 +229,7 @@ def _are_weights(values: dict) -> bool:
 
 
 def _group_types(optimiser: torch.optim.Optimizer) -> list[dict]:
-    """The types of the optimiser's settings, group by group."""
+    """Return the types of the optimiser's settings by group."""
 
     def types(value):
         return [types(item) for item in value] if isinstance(value, tuple) else type(value)
@@ -259,7 +259,7 @@ def _plain(value):
         return value
     if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
-        return tensor if _is_whole(tensor) else tensor.clone()  # torch.save writes the whole storage behind a view
+        return tensor if _is_whole(tensor) else tensor.clone()  # torch.save writes the whole storage of a view
     if isinstance(value, dict):
         if not all(type(key) in (int, str) for key in value):
             raise TypeError("a checkpoint's keys must be text or whole numbers")
@@ -270,14 +270,14 @@ def _plain(value):
 
 
 def _is_whole(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is all of its storage, not a view of a part or an expanded one."""
+    """Return whether a tensor is its whole storage, neither a view of a part nor expanded."""
     return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
 def _checksum(state: dict) -> str:
     """Compute the SHA-256 over everything in `state` but its checksum: structure, types, values, tensors' bytes.
 
-    It covers the content and not the file, so that it can live inside and torch.load reads the file directly.
+    It covers the content and not the file, so that it can be stored inside and torch.load reads the file directly.
     """
     digest = hashlib.sha256()
 
@@ -303,10 +303,10 @@ def _checksum(state: dict) -> str:
 
 
 def _verified(file) -> dict | None:
-    """Read the checkpoint in an open file; None when it is not one of ours with the checksum that it states."""
+    """Read the checkpoint in an open file; None unless it is one of this project with a valid checksum."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch comments on strange files, load says it in one sentence
+            warnings.simplefilter("ignore")  # torch warns about invalid files, for which `load` raises an error
             if _unpacked_size(file) > os.fstat(file.fileno()).st_size:  # compressed: it may fill the memory
                 return None
             state = torch.load(file, map_location="cpu", weights_only=True)
@@ -321,7 +321,7 @@ def _verified(file) -> dict | None:
 
 
 def _unpacked_size(file) -> int:
-    """Return the unpacked bytes of the zip archive that a checkpoint is; zipfile.BadZipFile where it is none."""
+    """Return the unpacked size in bytes of a checkpoint's zip archive; zipfile.BadZipFile where it is none."""
     with zipfile.ZipFile(file) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
     file.seek(0)
@@ -337,7 +337,7 @@ def _write(path: Path, payload, keep: int) -> None:
 
 
 def _shift(path: Path, keep: int) -> None:
-    """Make room at `path`: NAME.pt becomes NAME.1.pt and so on, the oldest beyond `keep` goes."""
+    """Rename NAME.pt to NAME.1.pt and so on; the oldest beyond `keep` is overwritten."""
     if not path.exists():  # stopped between shift and rename: shifting again would drop a good one
         return
     for index, old in reversed(_kept_files(path)):
@@ -348,23 +348,23 @@ def _shift(path: Path, keep: int) -> None:
 
 
 def _kept_files(path: Path) -> list[tuple[int, Path]]:
-    """List (0, NAME.pt), (1, NAME.1.pt) ... of `path`, as far as they exist: newest first."""
+    """List (0, NAME.pt), (1, NAME.1.pt) ... of those that exist, newest first."""
     pattern = re.compile(rf"{re.escape(path.stem)}(?:\.(\d+))?\.pt")
     matches = ((pattern.fullmatch(file.name), file) for file in path.parent.iterdir())
     return sorted((int(match[1] or 0), file) for match, file in matches if match)
 
 
 def read_records(path: Path) -> list[dict]:
-    """Read the lines of metrics.jsonl, each with its stage and step, but for damaged ones, as torn by a crash."""
+    """Read the lines of metrics.jsonl, each with its stage and step, without damaged ones, as left by a crash."""
     records = filter(None, files.read_jsonl(path))
     return [record for record in records if all(type(record.get(key)) is int for key in ("stage", "step"))]
 
 
-# ---- random states ----
+# Random states
 
 
 def rng_state() -> dict:
-    """Return the states of torch's global generators, every CUDA device's too; nothing else is drawn from."""
+    """Return the states of torch's global generators, on CPU and CUDA; no other global generator is used."""
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -372,17 +372,17 @@ def rng_state() -> dict:
 
 
 def set_rng_state(state: dict) -> None:
-    """Restore what `rng_state` returned; CUDA states only on a machine with as many devices."""
+    """Restore the states of `rng_state`; those of CUDA only on a machine with as many devices."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-# ---- device and precision ----
+# Device and precision
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called 'cpu', 'cuda', or 'auto': CUDA where there is one. UsageError where it is missing."""
+    """Return the device 'cpu', 'cuda', or 'auto' (CUDA where available); UsageError where it is missing."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -393,7 +393,7 @@ def choose_device(name: str) -> torch.device:
 def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
     """Return the dtype for autocast, None for fp32. 'auto' is fp32 on the CPU, and on CUDA bf16 where it is native.
 
-    Emulated bf16 (a T4 has it) does not count: it is slower than fp16.
+    Emulated bf16 (as on a T4) does not count: it is slower than fp16.
     """
     if name != "auto":
         return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]

@@ -1,6 +1,5 @@
-"""What the scripts have in common at the shell: types of numbers for argparse, which makes wrong usage of their
-complaints, numbers from the environment, folders for output, the exit code of an interrupted run, and what is
-printed."""
+"""Command-line helpers of the scripts: number types for argparse, numbers from the environment, output folders, exit
+codes, and printing."""
 
 import argparse
 import math
@@ -11,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-INTERRUPTED = 75  # exit code: run me again
+INTERRUPTED = 75  # exit code: run the same command again
 
 LONGEST_SECONDS = 86400  # a day: no song is longer, and no number of samples overflows
 LISTED_NAMES = 5
@@ -22,7 +21,7 @@ SEEDS = 2**32  # torch's generator on the CPU drops the higher bits
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Show the default of every flag that has one. What happens without any other flag, its help text says."""
+    """Help formatter that shows the default of every flag that has one; other help texts describe theirs."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         has_default = action.default is not None and action.default is not False
@@ -37,7 +36,7 @@ def positive_int(text: str) -> int:
 
 
 def repetitions(text: str) -> int:
-    """How often something is done that takes its time: a slip of the hand would keep the machine busy for years."""
+    """Parse a number of repetitions, from 1 to MOST_REPETITIONS: a typo must not keep the machine busy for years."""
     value = positive_int(text)
     if value > MOST_REPETITIONS:
         raise argparse.ArgumentTypeError(f"{text} is more than {MOST_REPETITIONS}")
@@ -76,7 +75,7 @@ class UsageError(Exception):
 
 
 def environment_int(environment: Mapping[str, str], name: str, least: int = 0) -> int:
-    """Read a variable of the environment as a whole number from `least` up; UsageError for anything else."""
+    """Read an environment variable as an integer of at least `least`; UsageError for anything else."""
     text = environment[name]
     try:
         value = int(text)
@@ -88,7 +87,7 @@ def environment_int(environment: Mapping[str, str], name: str, least: int = 0) -
 
 
 def make_folder(path: Path, flag: str) -> None:
-    """Make the folder that a flag names, and those above it; UsageError where a file stands in the way."""
+    """Make the folder that a flag names, and its parents; UsageError where one of them is a file."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -96,7 +95,7 @@ def make_folder(path: Path, flag: str) -> None:
 
 
 def existing_folder(path: Path, flag: str) -> Path:
-    """Return the folder that a flag names, or the lowest one above it that is there; UsageError as `make_folder`."""
+    """Return the folder that a flag names, or its nearest existing parent; UsageError as in `make_folder`."""
     there = next(folder for folder in (path, *path.parents) if folder.exists())
     if not there.is_dir():
         raise _file_in_place(path, flag)
@@ -108,13 +107,13 @@ def _file_in_place(path: Path, flag: str) -> UsageError:
 
 
 def one_line(text: object) -> str:
-    """Return foreign text (a file's name, what a file or another program says) on one line, with backslash escapes
-    for what does not print, as in repr: or else a name could control the terminal or forge a line."""
+    """Return foreign text (a file's name or content, another program's output) on one line, with backslash escapes
+    for unprintable characters, as in repr: a file's name must not control the terminal or forge a line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
 def print_note(line: str) -> None:
-    """Print one line to stderr at once, with foreign text made harmless."""
+    """Print one line to stderr at once, with `one_line` applied."""
     print(one_line(line), file=sys.stderr, flush=True)
 
 
@@ -123,7 +122,7 @@ def add_debug_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def print_error(sentence: object, debug: bool) -> None:
-    """Print to stderr the one sentence of the exception that is being handled, and to `debug` its traceback first."""
+    """Print the sentence of the handled exception to stderr; with `debug` its traceback first."""
     if debug:
         for line in traceback.format_exc().splitlines():
             print_note(line)
@@ -131,9 +130,9 @@ def print_error(sentence: object, debug: bool) -> None:
 
 
 class SteadyStream:
-    """A text stream for print and tqdm whose writes never fail: what cannot be written is dropped, and said once.
+    """Text stream for print and tqdm whose writes never fail: text that cannot be written is dropped, with one note.
 
-    `error`: the first OSError that a write met, None without one.
+    error: the first OSError of a write, or None.
     """
 
     def __init__(self, stream, name: str):
@@ -147,7 +146,7 @@ class SteadyStream:
         self._attempt(self.stream.flush)
 
     def finish(self) -> None:
-        """Write what is still held back, or else drop it: the interpreter's last flush must not fail either."""
+        """Flush buffered text, or drop it if that fails: the interpreter's last flush must not fail either."""
         self.flush()
         if self.error is not None:
             with suppress(OSError), open(os.devnull, "wb") as nowhere:  # a stream without a number has no such flush
@@ -168,9 +167,8 @@ class SteadyStream:
 
 @contextmanager
 def steady_output():
-    """Let no print raise, in a block or, as a decorator, in a script's main: not for a stream that was closed, a full
-    disk, a reader that has gone, or a name that is not UTF-8. The work goes on, and the exit code tells of the work
-    alone."""
+    """Keep every print from raising, as a context manager or as the decorator of a script's main: for a closed
+    stream, a full disk, a closed pipe, or a name that is not UTF-8. The exit code is that of the work alone."""
     open_standard_files()
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (
@@ -189,15 +187,15 @@ def steady_output():
 
 
 def output_code() -> int:
-    """Return the exit code, inside `steady_output`, of work whose result is printed: 1 where that is lost, 0 where
-    its reader only stopped reading."""
+    """Return the exit code, inside `steady_output`, of work whose result is printed: 1 if the output was lost, 0 if
+    its reader only closed the pipe."""
     sys.stdout.flush()
     return int(sys.stdout.error is not None and not isinstance(sys.stdout.error, BrokenPipeError))
 
 
 def open_standard_files() -> None:
-    """Open stdin, stdout and stderr on /dev/null where the shell closed them (`>&-`): or else the next file that is
-    opened takes their number, and what libraries print goes into it."""
+    """Open stdin, stdout and stderr on /dev/null where the shell closed them (`>&-`): otherwise the next file that is
+    opened takes their number, and receives what libraries print."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -206,7 +204,7 @@ def open_standard_files() -> None:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return the first of the names, quoted and sorted, and how many more there are."""
+    """Format the first of the names, quoted and sorted, and the number of the others."""
     names = sorted(names)
     more = len(names) - LISTED_NAMES
     return ", ".join(map(repr, names[:LISTED_NAMES])) + (f" and {more} more" if more > 0 else "")

@@ -1,9 +1,9 @@
-"""What a music file contains, told by its bytes before a decoder sees it.
+"""Containers of music files, recognised by their bytes before decoding.
 
     content = containers.inspect("song.mp3")  # Content, or None: no audio
 
-A decoder that is given the wrong file often reads a part of it and reports nothing. So the parts are found here: the
-links of a chained Ogg file, files joined into one, and (in mp3_scan.py) every frame of an mp3.
+A decoder often reads only a part of a file that it does not support, without an error. So the parts are found here:
+the links of a chained Ogg file, files joined into one, and (in mp3_scan.py) every frame of an mp3.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 
 from continuation import mp3_scan
 
-# What libsndfile reads; after 'RIFF' and 'FORM' the kind is told, which may be a film or a picture.
+# Formats that libsndfile reads; the type after 'RIFF' and 'FORM' is checked, since it may be a film or a picture.
 _SOUNDFILE_MAGIC = re.compile(
     rb"RIF[FX]....WAVE|(?:RF64|BW64)....WAVE|riff\x2e\x91\xcf\x11|FORM....AIF[FC]|fLaC|OggS|caff|\.snd", re.DOTALL
 )
 # MP4 (but no HEIF or AVIF picture), ASF, Matroska and WebM; Monkey's Audio, WavPack, True Audio, TAK, Musepack; DSF
-# and DSDIFF; DTS in its four ways of writing; AC-3 and E-AC-3 by the fields behind their two bytes.
+# and DSDIFF; DTS in its four encodings; AC-3 and E-AC-3 by the fields after their two bytes.
 _FFMPEG_MAGIC = re.compile(
     rb"....ftyp(?!hei|hev|mif|msf|avi)|\x30\x26\xb2\x75|\x1a\x45\xdf\xa3"
     rb"|MAC |wvpk|TTA1|tBaK|MP\+|MPCK"
@@ -38,16 +38,16 @@ _HEAD_BYTES = 36
 
 @dataclass
 class Content:
-    """How a file is to be decoded."""
+    """Properties of a file that decide how it is decoded."""
 
     needs_ffmpeg: bool  # else libsndfile reads it, or at least a part
-    changes_channels: bool = False  # between mono and stereo, on the way
-    notes: list[str] = field(default_factory=list)  # what is missing or odd in an mp3, a short phrase each
+    changes_channels: bool = False  # between mono and stereo, within the file
+    notes: list[str] = field(default_factory=list)  # what is missing or unusual in an mp3, a short phrase each
     has_no_length: bool = False  # a wav whose header was never finished
 
 
 def inspect(path: str | os.PathLike) -> Content | None:
-    """Tell what a file that is not empty contains; None when it is of no known audio format. Raises OSError."""
+    """Inspect a file that is not empty; None when it has no known audio format. Raises OSError."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         start = mp3_scan.id3_bytes(data[:10])
         head = data[start : start + _HEAD_BYTES]
@@ -64,12 +64,12 @@ def inspect(path: str | os.PathLike) -> Content | None:
 
 
 def begins_as_audio(path: str | os.PathLike) -> bool:
-    """Tell whether the first bytes of a regular file are those of a known audio format; no error is raised.
+    """Return whether the first bytes of a regular file are those of a known audio format; no error is raised.
 
     Raw AAC is not recognised: its frames begin with two fixed bytes only.
     """
     try:
-        if not os.path.isfile(path):  # opening a pipe would block for ever
+        if not os.path.isfile(path):  # opening a pipe would block
             return False
         with open(path, "rb") as file:
             file.seek(mp3_scan.id3_bytes(file.read(10)))
@@ -79,15 +79,14 @@ def begins_as_audio(path: str | os.PathLike) -> bool:
     return bool(_SOUNDFILE_MAGIC.match(head) or _FFMPEG_MAGIC.match(head) or mp3_scan.is_frame_start(head))
 
 
-# ---------------------------------------------------------------------------------------------------
 # Files joined into one
 
 
 def joined_parts(path: str | os.PathLike) -> list[tuple[int, int]]:
-    """Return (start, end) in bytes of every file that was joined, as by `cat`, into this one. Raises OSError.
+    """Return (start, end) in bytes of every file that was joined into this one, as by `cat`. Raises OSError.
 
-    For Ogg (a chained stream), FLAC, wav and aiff, of which a decoder reads the first file only. Joined mp3s are one
-    part: their frames go on. The file must not be empty.
+    Ogg (as a chained stream), FLAC, wav and aiff are split, since a decoder reads the first file only. Joined mp3s
+    are one part, a sequence of frames. The file must not be empty.
     """
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         start = mp3_scan.id3_bytes(data[:10])

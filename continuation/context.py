@@ -1,4 +1,4 @@
-"""The condition of the core."""
+"""Input of the core."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Context:
-    """What the core predicts from.
+    """Input of the core.
 
     latents: (batch, latent_channels, latents) of the context.
-    outlook: (batch, 2 * rows, steps), in the target's place: the levels that the copies agree on, then how far the
-    copies are from them. Legacy has none.
+    outlook: (batch, 2 * rows, steps), the levels expected from the copies at the target's time: their weighted mean,
+    then their mean distance from it (mixer.expectation). Legacy has none.
     """
 
     latents: Tensor

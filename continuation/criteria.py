@@ -1,9 +1,9 @@
-"""The criteria that a network must meet before it may be called good, checked on a scorecard.
+"""Acceptance criteria of a network, checked on a scorecard.
 
-The thresholds are the project's own. What counts first is likeness to real music (kernel audio distance), then that
-the network is better than the loop, which repeats the end of the input and needs no network. "Better" is met when
-the 95 % interval of the difference over songs lies on the right side of 0, a context gain when its lower end is above
-0; all else goes by the means over songs.
+The thresholds are the project's own. The first criterion is similarity to real music (kernel audio distance), the
+next is that the network is better than the loop, which repeats the end of the input. "Better" means that the 95 %
+interval of the difference over songs excludes 0 on the right side, a context gain that its lower end is above 0; all
+other criteria compare means over songs.
 """
 
 import math
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from continuation.metrics import paired_interval
 
-LOOP = "loop"  # system that needs no network
+LOOP = "loop"  # baseline without a network
 LEAST, MOST = HALVES = ("repeats least", "repeats most")
-BETTER_THAN_LOOP = {"onset_correlation": 1, "chroma_cosine": 1, "mr_stft": -1}  # measure -> sign of what is better
+BETTER_THAN_LOOP = {"onset_correlation": 1, "chroma_cosine": 1, "mr_stft": -1}  # measure -> sign of an improvement
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """One demand on one network. `met` is None where the scorecard lacks the figures to decide."""
+    """One demand on one network; met: None where the scorecard lacks the figures to decide."""
 
     network: str
     demand: str
@@ -46,7 +46,7 @@ def figure(card: dict, section: str, system: str, measure: str) -> dict:
 
 
 def within(network: str, demand: str, values: list[float], low: float, high: float) -> Criterion:
-    """Demand that all `values` lie from `low` to `high`."""
+    """Make the criterion that all `values` lie from `low` to `high`."""
     found = " / ".join(f"{value:.3g}" for value in values)
     if any(math.isnan(value) for value in [*values, low, high]):
         return Criterion(network, demand, found, None)

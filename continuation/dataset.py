@@ -3,8 +3,8 @@
     meta, splits = dataset.open_dataset("dataset")
     context_row, target_row = splits["train"].pairs[0]
 
-Everything is checked when it is opened: what is damaged is refused with one sentence (UsageError), and no file is
-ever unpickled. Arrays are memory maps: opening costs nothing, however large the dataset is.
+Everything is checked when it is opened: a damaged dataset is refused with one sentence (UsageError), and no file is
+unpickled. Arrays are memory maps: opening is fast for datasets of any size.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ _SONG_KEYS = {"id": str, "source": str, "split": str, "group": str, "first_row":
 _CONTENT_KEYS = {"sha256": str, "fingerprint": str}  # datasets of earlier versions lack them
 
 
-# ---------------------------------------------------------------------------------------------------
 # Reading the format
 
 
@@ -146,14 +145,13 @@ def read_window(split: Split, song: dict, start: int, length: int) -> np.ndarray
     return np.concatenate(rows, axis=1)[:, offset : offset + length]
 
 
-# ---------------------------------------------------------------------------------------------------
-# Songs are known by their content, whatever their files are called
+# Songs are identified by content, not by file name
 
 
 def is_same_dataset(one: dict, other: dict) -> bool:
-    """Tell whether two meta describe one dataset.
+    """Return whether two meta dicts describe the same dataset.
 
-    Earlier versions stored no sha256 and no fingerprint of a song: where one is missing, neither is compared.
+    Where either lacks sha256 and fingerprint, as earlier versions do, these are not compared.
     """
     songs = [song for meta in (one, other) for song in meta.get("songs", [])]
     if all(key in song for song in songs for key in _CONTENT_KEYS):
@@ -169,12 +167,12 @@ def _without_content(meta: dict) -> dict:
 
 
 def known_by_group(songs: Sequence[dict], known: Sequence[dict]) -> dict[str, list[dict]]:
-    """Return, by group of `songs`, which of `known`, the songs of another dataset, are the same music.
+    """Find, for each group of `songs`, the same music among `known`, the songs of another dataset: by group.
 
-    The same music are equal files, and for a song without an equal file, matching fingerprints. Where one of the two
-    lacks sha256 or fingerprint (an earlier version wrote it), equal ids count. A song of `known` that is found in one
-    group is not looked for in others, since `songs` were compared with each other already. Raises UsageError for a
-    damaged fingerprint.
+    Songs are the same music if their files are equal or, without an equal file, if their fingerprints match. Where
+    either lacks sha256 or fingerprint, as in earlier versions, equal ids count. A song of `known` that is found in
+    one group is not searched for in others, since `songs` have been compared with each other already. Raises
+    UsageError for a damaged fingerprint.
     """
     by_content = _by_key(known, "sha256")
     by_id = _by_key(known, "id")

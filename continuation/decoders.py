@@ -4,7 +4,7 @@
         for source in sources:
             for block in source.blocks(): ...   # float32 (frames, channels) at source.sample_rate
 
-Which decoder reads a file is decided by its content, never by its name:
+The decoder is chosen by a file's content, never by its name:
 
     wav, flac, ogg, opus, aiff, w64, caf, au    soundfile
     mp3 that mpg123 reads to its end            soundfile
@@ -12,9 +12,9 @@ Which decoder reads a file is decided by its content, never by its name:
     chained ogg, joined flac, wav or aiff       part by part (both decoders stop after the first, or lose some)
     m4a, aac, wma, matroska, ape, wv, tta, tak  ffmpeg
     mpc, dsf, dff, ac3, eac3, dts               ffmpeg
-    more than two channels                      ffmpeg (it knows what is left, centre and right)
-    what soundfile refuses or breaks off        ffmpeg
-    anything else (text, playlists, pictures)   refused before a decoder sees it
+    more than two channels                      ffmpeg (it knows the channel layout)
+    files where soundfile fails                 ffmpeg
+    anything else (text, playlists, pictures)   refused before decoding
 """
 
 from __future__ import annotations
@@ -58,15 +58,14 @@ class _Undecodable(AudioError):
     """One decoder does not read the file: the other may."""
 
 
-# ---------------------------------------------------------------------------------------------------
-# Which decoder
+# Choice of the decoder
 
 
 def open_sources(path: Path, notes: list[str]) -> Iterator[SoundfileSource | FfmpegSource]:
     """Yield the opened file, or one after the other the files that were joined in it; each is closed before the next.
 
-    A joined file that cannot be read is left out and said in `notes`. Raises AudioError, without the file's name,
-    for what no decoder reads, FfmpegMissing where ffmpeg may.
+    A joined file that cannot be read is left out, with a note in `notes`. Raises AudioError, without the file's name,
+    where no decoder reads the file, FfmpegMissing where ffmpeg might.
     """
     with _readable(path):
         parts = containers.joined_parts(path)
@@ -101,10 +100,10 @@ def _copy_bytes(path: Path, target: Path, start: int, end: int) -> None:
 
 
 def _open_source(path: Path, notes: list[str]) -> SoundfileSource | FfmpegSource:
-    """Open a file with the decoder that reads it right; what is wrong with the file is said in `notes`.
+    """Open a file with the decoder that reads it correctly; `notes` receives what is wrong with the file.
 
-    ffmpeg reads what libsndfile would cut short, refuses, or has no channel layout for. It also reads on where
-    libsndfile breaks off, see `SoundfileSource.blocks`.
+    ffmpeg reads files that libsndfile would cut short or refuse, or whose channel layout it does not know. It also
+    continues where libsndfile stops, see `SoundfileSource.blocks`.
     """
     with _readable(path):
         content = containers.inspect(path)
@@ -132,10 +131,10 @@ def _open_source(path: Path, notes: list[str]) -> SoundfileSource | FfmpegSource
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Raise AudioError for a file that cannot be read, or holds nothing."""
+    """Raise AudioError for a file that is empty or cannot be read."""
     try:
-        if not path.is_file():  # a pipe or device would block for ever
-            path.stat()  # raises the right error where there is nothing at all
+        if not path.is_file():  # a pipe or device would block
+            path.stat()  # raises the right error for a missing file
             raise AudioError("unreadable: not a regular file")
         if not path.stat().st_size:
             raise AudioError("no audio: the file is empty")
@@ -145,19 +144,18 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _check_shape(sample_rate: int, channels: int) -> None:
-    """Refuse what is no music before it takes memory: a resampler's memory grows with the ratio of the rates."""
+    """Refuse implausible rates and channels before memory is allocated: a resampler's grows with the rates' ratio."""
     if sample_rate < LOWEST_SAMPLE_RATE:
         raise AudioError(f"no audio: a sample rate of {sample_rate} Hz, below {LOWEST_SAMPLE_RATE}")
     if channels > MOST_CHANNELS:
         raise AudioError(f"no audio: {channels} channels, more than {MOST_CHANNELS}")
 
 
-# ---------------------------------------------------------------------------------------------------
 # libsndfile
 
 
 class _ForwardFile(soundfile.SoundFile):
-    """SoundFile.read seeks after every read, and in a VBR mp3 that seek garbles what follows."""
+    """SoundFile that never seeks: its `read` seeks after every block, which garbles the rest of a VBR mp3."""
 
     def seekable(self) -> bool:
         return False
@@ -171,12 +169,12 @@ class SoundfileSource:
         self._damage = ""
         self._frames_read = 0
         try:
-            # A descriptor, because soundfile takes what is called .raw for samples without a header, whatever it
-            # holds, and cannot encode a name that is not UTF-8. Windows has no descriptors that both would know.
+            # A descriptor, because soundfile reads any file named .raw as samples without a header, and cannot encode
+            # a name that is not UTF-8. Windows has no descriptors that both know.
             self._file = _ForwardFile(os.open(path, os.O_RDONLY) if os.name == "posix" else str(path))
         except soundfile.LibsndfileError as error:
             raise _Undecodable(f"no audio: {error.error_string}") from error
-        except TypeError as error:  # the name ends in .raw: soundfile wants to be told the format
+        except TypeError as error:  # the name ends in .raw: soundfile requires the format
             raise _Undecodable("no audio: libsndfile reads no file whose name ends in .raw") from error
         self.sample_rate: int = self._file.samplerate
         self.channels: int = self._file.channels
@@ -190,12 +188,12 @@ class SoundfileSource:
 
     @property
     def is_integer(self) -> bool:
-        """Whether no sample can be louder than full scale."""
+        """Whether samples are integers, so that none can exceed full scale."""
         return self._file.subtype.startswith("PCM")
 
     @property
     def stated_seconds(self) -> float | None:
-        """The length by the header, of an mp3 without one an estimate; None where it states none."""
+        """Length in the header in seconds, of an mp3 without one an estimate; None where there is none."""
         frames = self._file.frames
         return frames / self.sample_rate if frames < LARGEST_LENGTH else None
 
@@ -204,7 +202,7 @@ class SoundfileSource:
         return SoundfileSource(self._path, [])
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Yield all blocks; after a place where libsndfile breaks off, ffmpeg's, if it reads on there."""
+        """Yield all blocks; from where libsndfile stops, those of ffmpeg, if it reads further."""
         parts = itertools.chain(self._parts(), self._rest())
         while some := list(itertools.islice(parts, BLOCK_FRAMES // READ_FRAMES)):
             yield np.concatenate(some)
@@ -212,11 +210,11 @@ class SoundfileSource:
         if self._frames_read < promised:
             lack = mp3_scan.cut_note(self._frames_read / self.sample_rate, promised / self.sample_rate)
             self._notes.append(f"{self._damage}, {lack}" if self._damage else lack)
-        elif self._damage and not promised:  # else nothing is missing: behind a tag ffmpeg may complain and read on
+        elif self._damage and not promised:  # else nothing is missing: ffmpeg may report errors after a tag
             self._notes.append(self._damage)
 
     def _parts(self) -> Iterator[np.ndarray]:
-        """Yield small blocks, because the read in which an error shows is lost."""
+        """Yield small blocks, because the block in which an error occurs is lost."""
         while True:
             try:
                 part = self._file.read(READ_FRAMES, dtype="float32", always_2d=True)
@@ -229,7 +227,7 @@ class SoundfileSource:
             yield part
 
     def _rest(self) -> Iterator[np.ndarray]:
-        """Yield what ffmpeg reads after a damaged place. Where ffmpeg reports no error, nothing is damaged."""
+        """Yield the blocks of ffmpeg after a damaged place. Where ffmpeg reports no error, nothing is damaged."""
         if not self._damage:
             return
         complaints: list[str] = []
@@ -253,7 +251,7 @@ class SoundfileSource:
 
 
 def stated_seconds(path: Path) -> float | None:
-    """Return the length that the header of a file states, which may be wrong; None where libsndfile reads none."""
+    """Return the length in a file's header in seconds, which may be wrong; None where libsndfile reads none."""
     if not path.is_file():
         return None
     try:
@@ -264,11 +262,11 @@ def stated_seconds(path: Path) -> float | None:
 
 
 def _promised_frames(file) -> int:
-    """Return the number of frames that the header states, 0 where it states none.
+    """Return the number of frames in the header, 0 where it has none.
 
-    Of an mp3 libsndfile has only an estimate, and mp3_scan has counted its frames. Of a wav that was cut short
-    libsndfile writes the stated length to its log. What was written to a pipe has the largest number there is as its
-    length, since the writer could not go back and enter the true one.
+    For an mp3 libsndfile only estimates it, and mp3_scan has counted its frames. For a truncated wav libsndfile
+    writes the header's length to its log. A file written to a pipe has the largest possible number, since the writer
+    could not go back to enter the true length.
     """
     if file.subtype.startswith("MPEG") or file.frames > LARGEST_LENGTH:
         return 0
@@ -279,7 +277,6 @@ def _promised_frames(file) -> int:
     return 0 if is_placeholder else file.frames * int(cut[1]) // max(1, int(cut[2]))
 
 
-# ---------------------------------------------------------------------------------------------------
 # ffmpeg
 
 
@@ -287,17 +284,17 @@ class FfmpegSource:
     """Blocks (frames, channels) float32 of a file that ffmpeg reads, as a Sun .au stream from a pipe.
 
     Mono or stereo: ffmpeg knows the positions of more channels, and mixes them down with the weights of ITU-R
-    BS.775 (centre and surround at -3 dB, no LFE), lowered so that nothing clips. `filters` and `options` are
-    arguments of ffmpeg, of its output and of its input.
+    BS.775 (centre and surround at -3 dB, no LFE), lowered so that nothing clips. filters, options: arguments of
+    ffmpeg for its output and its input.
     The whitelists keep ffmpeg from following a playlist, or a name like 'concat:a|b', to other files.
     """
 
     FORMATS = "mp3,wav,flac,ogg,aiff,aac,asf,matroska,mov,w64,caf,au,ape,wv,tta,tak,mpc,mpc8,dsf,iff,ac3,eac3,dts"
-    is_integer = False  # unknown: the stream does not say
+    is_integer = False  # unknown from the stream
 
     def __init__(self, path: Path, notes: list[str], filters: Sequence[str] = (), options: Sequence[str] = ()):
         self._path, self._notes, self._filters, self._options = path, notes, filters, options
-        self._is_known_damage = bool(notes)  # which the scan of an mp3 describes better
+        self._is_known_damage = bool(notes)  # described better by the scan of an mp3
         self._start()
         if self.channels > 2:
             channels = self.channels
@@ -367,7 +364,7 @@ class FfmpegSource:
         size = os.fstat(self._errors.fileno()).st_size
         self._errors.seek(max(0, size - 2000))
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
-        # '[mov @ 0x5622a5fcc900] ' differs from run to run, and so must not reach the manifest.
+        # '[mov @ 0x5622a5fcc900] ' differs between runs, so it must not be in the manifest.
         message = re.sub(r"^\[.*?\] ", "", lines[-1]) if lines else "it failed"
         return "ffmpeg: " + message.replace(f"file:{self._path}: ", "")
 

@@ -1,7 +1,7 @@
-"""The processes of one training run: one a GPU, started by torchrun or srun, or a single one without either.
+"""The processes of one training run: one per GPU, started by torchrun or srun, or a single one without either.
 
-Every function also works without other processes, so that the training loop reads the same in both cases. Process 0,
-the main one, alone prints and writes; what it decides, the others are told.
+Every function also works without other processes, so that the training loop is the same in both cases. Only process
+0, the main one, prints and writes; its decisions are broadcast to the others.
 """
 
 import os
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from continuation.cli import UsageError, environment_int
 
-TIMEOUT = timedelta(minutes=30)  # the others wait so long while process 0 evaluates
+TIMEOUT = timedelta(minutes=30)  # longest wait, as while process 0 evaluates
 LOST_PEER_WORDS = ("closed by peer", "reset by peer", "broken pipe", "timed out", "connection refused")
 
 
@@ -26,10 +26,11 @@ class LostPeerError(Exception):
 
 
 def environment() -> tuple[int, int, int]:
-    """Return (rank, rank on this node, number of processes) as torchrun or else srun says; (0, 0, 1) without either.
+    """Return (rank, rank on this node, number of processes) from torchrun's or else srun's environment; (0, 0, 1)
+    without either.
 
-    A batch script that runs no srun is one process, however many tasks its job has. Raises UsageError where
-    the environment holds no such numbers.
+    A batch script without srun is one process, however many tasks its job has. Raises UsageError where the
+    environment's values are no such numbers.
     """
     for names in (("RANK", "LOCAL_RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")):
         if all(name in os.environ for name in names):
@@ -40,10 +41,9 @@ def environment() -> tuple[int, int, int]:
 
 @contextmanager
 def process_group(device: torch.device):
-    """Join the other processes of this run, on this one's own GPU; all but process 0 print nothing but errors.
+    """Join the other processes of this run, on this process's own GPU; all but process 0 print errors only.
 
-    MASTER_ADDR and MASTER_PORT say where they meet: UsageError without. Raises LostPeerError when one of them has
-    gone.
+    Raises UsageError without MASTER_ADDR and MASTER_PORT, LostPeerError when another process has ended.
     """
     rank, local_rank, count = environment()
     if count == 1:
@@ -55,7 +55,7 @@ def process_group(device: torch.device):
             f"process {rank} of {count} is not told where they all meet: set {' and '.join(missing)}, the first "
             f"node's name and a free port of it, as slurm/train.sbatch does"
         )
-    if device.type == "cuda":  # a task may see all GPUs of its node, or its own alone
+    if device.type == "cuda":  # a task may see all GPUs of its node, or only its own
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
@@ -73,11 +73,11 @@ def process_group(device: torch.device):
 
 
 def leave(code: int) -> None:
-    """End this program with its exit code, which stands: srun and torchrun send TERM to the processes that end a
-    moment later than their first one. One of several ends at once, since gloo's threads sometimes outlive the process
-    group and abort the interpreter on its own way out, after one finished run in 14."""
+    """End this program with its exit code, in spite of the TERM that srun and torchrun send to all processes after
+    the first has ended. One of several processes exits at once, without the interpreter's shutdown, which gloo's
+    threads sometimes abort."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with suppress(UsageError):  # which was said, and is the reason to leave
+    with suppress(UsageError):  # already printed: the reason to leave
         if environment()[2] > 1:
             for stream in filter(None, (sys.stdout, sys.stderr)):  # None where the shell closed it
                 stream.flush()
@@ -104,7 +104,7 @@ def barrier() -> None:
 
 
 class PhaseLoss(nn.Module):
-    """A training phase's mean loss of a batch, as the module that DistributedDataParallel asks for."""
+    """Mean loss of a batch in a training phase, as the module that DistributedDataParallel requires."""
 
     no_sync = nullcontext  # without other processes there is nothing to exchange
 
@@ -117,26 +117,26 @@ class PhaseLoss(nn.Module):
 
 
 def loss_module(phase, model: nn.Module) -> nn.Module:
-    """Make the module of the phase's loss, whose gradients are the mean over all processes; inside its `no_sync()`
-    they are not exchanged yet."""
+    """Make the module of the phase's loss, whose gradients are averaged over all processes, except inside its
+    `no_sync()`."""
     loss = PhaseLoss(phase, model)
     if world_size() == 1:
         return loss
     parallel = nn.parallel.DistributedDataParallel
     sync = "forward_sync_buffers" in signature(parallel).parameters  # as torch calls it from 2.13 on
     keep_buffers = {"forward_sync_buffers" if sync else "broadcast_buffers": False}
-    # gradients are kept once, in what is sent, and not beside it too
+    # gradients are views of the communication buckets, so that they take memory once
     return parallel(loss, gradient_as_bucket_view=True, **keep_buffers)
 
 
 def main_only(context):
-    """`context` for process 0, nothing for the others."""
+    """Return `context` on process 0, a null context on the others."""
     return context if is_main() else nullcontext()
 
 
 @contextmanager
 def main_first():
-    """Let process 0 go through the block before the others: what it repairs on the disk, they find repaired."""
+    """Run the block on process 0 before the others, so that they find the files that it repairs."""
     if not is_main():
         barrier()
     yield
@@ -154,12 +154,12 @@ def all_reduce_mean(x: Tensor) -> Tensor:
 
 
 def all_reduce_min(number: int, device: torch.device) -> int:
-    """Return the smallest of the processes' numbers; `device` is the run's."""
+    """Return the smallest of the processes' numbers; device: the run's."""
     return min(all_gather(torch.tensor([number], device=device)).tolist())
 
 
 def broadcast(x: Tensor) -> Tensor:
-    """Return process 0's x; on the others x is a tensor of the same shape and type."""
+    """Return process 0's x; the others pass a tensor of the same shape and type."""
     if world_size() > 1:
         dist.broadcast(x, src=0)
     return x
@@ -175,8 +175,8 @@ def all_gather(x: Tensor) -> Tensor:
 
 
 def sync_step(loss: float, seconds: float, stop_requested: bool, device: torch.device) -> tuple[float, float, bool]:
-    """Exchange after a step the processes' mean loss, the time that process 0 took, and whether any of them was asked
-    to stop: what follows from these must be the same everywhere."""
+    """Return, the same on all processes after a step, their mean loss, process 0's seconds, and whether any of them
+    was asked to stop."""
     own = [loss, seconds if is_main() else 0.0, float(stop_requested)]
     mean_loss, mean_seconds, stopped = all_reduce_mean(torch.tensor(own, dtype=torch.float64, device=device)).tolist()
     return mean_loss, mean_seconds * world_size(), stopped > 0

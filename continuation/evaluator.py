@@ -1,4 +1,4 @@
-"""The evaluator: plays every system on the pairs of a split and collects what is measured."""
+"""The evaluator: runs every system on the pairs of a split, and collects the measures."""
 
 import math
 from collections.abc import Iterable
@@ -22,14 +22,14 @@ from continuation.systems import (
 from continuation.windows import make_rng
 
 LONG_BLOCKS = 6  # chunks of a long continuation
-REFERENCE_NOISE = 3  # purpose of what is drawn for the noise reference
+REFERENCE_NOISE = 3  # purpose of the random draws of the noise reference
 
 
 class Evaluator:
-    """Plays the systems and keeps what is measured on them.
+    """Runs the systems and collects their measures.
 
-    `rows`: section -> system -> (song, measures), one a pair; a few measures need all pairs of a song at once and
-    have a row of their own.
+    rows: section -> system -> (song, measures), one per pair; measures that need all pairs of a song have a row of
+    their own.
     """
 
     def __init__(self, networks: list[Network], predictions: list[System], sample_rate: int, seed: int):
@@ -43,9 +43,9 @@ class Evaluator:
         self.rows = {section: {} for section in SECTIONS}
         self.hums = {"reconstruction": {}, "continuation": {}}  # section -> system -> (Hz, song -> dB of its pairs)
         self.embeddings = {kind: {} for kind in self.embedders}  # kind -> system -> song -> its continuations'
-        self.correlations = {}  # song -> how exactly each pair's context repeats itself
-        self.latents = {}  # system -> (true, its own) of the pairs of the song in progress
-        self.passages = []  # (system, song, pair, passages of the continuation), to be searched for in training songs
+        self.correlations = {}  # song -> correlation of each pair's loop
+        self.latents = {}  # system -> (true, predicted) of the pairs of the current song
+        self.passages = []  # (system, song, pair, passages of the continuation), to compare with the training songs
         self.long = {}  # network -> (pair, blocks of a long continuation)
         if self.continuing:  # shown even where no pair has one
             self.rows["continuation"] = {system.name: [] for system in BASELINES}
@@ -53,10 +53,10 @@ class Evaluator:
     def add(self, section: str, system: str, song: str, measures: dict[str, float]) -> None:
         self.rows[section].setdefault(system, []).append((song, measures))
 
-    # Playing
+    # Running the systems
 
     def reconstruct(self, pair: Pair) -> dict[str, np.ndarray]:
-        """Make the reference sounds and all networks' reconstructions of a pair's target, by their rows' names."""
+        """Make the reference signals and all networks' reconstructions of a pair's target, by the names of rows."""
         seed = int(make_rng(self.seed, "validation", pair.number, REFERENCE_NOISE).integers(2**31))
         references = {
             "noise reference": metrics.noise_reference(pair.target, self.rate, seed),
@@ -65,8 +65,8 @@ class Evaluator:
         return references | {network.name: network.reconstruct(pair.target) for network in self.networks}
 
     def continue_pair(self, pair: Pair) -> dict[System, Continuation]:
-        """Continue a pair by every system that can, in the order of their rows, and measure what needs the networks
-        themselves. Empty where no network continues songs yet."""
+        """Continue a pair by every system that can, in the order of rows, and compute the measures that need the
+        networks. Empty where no network continues songs yet."""
         if not self.continuing:
             return {}
         loop = baselines.loop(pair.context, self.rate)
@@ -86,7 +86,7 @@ class Evaluator:
     # Measuring
 
     def measure_reconstructions(self, pair: Pair, sounds: dict[str, np.ndarray]) -> None:
-        """Measure all reconstructions of a pair's target, by their rows' names."""
+        """Measure all reconstructions of a pair's target; sounds: by the names of rows."""
         networks, truth = {network.name: network for network in self.networks}, Sound(pair.target, self.rate)
         for name, samples in sounds.items():
             network, sound = networks.get(name), Sound(samples, self.rate)
@@ -108,7 +108,7 @@ class Evaluator:
             sound = truth if played.sound is pair.target else Sound(played.sound, self.rate)
             rates = system.network.comb_rates() if system.network else self.comb_rates
             measures = metrics.continuation_measures(heard, truth, sound, played.seams)
-            del measures["join_click_percentile_truth"]  # stands in the truth's own row
+            del measures["join_click_percentile_truth"]  # it is in the truth's own row
             measures |= metrics.combs_above_truth(truth, sound, *rates)
             self.add("continuation", system.name, pair.song, measures)
             self.add_hum("continuation", system.name, pair.song, metrics.hum(truth, sound, *rates))
@@ -116,7 +116,7 @@ class Evaluator:
             self.passages.append((system.name, pair.song, pair.number, passages))
             if played.latents:
                 self.latents.setdefault(system.name, []).append(played.latents)
-            if played.sound.any():  # silence resembles nothing
+            if played.sound.any():  # silence has no passages
                 self.embed(system.name, pair.song, played.sound, own)
 
     def add_hum(self, section: str, system: str, song: str, hum: tuple[np.ndarray, np.ndarray]) -> None:
@@ -126,7 +126,7 @@ class Evaluator:
             songs.setdefault(song, []).append(heights)
 
     def embed(self, system: str, song: str, sound: np.ndarray, of_context: dict[str, np.ndarray]) -> None:
-        """Keep the embeddings of a continuation, and how similar its musicnn embedding is to the context's."""
+        """Collect the embeddings of a continuation, and the similarity of its musicnn embedding to the context's."""
         for kind, embed in self.embedders.items():
             found = embed(sound, self.rate)
             self.embeddings[kind].setdefault(system, {}).setdefault(song, []).append(found)
@@ -135,7 +135,7 @@ class Evaluator:
                 self.add("continuation", system, song, {"embedding_similarity": similarity})
 
     def finish_song(self, song: str) -> None:
-        """Measure what needs the latents of all pairs of a song."""
+        """Compute the measures that need the latents of all pairs of a song."""
         for system, latents in self.latents.items():
             true, own = (np.stack(parts) for parts in zip(*latents, strict=True))
             self.add("continuation", system, song, metrics.latent_std_ratios(true, own))
@@ -146,7 +146,7 @@ class Evaluator:
 
     def measure_memorisation(self, sounds: Iterable[np.ndarray]) -> None:
         """Compare the continuations since the last call, at least one, with the nearest passages of the training
-        songs (`sounds`); the true continuation's own similarity is subtracted."""
+        songs (`sounds`), less the similarity of the true continuation."""
         systems, songs, numbers, passages = zip(*self.passages, strict=True)
         nearest = metrics.nearest_similarity(np.concatenate(passages), sounds, self.rate)
         ends = np.cumsum([len(found) for found in passages])
@@ -158,7 +158,7 @@ class Evaluator:
         self.passages.clear()
 
     def continue_long(self, pair: Pair) -> None:
-        """Keep a continuation of LONG_BLOCKS chunks by every network, in blocks."""
+        """Collect a continuation of LONG_BLOCKS chunks by every network, in blocks."""
         seconds = LONG_BLOCKS * pair.context.shape[-1] / self.rate
         for network in self.continuing:
             blocks = np.split(network.generate(pair, seconds), LONG_BLOCKS, axis=1)
@@ -167,16 +167,16 @@ class Evaluator:
     # Results over all songs
 
     def worst_hums(self) -> dict[str, dict[str, dict]]:
-        """Return section -> system -> the multiple that stands highest above the truth's in the mean over songs, and
-        by how many dB."""
+        """Return section -> system -> the multiple with the largest mean excess over the truth's, over songs, and
+        that excess in dB."""
         return {
             section: {name: worst_hum(frequencies, songs) for name, (frequencies, songs) in systems.items()}
             for section, systems in self.hums.items()
         }
 
     def kernel_distances(self, kind: str, songs: list[str]) -> dict[str, dict]:
-        """Measure the kernel audio distance of each system's continuations of these songs, where it has any, from the
-        true ones, its interval over songs, and what it is without each song. kind: musicnn or mel."""
+        """Compute the kernel audio distance of each system's continuations of these songs from the true ones, its
+        interval over songs, and its values without each song. kind: musicnn or mel."""
         embeddings = self.embeddings.get(kind, {})
         truth, distances = embeddings.get(TRUTH.name, {}), {}
         songs = [song for song in songs if song in truth]
@@ -192,23 +192,22 @@ class Evaluator:
         return distances
 
     def halves(self) -> dict[str, list[str]]:
-        """Return the songs whose contexts repeat their sound least exactly, and the others; an odd one is with the
-        least."""
+        """Split the songs into the half whose contexts repeat least exactly, with the odd one, and the others."""
         means = {song: metrics.per_song(own, [song] * len(own))[song] for song, own in self.correlations.items()}
         ranked = sorted(means, key=means.get)
         middle = (len(ranked) + 1) // 2
         return dict(zip(HALVES, (ranked[:middle], ranked[middle:]), strict=True))
 
     def long_measures(self) -> dict[str, list[dict]]:
-        """Return network -> by block of its long continuations what `measure_block` finds."""
+        """Return network -> the measures of `measure_block` for each block of its long continuations."""
         return {
             name: [self.measure_block([(pair, blocks[i]) for pair, blocks in played]) for i in range(LONG_BLOCKS)]
             for name, played in self.long.items()
         }
 
     def measure_block(self, block: list[tuple[Pair, np.ndarray]]) -> dict[str, float]:
-        """Measure loudness and band energies against the context and chroma to it, means over songs, and the kernel
-        audio distances from the true continuations."""
+        """Compute loudness, band energies and chroma relative to the context, means over songs, and the kernel audio
+        distances from the true continuations."""
         rows = [
             {
                 "loudness_db": metrics.loudness_ratio_db(pair.context, sound),

@@ -1,12 +1,12 @@
-"""Files that are written whole or not at all, checked reading of arrays and JSON lines, and the lock of a folder.
+"""Atomic writing of files, checked reading of arrays and JSON lines, and the lock of a folder.
 
     files.write_atomic("scores/scorecard.json", text)
     with files.replacing("song.wav") as file: ...
     rows = files.open_array("train.npy", np.int16)
     with files.locked("scores/.lock"): ...
 
-What is being written has a unique name beside its target, so that no link, input or other run's file is ever written
-to. It is locked while its writer lives, and so `remove_leftovers` finds what killed runs left behind.
+A file is written under a unique name beside its target, so that no link, input or other run's file is ever written
+to. It is locked while its writer lives, so that `remove_leftovers` can tell what killed runs left behind.
 """
 
 from __future__ import annotations
@@ -38,18 +38,17 @@ LOCK_POLL_SECONDS = 1
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
-# ---------------------------------------------------------------------------------------------------
 # Writing
 
 
 @contextmanager
 def temporary_file(folder: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Yield a new, empty, locked file in `folder`; it is gone afterwards unless it was renamed."""
+    """Yield a new, empty, locked file in `folder`; it is deleted afterwards unless it was renamed."""
     path, file = _create(Path(folder))
     try:
         yield file
     finally:
-        with suppress(OSError):  # a full disk fails a second time here
+        with suppress(OSError):  # on a full disk this fails again
             file.close()
         path.unlink(missing_ok=True)
 
@@ -81,13 +80,13 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def sync(file: BinaryIO) -> None:
-    """Wait until what was written to an open file is on the disk."""
+    """Flush an open file to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
-    """Make the renames in a folder survive a power cut (folders cannot be opened for that on Windows)."""
+    """Flush the renames in a folder to the disk (not on Windows, where folders cannot be opened)."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -97,19 +96,19 @@ def sync_folder(folder: str | os.PathLike) -> None:
 
 
 def write_atomic(path: str | os.PathLike, text: str) -> None:
-    """Write text as UTF-8 so that `path` holds the old or the new content, never a part of it."""
+    """Write text as UTF-8; `path` has the old or the new content at every moment, never a part of it."""
     with replacing(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_first(path: str | os.PathLike, text: str) -> None:
-    """Write text as UTF-8 to `path` unless there is such a file: of several runs at once, one does."""
+    """Write text as UTF-8 to `path` unless the file exists: exactly one of several simultaneous runs does."""
     path = Path(path)
     with temporary_file(path.parent) as file:
         file.write(text.encode("utf-8"))
         sync(file)
         try:
-            os.link(file.name, path)  # unlike a rename, it is made by exactly one of them
+            os.link(file.name, path)  # unlike a rename, it succeeds in exactly one of them
         except FileExistsError:
             pass
         except OSError:  # a file system without hard links
@@ -118,10 +117,10 @@ def write_first(path: str | os.PathLike, text: str) -> None:
 
 
 class ArrayWriter:
-    """Write an .npy file row by row: `with ArrayWriter(path, np.int16, (2, 240000)) as w: w.append(rows)`.
+    """Writer of an .npy file, row by row: `with ArrayWriter(path, np.int16, (2, 240000)) as w: w.append(rows)`.
 
-    The file gets its name on a clean exit, with the final row count in its header, fsynced; on any error
-    nothing is left behind. Plain writes, because a writable memory map dies of SIGBUS on a full disk.
+    The file gets its name on a clean exit, with the final row count in its header, fsynced; on any error nothing is
+    left behind. It uses plain writes, because a writable memory map dies of SIGBUS on a full disk.
     """
 
     def __init__(self, path: str | os.PathLike, dtype: np.typing.DTypeLike, row_shape: tuple[int, ...]):
@@ -154,19 +153,18 @@ class ArrayWriter:
             self._file.write(self._header())
 
     def _header(self) -> bytes:
-        """The .npy version 1.0 header, padded to a fixed size so that it can be rewritten in place."""
+        """Make the .npy version 1.0 header, padded to a fixed size so that it can be rewritten in place."""
         fields = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.rows, *self.row_shape)}
         prefix = b"\x93NUMPY\x01\x00" + struct.pack("<H", NPY_HEADER_BYTES - 10)
         return prefix + repr(fields).encode("ascii").ljust(NPY_HEADER_BYTES - 11) + b"\n"
 
 
-# ---------------------------------------------------------------------------------------------------
 # Reading
 
 
 def refuse_pipe(path: Path) -> None:
-    """Raise UsageError for a named pipe: opening it would wait for ever."""
-    with suppress(OSError):  # which opening it says too
+    """Raise UsageError for a named pipe: opening it would block."""
+    with suppress(OSError):  # opening the file raises it too
         if path.is_fifo():
             raise UsageError(f"{path} is a named pipe, not a file")
 
@@ -176,8 +174,8 @@ def open_array(
 ) -> np.ndarray:
     """Open an .npy file as a read-only memory map (n, *row_shape) of this dtype.
 
-    Raises UsageError for anything else: no .npy, pickled objects, another type or shape, a file that is
-    shorter or longer than its header says (reading past its end would kill the process).
+    Raises UsageError for anything else: no .npy, pickled objects, another type or shape, or a file shorter or longer
+    than its header says (reading past its end would kill the process).
     """
     path = Path(path)
     refuse_pipe(path)
@@ -187,7 +185,7 @@ def open_array(
         raise UsageError(f"{path} is missing") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # numpy's header parser meets garbage with errors of many kinds
+    except Exception as error:  # numpy's header parser raises many kinds of errors for garbage
         raise UsageError(f"{path} is damaged, or no plain array: {error}") from error
     if array.dtype != np.dtype(dtype):
         raise UsageError(f"{path} holds {array.dtype}, not {np.dtype(dtype)}")
@@ -199,7 +197,7 @@ def open_array(
 
 
 def array_sha256(rows: np.ndarray) -> str:
-    """SHA-256 of the bytes of an array, read row by row."""
+    """Compute the SHA-256 of the bytes of an array, read row by row."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(np.ascontiguousarray(row))
@@ -207,8 +205,8 @@ def array_sha256(rows: np.ndarray) -> str:
 
 
 def read_jsonl(path: str | os.PathLike) -> list[dict | None]:
-    """Read a file of one JSON object per line; None for a line that holds none, as torn by a crash. A file that is
-    missing has no lines."""
+    """Read a file of one JSON object per line; None for a damaged line, as left by a crash. A missing file has no
+    lines."""
     path = Path(path)
     return [_json_object(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
 
@@ -220,21 +218,20 @@ def _json_object(text: bytes) -> dict | None:
     return None
 
 
-# ---------------------------------------------------------------------------------------------------
 # Locks
 
 
 @contextmanager
 def locked(path: str | os.PathLike, wait_seconds: float = 0) -> Iterator[None]:
-    """Hold the lock file `path`: this run alone works in its folder, which is cleared of what dead runs were writing.
+    """Hold the lock file `path`, so that no other run works in its folder, and remove what killed runs left there.
 
-    Another run is waited for, up to `wait_seconds` (a requeued job may overlap its predecessor); UsageError when it
-    still holds the lock then. A lock ends with its process, and the file stays. Where there are no locks, one line
-    says so and the run goes on.
+    It waits up to `wait_seconds` for another run (a requeued job may overlap its predecessor), and raises UsageError
+    if that still holds the lock. A lock ends with its process; the file stays. Where locks are not supported, one
+    line is printed and the run continues.
     """
     path = Path(path)
     with open_lock(path) as file:
-        if hasattr(os, "register_at_fork"):  # or else a child, such as a data worker, would hold it too
+        if hasattr(os, "register_at_fork"):  # else a child, such as a data worker, would hold it too
             os.register_at_fork(after_in_child=file.close)
         _wait_for_lock(file, path.parent, wait_seconds)
         remove_leftovers(path.parent)
@@ -254,7 +251,7 @@ def _wait_for_lock(file: BinaryIO, folder: Path, wait_seconds: float) -> None:
 
 
 def _try_lock(file: BinaryIO, folder: Path) -> bool:
-    """Return False while another run holds the lock."""
+    """Try to lock the file; return False while another run holds the lock."""
     if fcntl is None:
         print_note(f"note: {folder} is not locked against a second run, this system has no fcntl")
         return True
@@ -268,7 +265,7 @@ def _try_lock(file: BinaryIO, folder: Path) -> bool:
 
 
 def open_lock(path: str | os.PathLike) -> BinaryIO:
-    """Open a lock file, made where there is none, without touching its content; UsageError for a link."""
+    """Open a lock file, or make it, without changing its content; UsageError for a link."""
     if os.path.islink(path):
         raise UsageError(f"{path} is a link, and a lock must be a file: delete it")
     # A link that appears only now is an OSError: O_NOFOLLOW, which Windows does not have.
@@ -276,7 +273,7 @@ def open_lock(path: str | os.PathLike) -> BinaryIO:
 
 
 def remove_leftovers(folder: str | os.PathLike) -> None:
-    """Delete what dead runs were writing in `folder` and below. Without locks nobody is known to be dead."""
+    """Delete what killed runs were writing in `folder` and below; nothing where locks are not supported."""
     if fcntl is None:
         return
     for parent, _, names in os.walk(folder):
@@ -287,6 +284,6 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
 
 
 def _lock(file: BinaryIO) -> None:
-    """Lock an open file until it is closed; BlockingIOError when somebody else has. Nothing on Windows."""
+    """Lock an open file until it is closed; BlockingIOError when it is locked already. Does nothing on Windows."""
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

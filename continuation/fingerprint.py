@@ -1,4 +1,4 @@
-"""Fingerprints of songs: the same music is found in two files, whatever their encoder, level and trim.
+"""Fingerprints of songs, which find the same music in two files of different encoders, levels and trims.
 
 printer = fingerprint.Fingerprinter(sample_rate=24000)
 for block in blocks: printer.add(block)          # float32 (channels, samples)
@@ -29,13 +29,13 @@ _QUERY_SONGS, _LONGER_SONGS = 8, 16  # a block: their products take some 50 MB
 
 
 class Fingerprinter:
-    """Compute the fingerprint of audio that comes in blocks: it survives an mp3 encoder, a fader and a trim.
+    """Fingerprint of audio that comes in blocks; it is robust against mp3 encoding, level and trimming.
 
-    Every 250 ms the energy of one second in 33 bands from 250 to 3000 Hz, summed over the channels (the energy of
-    the sum of the channels would vanish where they are of opposite phase). Of these the sign of the difference
-    between neighbouring bands, and between now and half a second ago, so that neither level nor equaliser matters
-    (after Haitsma and Kalker, "A Highly Robust Audio Fingerprinting System", 2002, with longer frames). -1, 0 or 1,
-    where 0 is silence. Memory: the energies of the first five minutes.
+    Every 250 ms: the energy of one second in 33 bands from 250 to 3000 Hz, summed over the channels (the energy of
+    the sum of the channels would vanish where they are of opposite phase). Of these energies: the sign of the
+    difference between neighbouring bands, less that half a second earlier, so that neither level nor equaliser
+    matters (after Haitsma and Kalker, "A Highly Robust Audio Fingerprinting System", 2002, with longer frames): -1, 0
+    or 1, where 0 is silence. Memory: the energies of the first five minutes.
     """
 
     def __init__(self, sample_rate: int):
@@ -45,7 +45,7 @@ class Fingerprinter:
         self._energies: list[np.ndarray] = []
 
     def add(self, block: np.ndarray) -> None:
-        """Count a block, float32 (channels, n)."""
+        """Add a block, float32 (channels, n)."""
         if self._is_full():
             return
         joined = block if self._rest is None else np.concatenate([self._rest, block], axis=1)
@@ -73,7 +73,7 @@ class Fingerprinter:
 
 
 def _sign_bits(energies: np.ndarray) -> np.ndarray:
-    """Band energies (frames, bands + 1) -> int8 (frames - lag, bands)."""
+    """Convert band energies (frames, bands + 1) to signs, int8 (frames - lag, bands)."""
     level = np.log(energies + _SILENCE * energies.mean() + 1e-20)
     across_bands = np.diff(level, axis=1)
     bits = np.sign(across_bands[_TIME_LAG:] - across_bands[:-_TIME_LAG]).astype(np.int8)
@@ -84,7 +84,7 @@ def _sign_bits(energies: np.ndarray) -> np.ndarray:
 
 
 def read_fingerprint(text: str) -> np.ndarray:
-    """Read what `Fingerprinter.result` wrote: int8 (frames, bands); '' is a song without one (no frames).
+    """Read the text of `Fingerprinter.result`: int8 (frames, bands); '' is a song without a fingerprint (no frames).
 
     Raises UsageError when the text is damaged.
     """
@@ -101,11 +101,11 @@ def read_fingerprint(text: str) -> np.ndarray:
 def find_same_music(
     fingerprints: list[np.ndarray], threshold: float = SAME_MUSIC_SIMILARITY
 ) -> Iterator[tuple[int, int, float]]:
-    """Yield (i, j, similarity) for every two fingerprints that share a stretch of music.
+    """Yield (i, j, similarity) for every two fingerprints that share a passage of music.
 
-    30 s of every minute of the shorter song are laid over the longer song at every lag; similarity is the mean
-    product of their signs where they agree best: 1 for equal, about 0 for unrelated. A segment that is mostly
-    silence, or a song shorter than 9 s, matches nothing. All lags at once by FFT, and the sum over bands is a matrix
+    30 s of every minute of the shorter song are compared with the longer song at every lag; similarity is the largest
+    mean product of their signs: 1 for equal, about 0 for unrelated. A segment that is mostly silence, or a song
+    shorter than 9 s, matches nothing. All lags are computed at once by FFT, with the sum over bands as a matrix
     product at each frequency, in blocks of bounded memory. Time grows with the square of the number of songs.
     """
     order = sorted(range(len(fingerprints)), key=lambda i: len(fingerprints[i]))

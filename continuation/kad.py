@@ -1,4 +1,4 @@
-"""Kernel Audio Distance (KAD): how far a set of sounds is from another, on embeddings of musicnn.
+"""Kernel Audio Distance (KAD) between two sets of sounds, on embeddings of musicnn.
 
 The embedding is the penultimate layer of MTT_musicnn, a small tagger of music trained on MagnaTagATune: 200 numbers
 per patch of 3 s. Source: Pons and Serra, "musicnn: Pre-trained convolutional neural networks for music audio
@@ -56,11 +56,11 @@ def find_weights() -> Path | None:
 
 
 def load_weights(folder: Path) -> dict[str, np.ndarray]:
-    """Read the network's tensors by their names from the checkpoint in `folder`, or from the user's cache, where they
-    are kept after the first use.
+    """Read the network's tensors by name from the checkpoint in `folder`, or from the user's cache, where they are
+    stored at the first use.
 
-    The cached file is named by the checkpoint's index, which holds the tensors' checksums. A damaged one is made
-    again; where none can be written, nothing is cached.
+    The cached file's name is a hash of the checkpoint's index, which contains the tensors' checksums. A damaged one
+    is written again; where none can be written, nothing is cached.
     """
     index = (folder / ".index").read_bytes()
     path = cache_folder() / f"{MODEL}-{hashlib.sha256(index).hexdigest()[:16]}.npz"
@@ -81,13 +81,13 @@ def cache_folder() -> Path:
 
 
 def _read_cache(path: Path) -> dict[str, np.ndarray] | None:
-    """The cached tensors; None where there are none, or not all of them."""
+    """Read the cached tensors; None where any is missing."""
     if not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as arrays:
             weights = dict(arrays)
-    except Exception:  # damaged bytes reach numpy's readers as nearly any exception
+    except Exception:  # numpy's readers raise nearly any exception for damaged bytes
         return None
     return weights if weights.keys() == variable_names() else None
 
@@ -123,10 +123,9 @@ def _batch_norm(x: Tensor, weights: dict[str, Tensor], number: int) -> Tensor:
 
 
 def _front_end(x: Tensor, weights: dict[str, Tensor], number: int) -> Tensor:
-    """Convolution over time and mels, then the largest over mels: (batch, 1, frames, mels) -> (batch, C, frames).
+    """Convolve over time and mels, and take the maximum over mels: (batch, 1, frames, mels) -> (batch, C, frames).
 
-    Time is padded such that its length remains, with one zero more at the end where the kernel is even; mels are
-    not padded, a kernel of one mel doesn't need it.
+    Time is padded so that its length stays, with one zero more at the end for an even kernel; mels are not padded.
     """
     name = _name("conv2d", number)
     kernel = weights[f"{name}/kernel"].permute(3, 2, 0, 1)  # (time, mels, 1, C) -> (C, 1, time, mels)
@@ -137,7 +136,7 @@ def _front_end(x: Tensor, weights: dict[str, Tensor], number: int) -> Tensor:
 
 
 def _mid_end(x: Tensor, weights: dict[str, Tensor], number: int) -> Tensor:
-    """Convolution over 7 frames and all channels: (batch, any, frames) -> (batch, C, frames)."""
+    """Convolve over 7 frames and all channels: (batch, any, frames) -> (batch, C, frames)."""
     name = _name("conv2d", number)
     kernel = weights[f"{name}/kernel"].squeeze(2).permute(2, 1, 0)  # (time, any, 1, C) -> (C, any, time)
     x = F.conv1d(x, kernel, weights[f"{name}/bias"], padding=kernel.shape[2] // 2).relu()
@@ -147,7 +146,7 @@ def _mid_end(x: Tensor, weights: dict[str, Tensor], number: int) -> Tensor:
 def network(patches: Tensor, weights: dict[str, Tensor]) -> Tensor:
     """Map log-mel patches (batch, frames, mels) to the penultimate layer (batch, 200).
 
-    `weights` by their names in the checkpoint give all sizes.
+    weights: by their names in the checkpoint; they determine all sizes.
     """
     x = _batch_norm(patches[:, None], weights, 0)  # (batch, 1, frames, mels)
     front = torch.cat([_front_end(x, weights, i) for i in range(5)], dim=1)  # 2 timbral, 3 temporal
@@ -155,7 +154,7 @@ def network(patches: Tensor, weights: dict[str, Tensor]) -> Tensor:
     second = _mid_end(first, weights, 6) + first
     third = _mid_end(second, weights, 7) + second
     x = torch.cat([front, first, second, third], dim=1)  # (batch, 753, frames)
-    x = torch.stack([x.amax(dim=2), x.mean(dim=2)], dim=2).flatten(1)  # (batch, 1506), largest and mean in turn
+    x = torch.stack([x.amax(dim=2), x.mean(dim=2)], dim=2).flatten(1)  # (batch, 1506), maximum and mean in turn
     x = _batch_norm(x, weights, 9) @ weights["dense/kernel"] + weights["dense/bias"]
     return _batch_norm(x.relu(), weights, 10)
 
@@ -166,8 +165,8 @@ def network(patches: Tensor, weights: dict[str, Tensor]) -> Tensor:
 def log_mel_patches(x: np.ndarray, sample_rate: int) -> np.ndarray:
     """Make the input of the network: (channels, samples) -> float32 (patches, 187 frames, 96 mels), without overlap.
 
-    The mean of the channels at 16 kHz, as log10(10000 mel + 1) of the mel power spectrum. The rest behind the last
-    whole patch is left out, so less than about 3 s have no patch. Source: musicnn/extractor.py, with two
+    The mean of the channels at 16 kHz, as log10(10000 mel + 1) of the mel power spectrum. An incomplete last patch is
+    left out, so less than about 3 s have no patch. Source: musicnn/extractor.py, with two
     differences: it computes in float16, which overflows where mel > 6.5, and its frames reflect the signal at
     both ends only with librosa < 0.10, as in its training; so do these.
     """
@@ -187,7 +186,7 @@ def log_mel_patches(x: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 class Embedder:
-    """musicnn (MTT) as a function of sounds. Raises FileNotFoundError where the package is not installed.
+    """Embedder of sounds by musicnn (MTT). Raises FileNotFoundError where the package is not installed.
 
     Embeddings depend on the bandwidth of a sound: compare only sounds that had the same sample rate.
     """
@@ -209,10 +208,10 @@ class Embedder:
 
 
 def mel_statistics(x: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Describe (channels, samples) without a network: of the logarithmic mel levels of every 3 s (`log_mel_patches`)
-    the mean, the standard deviation and the mean change from frame to frame, float32 (patches, 288).
+    """Describe (channels, samples) without a network, by mean, standard deviation and mean change from frame to frame
+    of the log-mel levels of every 3 s (`log_mel_patches`): float32 (patches, 288).
 
-    A second opinion beside musicnn's embedding, so that no system is tuned to one of them.
+    It is a second embedding beside musicnn's, so that no system is tuned to one of them.
     """
     patches = log_mel_patches(x, sample_rate)
     change = np.abs(np.diff(patches, axis=1)).mean(axis=1)
@@ -223,10 +222,11 @@ def mel_statistics(x: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 def kernel_distance(references: Sequence[np.ndarray], estimates: Sequence[np.ndarray]) -> tuple[float, np.ndarray]:
-    """Kernel Audio Distance of two sets of embeddings, times 1000 (lower is closer), and that without each song.
+    """Compute the Kernel Audio Distance of two sets of embeddings, times 1000 (lower is closer), and its values
+    without each song.
 
-    One array of embeddings a song, (n, dims) and (m, dims), which may have no rows. Source: Chung et al., "KAD: No
-    More FAD!", 2025. The unbiased squared maximum mean discrepancy
+    references, estimates: an array of embeddings per song, (n, dims) and (m, dims), which may have no rows. Source:
+    Chung et al., "KAD: No More FAD!", 2025. It is the unbiased squared maximum mean discrepancy
 
         mean of k(r, r') + mean of k(e, e') - 2 mean of k(r, e),    k(a, b) = exp(-|a - b|^2 / (2 s^2)),
 
@@ -254,7 +254,7 @@ def kernel_distance(references: Sequence[np.ndarray], estimates: Sequence[np.nda
 
 
 def _median_distance(x: np.ndarray) -> float:
-    """nan where it is 0 or there are no two rows."""
+    """Compute the median distance of two rows of x; nan where it is 0 or x has fewer than two rows."""
     if len(x) > BANDWIDTH_ROWS:
         x = x[np.linspace(0, len(x) - 1, BANDWIDTH_ROWS).round().astype(int)]
     median = np.median(pdist(x)) if len(x) > 1 else 0.0
@@ -262,8 +262,8 @@ def _median_distance(x: np.ndarray) -> float:
 
 
 def _kernel_sums(a: Sequence[np.ndarray], b: Sequence[np.ndarray], bandwidth: float) -> np.ndarray:
-    """Sum of k(x, y) over the rows x of each song of a and y of each song of b: (songs, songs). One song's rows at a
-    time stand against all of b."""
+    """Sum k(x, y) over the rows x of each song of a and y of each song of b: (songs, songs). One song of a at a time
+    is compared with all of b."""
     ends = np.cumsum([len(rows) for rows in b])[:-1]
     others = np.concatenate(b)
     sums = np.zeros((len(a), len(b)))
@@ -274,7 +274,8 @@ def _kernel_sums(a: Sequence[np.ndarray], b: Sequence[np.ndarray], bandwidth: fl
 
 
 def paired_similarity(a: np.ndarray, b: np.ndarray) -> float:
-    """Cosine of the mean embeddings of two sounds, (patches, dims) each, in -1..1; nan for a sound without patch."""
+    """Compute the cosine similarity, -1..1, of the mean embeddings of two sounds, (patches, dims) each; nan for a
+    sound without patches."""
     if len(a) == 0 or len(b) == 0:
         return float("nan")
     mean_a, mean_b = a.mean(axis=0, dtype=np.float64), b.mean(axis=0, dtype=np.float64)

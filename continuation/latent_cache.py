@@ -1,4 +1,7 @@
-"""The latent cache of stage 2: windows are encoded once, and trainings of the core read their latents."""
+"""The latent cache of stage 2 on disk: reads encoded windows, and checks that they are complete and up to date.
+
+latent_encoding.py fills it.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,16 @@ from continuation.cli import UsageError, print_note
 
 
 class LatentCache:
-    """Encoded windows of all pairs, see ContinuationModel.encode_pair: fp16 (pairs, ...), one file for each variant
-    and part.
+    """Encoded windows of all pairs (see ContinuationModel.encode_pair): an fp16 array (pairs, ...) per variant and
+    part, PART-VARIANT.npy.
 
-    `key.json` names the encoder, dataset and seed of the latents, and holds the checksum of every file.
+    key.json holds the key, a hash of encoder, dataset and seed, and the checksum of every array.
     """
 
     PARTS = ("context", "outlook", "target")
 
     def __init__(self, folder, variants: int, shapes: dict[str, tuple[int, ...]], pairs: int):
-        """shapes: of one window, by part."""
+        """shapes: of one window's arrays, by part; pairs: their number."""
         self.folder, self.variants, self.shapes, self.pairs = Path(folder), variants, shapes, pairs
         self.key, self.checksums = "", {}
         self._arrays = {}
@@ -35,18 +38,18 @@ class LatentCache:
         return self._arrays[part, variant]
 
     def read(self, variant: int, pair: int) -> dict[str, np.ndarray]:
-        """Read the parts of a pair, float32."""
+        """Read the encoded window of a pair: part -> float32 array."""
         return {part: self.array(part, variant)[pair].astype(np.float32) for part in self.PARTS}
 
     def begin(self, key: str) -> None:
-        """Open the cache of this encoder, dataset and seed, and remove all other latents. Raises OSError."""
+        """Open the cache of this key, and remove the latents of any other. Raises OSError."""
         self.key, self.checksums = key, self._checksums_of(key)
         self.clear(kept=self.checksums)
-        self.folder.resolve().mkdir(exist_ok=True)  # behind a link too
+        self.folder.resolve().mkdir(exist_ok=True)  # the folder may be a link
 
     def _checksums_of(self, key: str) -> dict[str, str]:
-        """Read the checksums by file name; none where key.json is missing, damaged, of another key, or of a version
-        without checksums."""
+        """Read the checksums by file name; empty where key.json is missing, damaged, of another key, or without
+        checksums, as in earlier versions."""
         path = self.folder / "key.json"
         try:
             files.refuse_pipe(path)
@@ -56,13 +59,13 @@ class LatentCache:
             return {}
 
     def clear(self, kept=()) -> None:
-        """Remove all files of latents but the `kept` names; the folder may be a link, and stays."""
+        """Remove all arrays but those named in `kept`. The folder stays: it may be a link."""
         for path in [path for part in self.PARTS for path in self.folder.glob(f"{part}-*")]:
             if path.name not in kept:
                 path.unlink()
 
     def missing(self) -> list[int]:
-        """Return the variants that are incomplete or have changed since they were written; the latter are printed."""
+        """Return the variants with a missing or changed file; changed files are printed."""
         return [v for v in range(self.variants) if not all([self._is_whole(part, v) for part in self.PARTS])]
 
     def _is_whole(self, part: str, variant: int) -> bool:
@@ -79,13 +82,13 @@ class LatentCache:
         return is_whole
 
     def index(self, variant: int) -> str:
-        """Return the text of key.json after this variant has been written, with its checksums."""
+        """Compute the checksums of a variant just written, and return the new text of key.json."""
         for path in (self.path(part, variant) for part in self.PARTS):
             self.checksums[path.name] = files.array_sha256(files.open_array(path, np.float16))
         return json.dumps({"key": self.key, "sha256": self.checksums})
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and standard deviation of the targets by channel, float64 (latent_channels, 1) each."""
+        """Compute mean and standard deviation of the target latents by channel, float64 (latent_channels, 1) each."""
         count, total, squares = 0, 0.0, 0.0
         for variant in range(self.variants):
             for rows in np.array_split(self.array("target", variant), -(-self.pairs // 256)):

@@ -1,4 +1,5 @@
-"""What encoder, decoder, core and mixer are built of; frames are (batch, width, frames), 100 a second."""
+"""Layers of encoder, decoder and core, and constants that all parts share; frames are (batch, width, frames), 100 a
+second."""
 
 from contextlib import nullcontext
 
@@ -6,22 +7,22 @@ import torch
 from torch import Tensor, nn
 
 FRAME_RATE_HZ = 100
-CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context is brought to this level before it is encoded
-QUIETEST_RMS = 1e-3  # softer contexts are not lifted further
+CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context is scaled to this level before it is encoded
+QUIETEST_RMS = 1e-3  # softer contexts are amplified as if they had this level
 WINDOW_HOPS = 4  # of the encoder's filters and of the decoder's inverse STFT
 
 
 def typical_magnitude(bins: int, window_hops: int = WINDOW_HOPS) -> Tensor:
-    """Return the typical magnitude of music at CONTEXT_LEVEL, where a full-scale sine is 1, in the first `bins` bins
-    of a DFT over so many hops: (bins, 1). It falls by 40 dB from 100 Hz to 5 kHz; divided by it, all bins are of a
-    size."""
+    """Compute the typical magnitude of music at CONTEXT_LEVEL, relative to a full-scale sine, in the first `bins`
+    bins of a DFT over `window_hops` hops: (bins, 1). It falls by 40 dB from 100 Hz to 5 kHz; divided by it, all bins
+    are of similar size."""
     frequencies = torch.arange(bins) * (FRAME_RATE_HZ / window_hops)
     return (0.025 / (1 + (frequencies / 400) ** 1.7))[:, None]
 
 
 class ChannelNorm(nn.Module):
-    """Root mean square normalisation over the channels of each frame (Zhang and Sennrich 2019): no frame hears
-    another, so a cut-out and the whole are normalised alike."""
+    """Root mean square normalisation over the channels of each frame (Zhang and Sennrich 2019). Frames are
+    independent, so that a crop is normalised like the whole."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -51,13 +52,12 @@ class ConvNeXtBlock(nn.Module):
 
 
 def blocks(width: int, count: int) -> nn.Sequential:
-    """Make ConvNeXt blocks, of which every second looks four times as far."""
+    """Make ConvNeXt blocks, every second with dilation 4."""
     return nn.Sequential(*(ConvNeXtBlock(width, dilation=4 if i % 2 else 1) for i in range(count)))
 
 
 def without_autocast(x: Tensor):
-    """Return a context in which x is computed with in its own precision; the meta device has no autocast to turn
-    off."""
+    """Return a context manager in which x is computed with in its own precision; the meta device has no autocast."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEGACY_HOP = 40  # samples a latent
+LEGACY_HOP = 40  # samples per latent
 
 
 class LegacyEncoder(nn.Module):
@@ -29,7 +29,7 @@ class LegacyCore(nn.Module):
 
 
 class LegacyDecoder(nn.Sequential):
-    """Latents -> audio, and None: it has no magnitudes, and plays no copies."""
+    """Latents -> audio, and None in place of magnitudes; other inputs of `Decoder` are ignored."""
 
     def __init__(self, channels: int):
         super().__init__(

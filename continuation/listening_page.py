@@ -15,7 +15,7 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 
 
 class ListeningPage:
-    """Write listen.html with the pictures and sounds of a few pairs, one a song, into a folder."""
+    """Writer of listen.html and its pictures and sounds: a few pairs, one per song."""
 
     def __init__(self, folder: Path, sample_rate: int):
         self.folder, self.rate = folder, sample_rate
@@ -24,7 +24,7 @@ class ListeningPage:
     def add(
         self, pair: Pair, reconstructions: dict[str, np.ndarray], continuations: dict[System, Continuation]
     ) -> None:
-        """Write what is shown of a pair; there are no continuations where no network continues songs yet."""
+        """Write pictures and sounds of a pair; continuations: empty where no network continues songs yet."""
         self.add_reconstructions(pair, reconstructions)
         if continuations:
             self.add_continuations(pair, continuations)
@@ -34,7 +34,7 @@ class ListeningPage:
         self.write_spectrograms(f"{pair.song}-reconstruction", {TRUTH.name: pair.target, **sounds})
 
     def add_continuations(self, pair: Pair, continuations: dict[System, Continuation]) -> None:
-        """Write one picture of all continuations of a pair, and a sound and a picture of each, behind its context.
+        """Write one picture of all continuations of a pair, and a sound and a picture of each, after its context.
 
         All sounds have the same gain.
         """
@@ -51,7 +51,7 @@ class ListeningPage:
         plots.plot_spectrograms(folder / f"{name}.png", list(sounds.items()), self.rate)
 
     def write_system(self, pair: Pair, system: System, played: Continuation, gain: float) -> dict[str, str]:
-        """Write the sound and the picture of one continuation; return what `page` needs to show it."""
+        """Write the sound and the picture of one continuation; return its entry for `page`."""
         whole = gain * np.concatenate([played.context, played.sound], axis=1)
         suffix = ".mp3" if self.rate in audio.MP3_SAMPLE_RATES else ".wav"
         sound = f"sounds/{pair.song}/{system.file_name}{suffix}"
@@ -69,7 +69,7 @@ class ListeningPage:
 
 
 def page(songs: list[dict]) -> str:
-    """Make one html file that needs no server.
+    """Make one HTML file that needs no server.
 
     songs: {"title", "systems": [{"name", "sound", "picture"}]} each; sounds and pictures by paths from the page.
     """
@@ -80,5 +80,5 @@ def page(songs: list[dict]) -> str:
         ]}
         for song in songs
     ]  # fmt: skip
-    content = json.dumps(shown).replace("<", "\\u003c")  # a title must not end, or double, the script it stands in
+    content = json.dumps(shown).replace("<", "\\u003c")  # a title must not close its script element
     return TEMPLATE.read_text(encoding="utf-8").replace("@SONGS@", content)

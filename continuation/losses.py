@@ -1,5 +1,8 @@
-"""What the network is trained on: stage 1 reconstructs, stage 2 predicts. Every loss is one value an item of the
-batch, so that the mean over a batch does not depend on how it is cut over accumulation steps or processes."""
+"""Training losses: reconstruction in stage 1, prediction in stage 2.
+
+Every loss has one value per item of the batch, (batch,), so that the mean over a batch does not depend on how it is
+split over accumulation steps or processes.
+"""
 
 import math
 
@@ -9,26 +12,25 @@ from torch import Tensor
 from continuation.context import Context
 from continuation.spectral import COMPLEX_HZ, mid_side, stft
 
-SPECTRAL_SECONDS = 2048 / 12000  # the longest window, which sees the partials of a hum; each next is half as long
+SPECTRAL_SECONDS = 2048 / 12000  # the longest window, which resolves the partials of a hum; each next is half as long
 SPECTRAL_SIZES = 5
 BANDS = 32
-QUIET_LEVEL = 0.03  # softer ones do not count
+QUIET_LEVEL = 0.03  # added to levels, in power, so that softer ones do not count
 LINEAR_FROM_RATIO = 7.4  # of the powers of reference and estimate, 8.7 dB
-LEVEL_WEIGHT = 0.5  # of the magnitudes above the complex bins, beside the spectral distance
+LEVEL_WEIGHT = 0.5  # of the magnitudes above the complex bins, relative to the spectral distance
 QUIET_MAGNITUDE = 1e-2  # added to a bin before its logarithm, so that much softer ones do not count
-PHASE_WEIGHT = 0.75  # of the phase distance and the waveform's error, beside the spectral distance
+PHASE_WEIGHT = 0.75  # of the phase distance and the waveform's error, relative to the spectral distance
 FULL_LEVEL_POWER = 0.01  # of a signal at -20 dBFS RMS, the level of every context
 KL_WEIGHT = 1e-4
 ROBUST_NOISE = 0.15  # of each latent's standard deviation, at most
-FIXED_TIMES = (0.0, 0.3, 0.5, 0.7)  # of the flow, at which it is validated
+FIXED_TIMES = (0.0, 0.3, 0.5, 0.7)  # flow times of the validation loss
 
 
 # Stage 1: reconstruction
 
 
 def spectral_sizes(sample_rate: int) -> list[int]:
-    """Return the window lengths in samples, 4096 ... 256 at 24 kHz, scaled with the rate to the nearest power of
-    two."""
+    """Return the window lengths in samples: 4096 ... 256 at 24 kHz, at other rates the nearest powers of two."""
     largest = 2 ** round(math.log2(SPECTRAL_SECONDS * sample_rate))
     return [largest >> i for i in range(SPECTRAL_SIZES)]
 
@@ -44,8 +46,9 @@ def spectral_distance(reference: Tensor, estimate: Tensor) -> Tensor:
     """Compute the mean |ln ratio| of two magnitudes (batch, channels, frames, bins), plus twice that of their levels
     in bands, plus half that of these bands' levels over all frames, plus spectral convergence: (batch,).
 
-    A bin of noise is as often too loud as too soft, whatever its level; a band's level says how loud it should be. In
-    the median over frames: most of the energy is in the few loud ones, which the level over all frames speaks for.
+    Single bins of noise differ in both directions whatever their level; the levels in bands penalise a wrong
+    loudness. Absolute log ratios fit the median over frames, but a few loud frames have most of the energy: the
+    levels over all frames account for these.
     """
     log_ratio = (estimate + QUIET_MAGNITUDE).log() - (reference + QUIET_MAGNITUDE).log()
     powers = band_power(reference), band_power(estimate)
@@ -57,23 +60,23 @@ def spectral_distance(reference: Tensor, estimate: Tensor) -> Tensor:
 
 
 def band_power(magnitude: Tensor) -> Tensor:
-    """Compute the mean square magnitude in equal bands of at least 2 bins, all but that of 0 Hz: (batch, channels,
+    """Compute the mean square magnitude in equal bands of at least 2 bins, without the bin of 0 Hz: (batch, channels,
     frames, bands)."""
     bins = magnitude.shape[-1] - 1
     return magnitude[..., 1:].square().unflatten(-1, (min(BANDS, bins // 2), -1)).mean(-1)
 
 
 def level_distance(reference: Tensor, estimate: Tensor) -> Tensor:
-    """Compute |ln ratio| of two powers as magnitudes, element by element."""
+    """Compute |ln ratio| of the magnitudes of two powers, elementwise."""
     return ((estimate + 1e-6).log() - (reference + 1e-6).log()).abs() / 2
 
 
 def phase_distance(reference: tuple, estimate: tuple, sample_rate: int) -> Tensor:
-    """Compute the mean |difference| of two `spectrum` outputs with magnitudes compressed to |X|^0.5, over the
-    reference's: (batch,).
+    """Compute the mean |difference| of two `spectrum` outputs with magnitudes compressed to |X|^0.5, relative to the
+    reference's magnitudes: (batch,).
 
-    Bins count fully up to the first of COMPLEX_HZ and fade out up to the second: where phases cannot be known, the
-    best guess of a complex value is zero, and asking for it would only make the sound dull.
+    Bins have full weight up to the first of COMPLEX_HZ and none from the second on: where phases cannot be predicted,
+    the best estimate of a complex value is zero, and this loss would only make the sound dull.
     """
     bins = reference[1].shape[-1]
     whole, gone = COMPLEX_HZ
@@ -88,12 +91,12 @@ def phase_distance(reference: tuple, estimate: tuple, sample_rate: int) -> Tenso
 
 
 def level_divergence(reference: Tensor, estimate: Tensor) -> Tensor:
-    """Compute the Itakura-Saito divergence of the powers of two levels (batch, channels, bins, frames), linear in the
-    logarithm beyond LINEAR_FROM_RATIO, where it would explode: (batch,).
+    """Compute the Itakura-Saito divergence of the powers of two magnitudes (batch, channels, bins, frames), linear in
+    the logarithm of their ratio beyond LINEAR_FROM_RATIO, where it would explode: (batch,).
 
-    But for a constant it is minus the logarithm of the likelihood of normal noise (Fevotte et al. 2009): of noise the
-    estimate has the right power in the mean, where logarithms are right in the median. Single bins that are louder
-    than the estimate by more than LINEAR_FROM_RATIO pull no harder than one that is as loud as that.
+    Up to a constant it is the negative log-likelihood of Gaussian noise (Fevotte et al. 2009): it fits the mean power
+    of noise, where distances of logarithms fit the median. The linear part bounds the gradient of single bins that
+    are much louder than the estimate.
     """
     log_ratio = (reference.square() + QUIET_LEVEL**2).log() - (estimate.square() + QUIET_LEVEL**2).log()
     beyond = (log_ratio - math.log(LINEAR_FROM_RATIO)).clamp(min=0)
@@ -110,10 +113,10 @@ def waveform_mse(reference: Tensor, estimate: Tensor) -> Tensor:
 
 def reconstruction_losses(x: Tensor, y: Tensor, sample_rate: int, size: int, in_mid_side: bool) -> dict[str, Tensor]:
     """Compute the losses of the reconstruction y of x (batch, channels, samples), (batch,) each, at one window length
-    and in one stereo basis.
+    and in one stereo basis (left and right, or mid and side).
 
-    Drawn at random a step they estimate, without bias and at a tenth of its spectra, the mean over all window
-    lengths, left and right, mid and side. The target's spectrum needs no gradient.
+    With both drawn at random at every step, the losses are an unbiased estimate of their mean over all window lengths
+    and bases, for a tenth of the spectra.
     """
     if in_mid_side:
         x_basis, y_basis = mid_side(x), mid_side(y)
@@ -136,8 +139,8 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def latent_noise(model, mean: Tensor, log_variance: Tensor, batch: dict) -> Tensor:
-    """Return the latents that the decoder is trained on: drawn from the posterior, then roughened by up to
-    ROBUST_NOISE of each latent's standard deviation, so that small errors of the core decode well."""
+    """Sample the latents that the decoder is trained on: from the posterior, plus noise of up to ROBUST_NOISE of each
+    channel's standard deviation, so that the decoder tolerates small errors of the core."""
     z = mean + (0.5 * log_variance).exp() * batch["posterior_noise"]
     return z + ROBUST_NOISE * model.latent_std * batch["robust_noise"]
 
@@ -145,8 +148,10 @@ def latent_noise(model, mean: Tensor, log_variance: Tensor, batch: dict) -> Tens
 def reconstruction_parts(
     model, x: Tensor, mean: Tensor, log_variance: Tensor, decoded: tuple[Tensor, Tensor], draw: dict
 ) -> dict[str, Tensor]:
-    """Compute all parts of stage 1's loss, (batch,) each, of x (batch, channels, samples) and what was decoded, audio
-    and levels."""
+    """Compute all parts of stage 1's loss, (batch,) each.
+
+    x: (batch, channels, samples); decoded: the decoder's audio and magnitudes; draw: see `reconstruct_step`.
+    """
     y, magnitudes = decoded
     with torch.no_grad():
         reference = model.decoder.head.magnitudes(x)
@@ -157,7 +162,7 @@ def reconstruction_parts(
 
 
 def total_loss(parts: dict[str, Tensor]) -> Tensor:
-    """Add up stage 1's loss (batch,). The waveform's error counts relative to the power of a signal at full level."""
+    """Add up stage 1's loss (batch,). The waveform's error is relative to the power at full level."""
     waveform = parts["waveform_mse"] / FULL_LEVEL_POWER
     spectral = parts["spectral"] + LEVEL_WEIGHT * parts["levels"]
     return spectral + PHASE_WEIGHT * (parts["phase"] + waveform) + KL_WEIGHT * parts["kl"]
@@ -166,11 +171,11 @@ def total_loss(parts: dict[str, Tensor]) -> Tensor:
 def reconstruct_step(model, batch: dict, draw: dict, average=None) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute stage 1's loss (batch,) of the reconstruction of batch["x"], and its parts.
 
-    draw: sample_rate, size and in_mid_side of `reconstruction_losses`. Where `average` is given, the latents' running
-    statistics are updated by what it makes of this process's: the mean over all.
+    draw: sample_rate, size and in_mid_side of `reconstruction_losses`. average: averages a tensor over all processes;
+    where it is given, the latents' running statistics are updated.
     """
     x, latents = batch["x"], batch["posterior_noise"].shape[-1]
-    mean, log_variance = (part[..., :latents] for part in model.posterior(x))  # the encoder rounds their number up
+    mean, log_variance = (part[..., :latents] for part in model.posterior(x))  # without the encoder's padding
     if average is not None:
         means = mean.detach().float()
         model.track_latents(*average(torch.stack([means.mean((0, 2)), means.square().mean((0, 2))])))
@@ -185,8 +190,8 @@ def reconstruct_step(model, batch: dict, draw: dict, average=None) -> tuple[Tens
 def flow_loss(velocity_of, target: Tensor, noise: Tensor, time: Tensor) -> Tensor:
     """Compute the rectified-flow loss (batch,) of `velocity_of(noisy latents)` (Liu et al. 2022).
 
-    target, noise: (batch, latent_channels, latents); time: (batch,), 0 noise .. 1 music. Zero noise at time 0 is
-    plain regression: the mse objective.
+    target, noise: (batch, latent_channels, latents); time: (batch,), from 0 (noise) to 1 (data). Zero noise at time 0
+    is plain regression: the mse objective.
     """
     t = time[:, None, None]
     error = velocity_of((1 - t) * noise + t * target).float() - (target - noise)
@@ -196,7 +201,7 @@ def flow_loss(velocity_of, target: Tensor, noise: Tensor, time: Tensor) -> Tenso
 def prediction_loss(model, batch: dict) -> Tensor:
     """Compute the flow loss of predicting from a context: (batch,).
 
-    batch: what ContinuationModel.encode_pair gives, and what windows.sample_flow samples.
+    batch: the tensors of ContinuationModel.encode_pair and windows.sample_flow.
     """
     time, noise = batch["time"], batch["flow_noise"]
     if model.config.objective == "mse":
@@ -208,10 +213,10 @@ def prediction_loss(model, batch: dict) -> Tensor:
 
 
 def fixed_time_losses(model, pair: dict, noise: Tensor) -> Tensor:
-    """Compute the prediction loss at each of FIXED_TIMES, (times,), for validation; mse: the one at time 0 without
-    noise.
+    """Compute the prediction loss at each of FIXED_TIMES, (times,), for validation; with the mse objective at time 0
+    alone, without noise.
 
-    pair: of one window, see ContinuationModel.encode_pair; noise (1, latent_channels, latents).
+    pair: the tensors of ContinuationModel.encode_pair, batch of one; noise: (1, latent_channels, latents).
     """
     times = FIXED_TIMES if model.config.objective == "flow" else FIXED_TIMES[:1]
     parts = pair | {"flow_noise": noise, "context_noise": torch.zeros_like(noise)}
@@ -221,25 +226,24 @@ def fixed_time_losses(model, pair: dict, noise: Tensor) -> Tensor:
 
 
 def predict_step(model, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute stage 2a's loss (batch,) of the core on cached latents."""
+    """Compute stage 2a's loss (batch,), of the core on cached latents, and its parts."""
     loss = prediction_loss(model, batch)
     return loss, {"prediction": loss}
 
 
 def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute stage 2b's loss, reconstruction as in stage 1 and prediction as in stage 2a, of a batch with the items
-    of both."""
+    """Compute stage 2b's loss (batch,), that of stage 1 plus that of stage 2a, and its parts."""
     reconstruction, parts = reconstruct_step(model, batch, draw)
     prediction, predicted = predict_step(model, batch)
     return reconstruction + prediction, parts | predicted
 
 
-# Legacy: mean squared error of the waveform, and nothing else
+# Legacy: mean squared error of the waveform alone
 
 
 def legacy_step(model, batch: dict, predict: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute the loss (batch,) of the reconstruction of the first half of batch["x"], with `predict` plus the second
-    half's."""
+    """Compute the legacy loss (batch,) and its parts: of the reconstruction of the first half of batch["x"], and with
+    `predict` of the prediction of the second half."""
     cut = model.config.chunk_samples
     z = model.encode(batch["x"][..., :cut])
     parts = {"waveform_mse": waveform_mse(batch["x"][..., :cut], model.decode(z, cut))}

@@ -3,7 +3,7 @@
     lines = manifests.read_lines("chunks/manifest.jsonl")          # by source, while preprocess.py runs
     songs = manifests.read_songs("chunks")                         # of all shards, when it has finished
 
-While a run is not finished, the empty file `manifest.jsonl.unfinished` is beside its manifest.
+Until a run has finished, the empty file `manifest.jsonl.unfinished` lies beside its manifest.
 """
 
 from __future__ import annotations
@@ -34,22 +34,21 @@ def file_name(shard: tuple[int, int] | None) -> str:
 
 
 def unfinished_mark(path: Path) -> Path:
-    """Return the file that is beside a manifest from the beginning of a run of preprocess.py until all is done."""
+    """Return the file that marks a manifest as unfinished, from the start of preprocess.py until all is done."""
     return path.with_name(f"{path.name}.unfinished")
 
 
-# ---------------------------------------------------------------------------------------------------
 # While preprocess.py runs
 
 
 def read_lines(path: Path) -> dict[str, dict]:
-    """Read the lines of a manifest by source; a line that a crash tore is left out, so that its song is redone."""
+    """Read the lines of a manifest by source; damaged lines are left out, so that their songs are redone."""
     lines = filter(None, files.read_jsonl(path))
     return {line["source"]: line for line in lines if isinstance(line.get("source"), str)}
 
 
 def read_all_lines(folder: Path, shard: tuple[int, int] | None) -> dict[str, dict]:
-    """Read the lines of all shards by source: when files are added, a song may come to another shard.
+    """Read the lines of all shards by source, since added files may move a song to another shard.
 
     Raises UsageError when the folder was filled with another number of shards.
     """
@@ -64,12 +63,12 @@ def read_all_lines(folder: Path, shard: tuple[int, int] | None) -> dict[str, dic
 
 
 def write_lines(path: Path, lines: dict[str, dict]) -> None:
-    """Write a manifest anew, sorted by source."""
+    """Write the whole manifest, sorted by source."""
     files.write_atomic(path, "".join(json.dumps(lines[source]) + "\n" for source in sorted(lines)))
 
 
 def append_line(path: Path, line: dict) -> None:
-    """Append one line and wait until it is on the disk; on an error the file is as it was before."""
+    """Append one line and flush it to the disk; on an error the file is as before."""
     with open(path, "ab", buffering=0) as file:
         size = file.tell()
         data = json.dumps(line).encode("ascii") + b"\n"
@@ -82,14 +81,13 @@ def append_line(path: Path, line: dict) -> None:
             raise
 
 
-# ---------------------------------------------------------------------------------------------------
 # When preprocess.py has finished
 
 
 def read_songs(folder: Path) -> list[dict]:
     """Read the lines of all songs with status 'ok', sorted by id.
 
-    Raises UsageError when a shard is missing, or a line is damaged or there twice.
+    Raises UsageError for a missing shard, and for a damaged or duplicate line.
     """
     lines: dict[str, dict] = {}
     for path in find_files(folder):

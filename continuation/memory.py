@@ -1,16 +1,16 @@
-"""How much memory a training takes, known before it starts.
+"""Estimate and measurement of a training's memory before it starts.
 
     plan = memory.Plan(config, ("stage1", "latents", "stage2", "joint"), batch_size=16, accumulate=1, ...)
     memory.peak_gigabytes(plan)       estimated anywhere, in seconds: {"stage1": 2.0, "latents": 1.7, ...}
-    memory.largest_batch(plan, 15)    the plan with the largest micro-batch that the estimate lets into 15 GB
-    memory.measured_gigabytes(plan)   the truth, on CUDA
+    memory.largest_batch(plan, 15)    the plan with the largest micro-batch whose estimate fits into 15 GB
+    memory.measured_gigabytes(plan)   measured, on CUDA
 
-Every part of the training is rehearsed: train.py's own step is run on fake tensors, which have shapes and no content,
-for the estimate, and on the GPU for the truth. GB are 1e9 bytes, peaks of what tensors hold; on CUDA 1 GB is added to
-both for the context and the libraries' workspaces. --compile is left out of account.
+Every part of the training is rehearsed: train.py's own step runs on fake tensors, which have shapes and no content,
+for the estimate, and on the GPU for the measurement. GB are 1e9 bytes, peaks of the tensors' memory; on CUDA 1 GB is
+added to both for the context and the libraries' workspaces. --compile is not considered.
 
-The fake tensors are fake CPU tensors, since torch without CUDA cannot differentiate fake CUDA ones. So autocast's
-rules are the CPU's, and dropout keeps a number an element where CUDA keeps a byte.
+The fake tensors are on the CPU, since torch without CUDA cannot differentiate fake CUDA ones. So autocast has the
+CPU's rules, and dropout stores a float per element where CUDA stores a byte.
 """
 
 import argparse
@@ -31,31 +31,31 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from continuation import distributed, latents, losses, muon, stages
+from continuation import distributed, latent_encoding, losses, muon, stages
 from continuation.cli import UsageError
 from continuation.dataset import Split
 from continuation.training_state import TrainingError, TrainingState
 from continuation.windows import Windows
 
-PARTS = ("stage1", "latents", "stage2", "joint")  # of a training, in their order
+PARTS = ("stage1", "latents", "stage2", "joint")  # of a training, in order
 CONTEXT_GIGABYTES = 1.0  # of CUDA, with the workspaces of its libraries
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the memory of a training depends on."""
+    """Settings that the memory of a training depends on."""
 
     config: object  # of the network
     parts: tuple[str, ...]  # of PARTS, those that the training has
-    batch_size: int  # items a micro-step
-    accumulate: int  # micro-steps an optimiser step
+    batch_size: int  # items per micro-step
+    accumulate: int  # micro-steps per optimiser step
     device: str  # cuda or cpu
     precision: torch.dtype | None  # of autocast; None: fp32
     network: Callable[[object], nn.Module]  # makes the network of a config
     train_step: Callable  # of train.py
 
     def cut(self, batch_size: int) -> "Plan":
-        """Cut the items of a step into micro-batches of so many."""
+        """Return the plan with the items of a step split into micro-batches of `batch_size`."""
         return replace(self, batch_size=batch_size, accumulate=self.batch_size * self.accumulate // batch_size)
 
 
@@ -67,17 +67,17 @@ def parts_of(config, args: argparse.Namespace) -> tuple[str, ...]:
     return (*parts, "latents", *["stage2"] * (args.joint_share < 1), *["joint"] * (args.joint_share > 0))
 
 
-# Estimated, and measured
+# Estimate and measurement
 
 
 def peak_gigabytes(plan: Plan) -> dict[str, float]:
-    """Estimate the peak of each part of the plan in GB, at its worst step, with evaluations."""
+    """Estimate the peak of each part of the plan in GB, at its largest step, with evaluations."""
     return {part: estimate(plan, part) for part in plan.parts}
 
 
 @functools.cache
 def estimate(plan: Plan, part: str) -> float:
-    """Estimate the peak of one part in GB, on fake tensors: nothing is computed, and hardly any memory is taken."""
+    """Estimate the peak of one part in GB on fake tensors, without computing and with hardly any memory."""
     with FakeTensorMode(), Allocations() as allocations:
         rehearse(replace(plan, device="cpu"), part)
     return allocations.peak / 1e9 + (CONTEXT_GIGABYTES if plan.device == "cuda" else 0.0)
@@ -85,15 +85,15 @@ def estimate(plan: Plan, part: str) -> float:
 
 def largest_batch(plan: Plan, limit: float) -> Plan | None:
     """Find the plan with the largest micro-batch whose estimate stays within `limit` GB in every part, and with the
-    accumulation that keeps batch_size x accumulate what it is; None where not even single items fit."""
+    same batch_size x accumulate; None where not even single items fit."""
     fitting = (cut for cut in divisions(plan) if all(estimate(cut, part) <= limit for part in plan.parts))
     return next(fitting, None)
 
 
 def measured_gigabytes(plan: Plan) -> tuple[Plan, dict[str, float]]:
-    """Measure the peak of each part in GB on CUDA, and return it with the plan that it holds for: where memory runs
-    out, in this process or in another, the one with the next smaller micro-batch. Raises
-    torch.cuda.OutOfMemoryError, in all processes, when not even single items fit."""
+    """Measure the peak of each part in GB on CUDA, and return it with the measured plan: where memory runs out, in
+    this process or another, that with the next smaller micro-batch. Raises torch.cuda.OutOfMemoryError, in all
+    processes, when not even single items fit."""
     for cut in divisions(plan):
         if cut.batch_size > plan.batch_size:
             continue
@@ -121,7 +121,7 @@ def measure(plan: Plan, part: str) -> float:
 
 
 def divisions(plan: Plan) -> Iterator[Plan]:
-    """Cut the items of a step into equal micro-batches in all possible ways, the largest first."""
+    """Yield the plans with all possible equal micro-batches, the largest first."""
     total = plan.batch_size * plan.accumulate
     for size in range(total, 0, -1):
         if total % size == 0:
@@ -129,7 +129,7 @@ def divisions(plan: Plan) -> Iterator[Plan]:
 
 
 def table(plan: Plan, limit: float, measured: dict[str, float] | None = None) -> str:
-    """Format the peak of every part, estimated and perhaps measured, and what exceeds `limit` GB."""
+    """Format the peak of every part, estimated and where given measured; parts that exceed `limit` GB are marked."""
     precision = f"{plan.precision} (float16 and bfloat16 take the same)" if plan.precision else "fp32"
     lines = [
         f"peak memory on {plan.device} in {precision.removeprefix('torch.')}, with --batch_size {plan.batch_size} "
@@ -143,14 +143,14 @@ def table(plan: Plan, limit: float, measured: dict[str, float] | None = None) ->
 
 
 def cache_gigabytes(plan: Plan, windows: int) -> float:
-    """Compute the size of the latent cache of so many windows, in fp16; 0 where the plan needs none."""
+    """Compute the size of the latent cache in GB, of `windows` windows in fp16; 0 where the plan needs none."""
     config = plan.config
     numbers = windows * sum(math.prod(shape) for shape in config.pair_shapes.values())
     return 2 * numbers / 1e9 if "latents" in plan.parts else 0.0
 
 
 def checkpoint_gigabytes(plan: Plan) -> float:
-    """Compute the size of the largest checkpoint: weights, their average and the optimiser's state of all."""
+    """Compute the size of the largest checkpoint in GB: weights, their average and the full optimiser state."""
     numbers = 0
     with torch.device("meta"):
         model = plan.network(plan.config)
@@ -161,8 +161,8 @@ def checkpoint_gigabytes(plan: Plan) -> float:
 
 
 class Allocations(TorchDispatchMode):
-    """Count the bytes in use of the storages that operations on tensors made while the mode is on; `peak` is the
-    most there were. What a kernel takes and frees within itself is not seen."""
+    """Counter of the bytes in storages that tensor operations allocate while the mode is on; peak: the maximum.
+    Memory that a kernel takes and frees internally is not counted."""
 
     def __init__(self):
         super().__init__()
@@ -192,25 +192,25 @@ class Allocations(TorchDispatchMode):
 
 
 def rehearse(plan: Plan, part: str) -> None:
-    """Do once what the part does repeatedly."""
+    """Run once what the part repeats."""
     rehearsal = Rehearsal(plan, part)
     if part == "latents":
         rehearsal.fill_cache()
         return
     rehearsal.step()
     rehearsal.evaluate()
-    rehearsal.step()  # again: now the optimiser's state lies beside the activations
+    rehearsal.step()  # again: now with the optimiser's state beside the activations
 
 
 class SilentState(TrainingState):
-    """The state of a training on silence, whose steps are all taken, whatever their gradients are."""
+    """State of a training on silence that takes every step, whatever its gradients."""
 
     def begin_stage(self, stage: int) -> None:
         super().begin_stage(stage)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)  # it would skip steps that overflow
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)  # else it would skip overflowing steps
 
     def check_finite(self, loss: Tensor, gradient_norm: Tensor) -> None:
-        """Accept all: fake tensors have no values."""
+        """Accept everything: fake tensors have no values."""
 
 
 class Rehearsal:
@@ -227,7 +227,7 @@ class Rehearsal:
             model, ema = plan.network(plan.config), plan.network(plan.config)
         self.state = SilentState(model, ema, args, {}, device, plan.precision)
         self.phase = rehearsed_phase(plan, part, args)
-        self.phase.accumulate = min(self.phase.accumulate, 2)  # a third one takes what the second does
+        self.phase.accumulate = min(self.phase.accumulate, 2)  # a third one takes no more than the second
         self.state.begin_stage(self.phase.stage)
         stages.freeze_all_but(model, self.phase.trained(model))
 
@@ -238,20 +238,20 @@ class Rehearsal:
         self.plan.train_step(self.state, self.phase, loss_module, batches)
 
     def batch(self) -> dict[str, Tensor]:
-        """Make a batch of zeros in the shapes of the phase's items."""
+        """Make a batch of zeros with the shapes of the phase's items."""
         item = silent_item(self.phase)
         return {name: self.zeros(self.phase.batch_size, *np.shape(value)) for name, value in item.items()}
 
     @torch.no_grad()
     def fill_cache(self) -> None:
         """Encode contexts and targets, as for the latent cache."""
-        x = self.zeros(latents.CACHE_BATCH, self.config.channels, 2 * self.config.chunk_samples)
+        x = self.zeros(latent_encoding.CACHE_BATCH, self.config.channels, 2 * self.config.chunk_samples)
         with self.state.autocast():
             self.state.ema.encode_pair(x)
 
     @torch.no_grad()
     def evaluate(self) -> None:
-        """Do what takes the most memory in an evaluation; with small batches it can be the peak."""
+        """Run the part of an evaluation that takes the most memory; with small batches it can be the peak."""
         config, chunk, ema = self.config, self.config.chunk_samples, self.state.ema
         x = self.zeros(1, config.channels, 2 * chunk)
         if config.is_legacy:
@@ -272,8 +272,8 @@ class Rehearsal:
 
 
 def rehearsed_phase(plan: Plan, part: str, args) -> stages.Phase:
-    """Make the phase of a part, with the worst of a step's random draws, and without the other processes, which may
-    have run out of memory before they came here."""
+    """Make the phase of a part, with the random draw that takes most memory, and without communication, since other
+    processes may have run out of memory before."""
     stage = 1 if part == "stage1" else 2
     if plan.config.is_legacy:
         phase = stages.Legacy(plan.config, args, 1.0, stage)
@@ -286,7 +286,7 @@ def rehearsed_phase(plan: Plan, part: str, args) -> stages.Phase:
 
 
 def silent_item(phase: stages.Phase) -> dict:
-    """Return the item of one element of a batch, from a song of two silent chunks."""
+    """Return one item of the phase, from a song of two silent chunks."""
     config = phase.config
     rows = np.zeros((2, config.channels, config.chunk_samples), np.int16)
     split = Split("train", rows, np.array([[0, 1]]), [{"id": "silence", "first_row": 0, "rows": 2}])
@@ -296,8 +296,8 @@ def silent_item(phase: stages.Phase) -> dict:
 
 
 def worst_draw(config) -> dict:
-    """Return the draw of the spectral losses that takes most memory: short windows have the most bins in all, since a
-    window needs one bin more than half its samples, and mid and side are made beside left and right."""
+    """Return the draw of the spectral losses that takes most memory: the shortest windows have the most bins in all
+    (each has one more than half its samples), and mid and side are computed in addition to left and right."""
     sizes = losses.spectral_sizes(config.sample_rate)
     return {"sample_rate": config.sample_rate, "size": min(sizes), "in_mid_side": True}
 
@@ -306,8 +306,8 @@ def worst_draw(config) -> dict:
 
 
 def fitting_plan(plan: Plan, args: argparse.Namespace) -> Plan:
-    """Settle what --batch_size auto is, by the estimate, and on CUDA what the worst step of every part really takes;
-    where memory runs out there, the batch is lowered. Raises UsageError or TrainingError where nothing fits."""
+    """Choose the batch of --batch_size auto by the estimate, and on CUDA measure the largest step of every part, with
+    a smaller batch where memory runs out. Raises UsageError or TrainingError where nothing fits."""
     if args.batch_size == "auto":
         plan = largest_batch(plan, args.memory_limit)
         if plan is None:
@@ -327,7 +327,8 @@ def fitting_plan(plan: Plan, args: argparse.Namespace) -> Plan:
 
 
 def print_plan(plan: Plan, args: argparse.Namespace, meta: dict, splits: dict[str, Split]) -> None:
-    """Print what a training takes, for people, then in a line of JSON; the batch of --batch_size auto is settled."""
+    """Print the memory and disk space of a training as a table, then in a line of JSON, with the batch of
+    --batch_size auto."""
     largest = largest_batch(plan, args.memory_limit)
     if args.batch_size == "auto":
         plan = largest or plan
@@ -340,7 +341,7 @@ def print_plan(plan: Plan, args: argparse.Namespace, meta: dict, splits: dict[st
     cache = cache_gigabytes(plan, args.latent_variants * len(windows))
     one = checkpoint_gigabytes(plan)
     print(f"latent cache: {cache:.3f} GB")
-    checkpoints = args.keep + 3  # best.pt, stage1.pt, and one that is being written
+    checkpoints = args.keep + 3  # best.pt, stage1.pt, and the file being written
     print(f"disk: {cache + checkpoints * one:.3f} GB, the cache and {checkpoints} checkpoints "
           f"of up to {one:.3f} GB; a sample an evaluation comes on top")  # fmt: skip
     print(table(plan, args.memory_limit))

@@ -1,4 +1,4 @@
-"""What `python model.py` prints: layers, parameters and FLOPs of a network on torch's meta device."""
+"""The tables of `python model.py`: layers, parameters and FLOPs of a network on torch's meta device."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,8 @@ from continuation.context import Context
 
 
 def layer_rows(model) -> list[tuple[str, str, str, int]]:
-    """(name, type, output shape, parameters) of every layer with weights, and of pooling, for one chunk of audio.
-
-    The model is on the meta device: shapes are computed, nothing else.
-    """
+    """List (name, type, output shape, parameters) of every layer with weights, and of pooling, for one chunk of
+    audio. The model is on the meta device, where only shapes are computed."""
     rows, hooks = [], []
     for name, module in model.named_modules():
         count = sum(p.numel() for p in module.parameters())
@@ -45,8 +43,8 @@ def context_on_meta(config) -> Context:
 
 
 def gigaflops(model) -> dict[str, float]:
-    """GFLOPs (2 a multiply-add) of one forward pass of each stage and of one generation of a chunk; convolutions,
-    matrix products and attention are counted, FFTs and elementwise work are not."""
+    """Count the GFLOPs (2 per multiply-add) of one forward pass of each stage and of generating a chunk, of
+    convolutions, matrix products and attention; FFTs and elementwise operations are not counted."""
 
     def count(run) -> float:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:

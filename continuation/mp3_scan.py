@@ -3,7 +3,7 @@
     scan = mp3_scan.scan_file("song.mp3")
     scan.needs_ffmpeg, scan.notes()
 
-libsndfile cuts some mp3s short and reports nothing: the scan tells which, and what is missing in a file.
+libsndfile cuts some mp3s short without an error: the scan finds which, and what is missing in a file.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 
 @dataclass
 class Mp3Scan:
-    """What a walk from frame header to frame header found in an mp3, without decoding anything."""
+    """Result of a scan from frame header to frame header."""
 
     frames: int = 0
     seconds: float = 0.0
     info_headers: int = 0  # Xing, Info or VBRI: one for each file joined into this one
-    promised_frames: int = 0  # as the first of them says; 0: it doesn't
+    promised_frames: int = 0  # in the first of them; 0: none
     frame_seconds: float = 0.0
     kinds: set[tuple[int, int]] = field(default_factory=set)  # (sample rate, bit rate)
     channels: int = 0  # of the first frame
@@ -40,10 +40,10 @@ class Mp3Scan:
 
     @property
     def needs_ffmpeg(self) -> bool:
-        """Tell whether libsndfile would lose a part.
+        """Whether libsndfile would lose a part.
 
-        It trusts the first header's count of frames, and without one it takes the first frame's bit rate for the
-        whole file: joined files and headerless VBR end too early. So does a file where mono follows stereo.
+        It trusts the first header's number of frames, and without one it assumes the first frame's bit rate for the
+        whole file: joined files and headerless VBR end too early. So does a file in which mono follows stereo.
         """
         if self.lead_bytes > self.MAX_LEAD_BYTES or any(size > self.MAX_GAP_BYTES for _, size in self.gaps):
             return True
@@ -54,7 +54,7 @@ class Mp3Scan:
         return len(self.kinds) > 1
 
     def notes(self) -> list[str]:
-        """Say what is damaged, missing or odd, a short phrase each."""
+        """List what is damaged, missing or unusual, a short phrase each."""
         notes = [f"{size} bytes of garbage at {seconds:.2f} s" for seconds, size in self.gaps[:3]]
         if len(self.gaps) > 3:
             notes.append(f"and in {len(self.gaps) - 3} more places")
@@ -69,18 +69,18 @@ class Mp3Scan:
 
 
 def cut_note(found_seconds: float, promised_seconds: float) -> str:
-    """Word the note on a file that ends too early."""
+    """Format the note on a file that ends too early."""
     return f"cut: {found_seconds:.2f} s of {promised_seconds:.2f} s are there"
 
 
 def scan_file(path: str | os.PathLike) -> Mp3Scan:
-    """Walk over all frames of an mp3 file, in a time that grows with its size whatever it holds."""
+    """Scan all frames of an mp3 file, in linear time for any content."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return scan(data)
 
 
 def scan(data: mmap.mmap) -> Mp3Scan:
-    """Walk over all frames of a mapped file, as `scan_file` does."""
+    """Scan all frames of a mapped file, as `scan_file` does."""
     found, search = Mp3Scan(), _FrameSearch(data)
     position, end = 0, len(data)
     while position < end:
@@ -92,7 +92,7 @@ def scan(data: mmap.mmap) -> Mp3Scan:
             position += tag_bytes
         else:
             start, position = position, search.next(position)
-            # What precedes the first frame is no loss, and zeros are padding.
+            # Bytes before the first frame are no loss, and zeros are padding.
             if not found.frames:
                 found.lead_bytes += position - start
             elif data[start:position].strip(b"\0"):
@@ -143,7 +143,7 @@ def _frame_at(header: bytes) -> _Frame | None:
 
 
 def is_frame_start(data: bytes) -> bool:
-    """Tell whether these bytes begin with two frames of one kind."""
+    """Return whether these bytes begin with two frames of one kind."""
     return len(_frame_starts(data[: 2 * LARGEST_FRAME_BYTES], 1)) > 0
 
 
@@ -169,13 +169,13 @@ def _headers(x: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _frame_sizes() -> np.ndarray:
-    """Return (65536,): bytes of a frame by the second and third byte of its header; 0 for what is no header."""
+    """Return the bytes of a frame by the second and third byte of its header, (65536,); 0 for no header."""
     frames = (_frame(header >> 8, header & 0xFF) for header in range(1 << 16))
     return np.array([frame.size if frame else 0 for frame in frames])
 
 
 class _FrameSearch:
-    """Find the next frame after garbage. Every byte is looked at once, so that the time is linear for any file."""
+    """Search for the next frame after garbage. Every byte is read once, so that the time is linear for any file."""
 
     WINDOW_BYTES = 1 << 20
 
@@ -185,10 +185,8 @@ class _FrameSearch:
         self._end = 0  # of that window
 
     def next(self, position: int) -> int:
-        """Return the first place from `position` on where two frames of one kind follow each other, else the end.
-
-        Positions must not go back from call to call.
-        """
+        """Return the first position from `position` on at which two frames of one kind follow each other, else the
+        end. Positions must not decrease from call to call."""
         while True:
             found = self._starts[np.searchsorted(self._starts, position) :]
             if len(found):
@@ -227,7 +225,7 @@ def _promised_by_info(head: bytes, marker: re.Match[bytes]) -> int:
 
 
 def _tag_bytes(head: bytes) -> int:
-    """Return the size of the ID3v1, ID3v2 or APE tag that these bytes begin; 0 without one."""
+    """Return the size of the ID3v1, ID3v2 or APE tag at the start of these bytes; 0 without one."""
     if head[:3] == b"TAG":
         return 128
     if head[:8] == b"APETAGEX":
@@ -236,7 +234,7 @@ def _tag_bytes(head: bytes) -> int:
 
 
 def id3_bytes(head: bytes) -> int:
-    """Return the size of the ID3v2 tag that these first ten bytes of a file begin; 0 without one."""
+    """Return the size of the ID3v2 tag whose header these first ten bytes of a file are; 0 without one."""
     if len(head) < 10 or head[:3] != b"ID3":
         return 0
     has_footer = head[5] & 0x10

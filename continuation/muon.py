@@ -8,12 +8,12 @@ from torch import Tensor
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
-SMALLEST_MATRIX = 16  # in either direction; smaller ones are better off with AdamW
+SMALLEST_MATRIX = 16  # in either dimension; smaller ones take AdamW steps
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Approximate the nearest semi-orthogonal matrices of (matrices, rows, columns): all singular values are brought
-    near 1 by Newton-Schulz iterations (Jordan 2024)."""
+    """Approximate the semi-orthogonal matrices nearest to (matrices, rows, columns): Newton-Schulz iterations move
+    all singular values near 1 (Jordan 2024)."""
     a, b, c = NEWTON_SCHULZ
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if is_tall else matrices
@@ -30,18 +30,17 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 def is_matrix(parameter: Tensor) -> bool:
-    """Whether Muon steps this parameter: linear and convolution weights that mix channels are matrices; depthwise
-    ones, filter banks and vectors are not."""
+    """Return whether Muon updates this parameter: linear and convolution weights that mix channels are matrices;
+    depthwise ones, filter banks and vectors are not."""
     return parameter.ndim >= 2 and min(parameter.shape[0], parameter.shape[1]) >= SMALLEST_MATRIX
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose direction is orthogonalised, scaled to the size of an AdamW step, so that AdamW's learning rate
-    and weight decay serve both (Liu et al. 2025); weights of other shapes take AdamW steps (Loshchilov and Hutter
-    2019).
+    """Muon: orthogonalised momentum, scaled to the size of an AdamW step, so that AdamW's learning rate and weight
+    decay serve both (Liu et al. 2025); parameters that are no matrices take AdamW steps (Loshchilov and Hutter 2019).
 
-    Convolution weights (out, in, size) count as matrices (out, in x size). Everything is done to many parameters at
-    once, matrices of one shape together: on a GPU the time goes into launching small kernels.
+    Convolution weights (out, in, size) count as matrices (out, in x size). Many parameters are updated at once,
+    matrices of one shape together, since launching small kernels would take most of the time on a GPU.
     """
 
     def __init__(self, groups, lr: float, weight_decay: float, momentum: float = 0.95, betas=(0.9, 0.99)):
@@ -60,7 +59,7 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_add_(matrices + others, updates, alpha=-group["lr"])
 
     def muon_updates(self, parameters: list[Tensor], group: dict) -> list[Tensor]:
-        """Directions of the matrices' steps; their momenta are updated."""
+        """Compute the update directions of the matrices, and update their momenta."""
         if not parameters:
             return []
         gradients, momenta = [p.grad for p in parameters], self.states(parameters, "momentum")
@@ -77,7 +76,7 @@ class Muon(torch.optim.Optimizer):
         return directions
 
     def adamw_updates(self, parameters: list[Tensor], group: dict) -> list[Tensor]:
-        """Directions of the other parameters' steps; their moments are updated."""
+        """Compute the update directions of the other parameters, and update their moments."""
         if not parameters:
             return []
         gradients = [p.grad for p in parameters]
@@ -93,14 +92,14 @@ class Muon(torch.optim.Optimizer):
         return [*updates]
 
     def states(self, parameters: list[Tensor], name: str) -> list[Tensor]:
-        """The running `name` of each parameter, zeros at first."""
+        """Return the state `name` of each parameter, zeros at first."""
         for parameter in parameters:
             if name not in self.state[parameter]:
                 self.state[parameter][name] = torch.zeros_like(parameter)
         return [self.state[parameter][name] for parameter in parameters]
 
     def count_steps(self, parameters: list[Tensor]) -> list[int]:
-        """Count this step of each parameter; the numbers of their steps."""
+        """Increment each parameter's number of steps, and return these numbers."""
         for parameter in parameters:
             self.state[parameter]["step"] = self.state[parameter].get("step", 0) + 1
         return [self.state[parameter]["step"] for parameter in parameters]

@@ -1,4 +1,4 @@
-"""The pairs of a split that are evaluated, and the training songs in which their continuations are searched for."""
+"""The evaluated pairs of a split, and the training songs that their continuations are compared with."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from continuation.windows import Windows, next_other
 
 @dataclass(frozen=True)
 class Pair:
-    """A context of ten seconds, the next ten, and other passages that might stand in for the context.
+    """A context, its target, the true continuation, and other passages to replace the context by.
 
-    All are float32 (channels, samples), at the level to which generation brings its context.
+    All are float32 (channels, samples), with the context at CONTEXT_LEVEL, as in generation.
     """
 
     number: int  # in the split
-    id: str  # the song's, and the second at which the context begins
+    id: str  # of the song, and the second at which the context begins
     song: str
     title: str  # the song's file
-    gain: float  # from the song's own level
+    gain: float  # relative to the song's own level
     context: np.ndarray
     target: np.ndarray
     other_song: np.ndarray | None  # None where all songs are the same music
@@ -41,7 +41,7 @@ class Pairs:
         return sum(map(len, self.chosen))
 
     def of_song(self, position: int) -> Iterator[Pair]:
-        """Read the chosen pairs of a song, each when it is asked for."""
+        """Yield the chosen pairs of a song."""
         other = next_other([song["group"] for song in self.songs], position)
         for i, number in enumerate(self.chosen[position]):
             x, chunk = self.windows.pair(number), self.windows.chunk
@@ -69,13 +69,13 @@ class Pairs:
 
 
 def spread(pairs: np.ndarray, count: int) -> list[int]:
-    """Choose the middles of `count` equal parts of a song's pairs; all of them where there are fewer."""
+    """Choose the middles of `count` equal parts of a song's pairs; all pairs where there are fewer."""
     count = min(count, len(pairs))
     return [int(pairs[(2 * i + 1) * len(pairs) // (2 * count)]) for i in range(count)]
 
 
 def training_sounds(split: Split, meta: dict) -> Iterator[np.ndarray]:
-    """Read every chunk of a split with the seconds behind it that a passage which begins in it still needs."""
+    """Yield every chunk of a split, extended by the following seconds that a passage beginning in it needs."""
     chunk, more = meta["chunk_samples"], round(metrics.COPY_SECONDS * meta["sample_rate"])
     for song in split.songs:
         for start in range(0, song["rows"] * chunk, chunk):

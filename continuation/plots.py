@@ -1,6 +1,6 @@
-"""Every picture of the project, drawn without a display and renamed into place when complete.
+"""All figures of the project, drawn without a display and written atomically.
 
-Figures are made as objects, never through pyplot, so that no global state is left behind. Signals are float
+Figures are made as objects, never through pyplot, so that there is no global state. Signals are float
 arrays (channels, samples) in -1..1; several channels are drawn as their mean. Times are in seconds,
 frequencies in Hz, spectrogram levels in dB under the loudest point of the picture.
 """
@@ -51,7 +51,7 @@ SPECTROGRAM_ROWS = 300
 SPECTROGRAM_COLUMNS = 1400
 SPECTROGRAM_SECONDS = 0.085
 SPECTROGRAM_RANGE_DB = 80.0
-QUIETEST_TOP_DB = -40.0  # so that silence is drawn black
+QUIETEST_TOP_DB = -40.0  # so that silence is black
 LOWEST_HZ = 40.0
 FREQUENCY_TICKS_HZ = (50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)
 COLOUR_MAP = "magma"
@@ -77,8 +77,8 @@ def plot_waveforms(path: str | Path, items: Sequence[tuple[str, np.ndarray]], sa
 def plot_dataset(path: str | Path, rows: Sequence[dict]) -> None:
     """Draw four panels, coloured by split: hours, loudness, silence and tempo of the songs.
 
-    One row a song with the keys split, hours, rms_db, silent_share (0..1) and tempo_bpm; None and nan are
-    left out of their panel.
+    rows: one per song, with the keys split, hours, rms_db, silent_share (0..1) and tempo_bpm; None and nan are left
+    out of their panel.
     """
     splits = [name for name in SPLIT_COLOURS if any(row["split"] == name for row in rows)]
     with _figure(path, 11, 6.4) as figure:
@@ -101,7 +101,7 @@ def plot_dataset(path: str | Path, rows: Sequence[dict]) -> None:
 def plot_continuation(
     path: str | Path, context: np.ndarray, continuation: np.ndarray, sample_rate: int, title: str
 ) -> None:
-    """Draw the waveforms of input and continuation in two colours, their spectrogram below, the join marked.
+    """Draw the waveforms of input and continuation in two colours, and their spectrogram below, with the join marked.
 
     Both (channels, samples); time 0 is the beginning of the context, the join is where it ends.
     """
@@ -132,9 +132,9 @@ def plot_continuation(
 
 
 def plot_curves(path: str | Path, records: Sequence[dict]) -> None:
-    """Draw the loss curves by stage, one column a stage, and below them every other val_* key that has a curve.
+    """Draw the loss curves, one column per stage, and below them every other val_* measure with a curve.
 
-    `records` are the lines of metrics.jsonl: stage, step, train_loss, val_loss and any val_* measures.
+    records: the lines of metrics.jsonl: stage, step, train_loss, val_loss and any val_* measures.
     """
     stages = sorted({record["stage"] for record in records if "stage" in record}, key=str)
     measures = sorted({key for record in records for key in record if _is_measure(key, record)})
@@ -184,12 +184,12 @@ def plot_join(path: str | Path, x: np.ndarray, sample_rate: int, join_seconds: f
         axes.set(xlabel="time (s)", ylabel="frequency (Hz)")
 
 
-# The pieces
+# Parts of figures
 
 
 @contextmanager
 def _figure(path: str | Path, width: float, height: float) -> Iterator["Figure"]:
-    """Yield a figure in the project's style; when the block has ended, its file is complete."""
+    """Yield a figure in the project's style; its file is written at the end of the block."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -205,7 +205,7 @@ def _figure(path: str | Path, width: float, height: float) -> Iterator["Figure"]
 def _draw_waveform(
     axes: "Axes", x: np.ndarray, sample_rate: int, colour: str, start: float = 0.0, label: str | None = None
 ) -> None:
-    """Draw the range of the samples in each column of the picture, and darker inside it their RMS."""
+    """Draw the range of the samples in each column of the figure, and inside it, darker, their RMS."""
     mono = x.mean(axis=0)
     size = max(1, -(-mono.size // WAVEFORM_COLUMNS))
     columns = np.pad(mono, (0, -mono.size % size), mode="edge").reshape(-1, size)
@@ -235,7 +235,7 @@ def _log_spectrogram(x: np.ndarray, sample_rate: int) -> np.ndarray:
 def _draw_spectrogram(
     axes: "Axes", spectrogram: np.ndarray, end: float, sample_rate: int, top: float | None = None
 ) -> "AxesImage":
-    """Draw the levels under `top` (None: this spectrogram's loudest) over time and log frequency."""
+    """Draw the levels below `top` (None: this spectrogram's maximum) over time and log frequency."""
     top = max(spectrogram.max() if top is None else top, QUIETEST_TOP_DB)
     image = axes.imshow(
         spectrogram - top,

@@ -1,4 +1,4 @@
-"""Progress of training between evaluations: a bar on a terminal, elsewhere a line at least once a minute."""
+"""Progress of training between evaluations: a bar on a terminal, otherwise a line at least once a minute."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from continuation import distributed
 from continuation.training_state import TrainingState
 
 BAR_SECONDS = 0.5  # between two updates of the bar
-LINE_SECONDS = 50  # between two lines; a step comes on top
+LINE_SECONDS = 50  # between two lines, plus the rest of a step
 
 
 class Progress:
-    """Context manager around a phase; process 0 alone shows stage, step, mean loss since the last evaluation, speed
+    """Context manager around a phase; only process 0 shows stage, step, mean loss since the last evaluation, speed
     and time left."""
 
     def __init__(self, state: TrainingState):
@@ -32,11 +32,11 @@ class Progress:
         self.bar.close()
 
     def clear(self) -> None:
-        """Take the bar away for other output; the next `update` brings it back."""
+        """Remove the bar for other output; the next `update` shows it again."""
         self.bar.clear()
 
     def update(self) -> None:
-        """Show the progress after a step, if that is due."""
+        """Show the progress after a step, if it is due."""
         now = time.monotonic()
         if not distributed.is_main() or now - self.time < (BAR_SECONDS if self.is_terminal else LINE_SECONDS):
             return
@@ -50,7 +50,7 @@ class Progress:
 
 
 def progress_line(state: TrainingState, steps_per_second: float) -> str:
-    """Where the stage is, for people; some step of the interval must be done."""
+    """Format the progress of the stage; a step of the interval must be done."""
     loss = state.interval["loss"] / state.interval["steps"]
     return (
         f"stage {state.stage}  step {state.step}/{state.stage_steps()}  loss {loss:.4f}  "
@@ -59,7 +59,7 @@ def progress_line(state: TrainingState, steps_per_second: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """12 s, 34 min or 5.6 h."""
+    """Format a duration: 12 s, 34 min or 5.6 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,6 +1,7 @@
-"""How music goes on if it goes on repeating itself: the copies of the context that the decoder may play.
+"""Repetition: the lags at which a context repeats itself, and the copies of it that the decoder mixes in.
 
-A repetition can be exact to the sample, so that tones go on in phase. All of it is computed from the context alone.
+A copy can continue the context exactly to the sample, so that tones stay in phase. Everything is computed from the
+context alone.
 """
 
 from dataclasses import dataclass
@@ -12,20 +13,20 @@ from torch import Tensor
 
 from continuation.spectral import stft
 
-COPIES = 12  # candidates for what follows a context
-SHORTEST_LAG, LONGEST_LAG = 0.1, 0.8  # of a context's length; what is shorter buzzes when it is played over and over
+COPIES = 12  # candidates for the continuation of a context
+SHORTEST_LAG, LONGEST_LAG = 0.1, 0.8  # of a context's length; shorter loops sound like a buzz
 LAG_DISTANCE = 0.01  # of a context's length, between the lags of two candidates
-PATTERN = 0.2  # of a context's length, at its end: what is looked for in the sound before it
-SOFTEST_MATCH = 0.01  # its power relative to the pattern's; what is softer matches less
-LONGER_LAG = 0.07  # what an octave more of lag counts, as a correlation: more is repeated, and less often
-SEAM_HOPS = 2  # over which the end of a copy fades into its next repetition
+PATTERN = 0.2  # of a context's length: its end, which is searched for in what precedes it
+SOFTEST_MATCH = 0.01  # of the pattern's power; softer matches have a lower similarity
+LONGER_LAG = 0.07  # added to the score per octave of lag: longer loops repeat more material, less often
+SEAM_HOPS = 2  # length of the crossfade between repetitions
 ONSET_WINDOW_HOPS = 4
 ONSET_BANDS = 8
 
 
 @dataclass(frozen=True)
 class Copies:
-    """Candidates for what follows a context: its end, over and over, at several lags; the first one is the loop."""
+    """Candidates for the continuation of a context: its end, tiled at several lags. The first one is the loop."""
 
     context: Tensor  # (batch, channels, samples)
     lags: Tensor  # (batch, copies), in samples
@@ -33,19 +34,19 @@ class Copies:
     hop: int
 
     def play(self, start: int, length: int) -> Tensor:
-        """Return the samples start .. start + length behind the cut (a negative start lies before it) of every copy:
-        (batch, copies, channels, length)."""
+        """Compute the samples start .. start + length of every copy, counted from the context's end (a negative start
+        lies before it): (batch, copies, channels, length)."""
         sound = [tile_tail(self.context, lag, start, length, SEAM_HOPS * self.hop) for lag in self.lags.unbind(1)]
         return torch.stack(sound, dim=1)
 
     def seams(self, length: int) -> list[int]:
-        """Return where copies of one context begin anew within `length` samples behind the cut, in order."""
+        """Return the samples, below `length` and in order, at which a copy of a context (batch of one) restarts."""
         return sorted({place for lag in self.lags[0].tolist() for place in range(lag, length, lag)})
 
 
 @torch.no_grad()
 def find_copies(x: Tensor, hop: int, count: int = COPIES) -> Copies:
-    """Find the lags at which the context x (batch, channels, samples) repeats itself best, LAG_DISTANCE apart."""
+    """Find the `count` lags at which the context x (batch, channels, samples) repeats best, LAG_DISTANCE apart."""
     lags, sound, rhythm, score = lag_scores(x, hop)
     best = [score.argmax(-1)]
     for _ in range(count - 1):
@@ -58,9 +59,9 @@ def find_copies(x: Tensor, hop: int, count: int = COPIES) -> Copies:
 
 
 def tile_tail(x: Tensor, lag: Tensor, start: int, length: int, seam: int = 0) -> Tensor:
-    """Return the last `lag` (batch,) of x (batch, channels, samples) over and over: what is heard from `start` to
-    `start` + `length` behind x's end. Over the last `seam` of every repetition it fades into what leads up to the
-    next one. Before x's end it is what was heard `lag` earlier."""
+    """Tile the last `lag` (batch,) samples of x (batch, channels, samples), and return the samples start .. start +
+    length after x's end: (batch, channels, length). Before x's end (a negative start) they are those of x one lag
+    earlier. The last `seam` samples of every repetition crossfade into those that precede the tile in x."""
     time = start + torch.arange(length, device=x.device)
     lag = lag[:, None]
     repetition = (time // lag).clamp(min=0)
@@ -69,7 +70,7 @@ def tile_tail(x: Tensor, lag: Tensor, start: int, length: int, seam: int = 0) ->
     into_seam = time - (repetition + 1) * lag + seam
     if not seam:
         return own
-    weight = (into_seam.clamp(min=0) / seam) * (source >= lag)  # nothing leads up to the very first sample
+    weight = (into_seam.clamp(min=0) / seam) * (source >= lag)  # nothing precedes x's first sample
     return own.lerp(gather_samples(x, (source - lag).clamp(min=0)), weight[:, None].to(x.dtype))
 
 
@@ -79,11 +80,11 @@ def gather_samples(x: Tensor, places: Tensor) -> Tensor:
 
 
 def lag_scores(x: Tensor, hop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return all lags in samples (lags,) at which the end of x (batch, channels, samples) may be found in what came
-    before it, and by lag (batch, lags): the correlation coefficients of the sound and of the onsets, and the score.
+    """Return the possible lags in samples (lags,) of x (batch, channels, samples), and for each lag, (batch, lags),
+    the correlation coefficients of the sound and of the onsets, and the score.
 
-    Sound is compared over the last PATTERN, to the sample, onsets over all of x. Played music hardly ever repeats its
-    sound, but its beat.
+    The sound is compared over the last PATTERN at sample resolution, the onsets over all of x: played music hardly
+    ever repeats its sound exactly, but it repeats its beat.
     """
     x = x.float()
     length = x.shape[-1]
@@ -94,11 +95,11 @@ def lag_scores(x: Tensor, hop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def pattern_similarity(x: Tensor, size: int, lags: Tensor) -> Tensor:
-    """Compute the correlation coefficient of the last `size` samples of x (batch, channels, samples) with those that
-    were there `lags` (lags,) before: (batch, lags)."""
+    """Compute the correlation coefficient of the last `size` samples of x (batch, channels, samples) with those
+    `lags` (lags,) samples earlier: (batch, lags)."""
     length = x.shape[-1]
     spectra = torch.fft.rfft(x) * torch.fft.rfft(x[..., -size:], length).conj()
-    products = torch.fft.irfft(spectra, length).sum(1)  # by the place where the match begins
+    products = torch.fft.irfft(spectra, length).sum(1)  # by the first sample of the match
     sums = F.pad(x.double().square().sum(1).cumsum(-1), (1, 0))
     power = (sums[:, size:] - sums[:, :-size]).float()  # likewise
     places, pattern = length - size - lags, power[:, -1:]
@@ -107,13 +108,12 @@ def pattern_similarity(x: Tensor, size: int, lags: Tensor) -> Tensor:
 
 
 def onset_strength(x: Tensor, hop: int) -> Tensor:
-    """Compute by how much each of ONSET_BANDS, equal on a logarithmic scale of frequency, gets louder from frame to
-    frame, less its mean: (batch, at most ONSET_BANDS, samples // hop). The spectral flux of logarithmic magnitudes
-    (Bello et al. 2005)."""
+    """Compute the onset strength, the spectral flux of logarithmic magnitudes (Bello et al. 2005), in ONSET_BANDS
+    bands of equal logarithmic width, less its mean: (batch, at most ONSET_BANDS, samples // hop)."""
     size = ONSET_WINDOW_HOPS * hop
     excess = size - hop
     magnitudes = stft(F.pad(x, (excess // 2, excess - excess // 2)), size, hop).abs()
-    floor = (0.01 * magnitudes.mean((1, 2, 3), keepdim=True)).clamp(min=1e-8)  # what is softer has no onsets
+    floor = (0.01 * magnitudes.mean((1, 2, 3), keepdim=True)).clamp(min=1e-8)  # softer sounds have no onsets
     levels = (magnitudes + floor).log().mean(1)
     edges = sorted({round(levels.shape[-1] ** (i / ONSET_BANDS)) for i in range(ONSET_BANDS + 1)})
     bands = torch.stack([levels[..., low:high].mean(-1) for low, high in pairwise(edges)], 1)

@@ -1,4 +1,4 @@
-"""What a training run writes down beside its checkpoints, and what it prints; process 0 alone does.
+"""Records and printed lines of a training run; only process 0 writes them.
 
 metrics.jsonl: a line an evaluation; tb/: the same for TensorBoard; curves.png; samples/: a validation song as it
 sounds at each evaluation.
@@ -18,8 +18,8 @@ from torch.utils.tensorboard import SummaryWriter
 from continuation import audio, checkpoint, distributed, files, plots, stages
 from continuation.training_state import TrainingState
 
-HEALTHY_STD_RATIO = (0.7, 1.4)  # of sampled latents over true ones
-COLLAPSE_GRACE = 0.1  # of stage 2, before its samples are judged
+HEALTHY_STD_RATIO = (0.7, 1.4)  # of sampled over true latents
+COLLAPSE_GRACE = 0.1  # share of stage 2 before its samples are checked
 
 
 class RunLog:
@@ -50,13 +50,13 @@ class RunLog:
         plots.plot_curves(self.folder / "curves.png", checkpoint.read_records(self.metrics))
 
     def drop_later(self, state: TrainingState) -> None:
-        """Forget the evaluations that a resumed run will do again."""
+        """Remove the evaluations from metrics.jsonl that a resumed run will repeat."""
         if distributed.is_main():
             evaluated = state.step if state.evaluated_at == state.step else state.step - 1
             drop_later_records(self.metrics, state.stage, evaluated)
 
     def warn_of_collapse(self, state: TrainingState, record: dict) -> None:
-        """Print once that a flow's samples spread far less or far more than music. A mean always spreads less."""
+        """Warn once if a flow's samples spread far less or more than true latents (a mean always spreads less)."""
         ratio = record.get("val_latent_std_ratio", 1.0)
         low, high = HEALTHY_STD_RATIO
         is_due = state.stage == 2 and state.config.objective == "flow" and state.progress() > COLLAPSE_GRACE
@@ -82,7 +82,7 @@ def drop_later_records(path: Path, stage: int, step: int) -> None:
 
 @torch.no_grad()
 def write_sample(folder: Path, state: TrainingState, x: np.ndarray) -> None:
-    """Write what a validation song x (channels, samples) sounds like now: reconstructed, or continued."""
+    """Write the reconstruction (stage 1) or the continuation (stage 2) of a validation song x (channels, samples)."""
     rate = state.config.sample_rate
     with state.autocast():
         if state.stage == 1:
@@ -95,7 +95,7 @@ def write_sample(folder: Path, state: TrainingState, x: np.ndarray) -> None:
 
 
 def line_of(state: TrainingState, record: dict, is_best: bool) -> str:
-    """An evaluation as it is printed."""
+    """Format an evaluation as a line to print."""
     shown = {"train": record["train_loss"], "val": record["val_loss"]}
     shown |= {"mr_stft": record.get("val_mr_stft"), "context gain": record.get("val_context_gain")}
     shown |= {"continuation": record.get("val_continuation"), "loop": record.get("val_loop")}
@@ -109,7 +109,7 @@ def line_of(state: TrainingState, record: dict, is_best: bool) -> str:
 
 
 def announce(state: TrainingState, windows: dict) -> None:
-    """Print what is about to be done; windows by split."""
+    """Print network, device, pairs and stages before training; windows: by split."""
     args, model = state.args, state.model
     print(f"{state.config.preset}, {state.config.objective}: {parameter_counts(model)} parameters on "
           f"{state.device.type}, {str(state.precision or 'fp32').removeprefix('torch.')}")  # fmt: skip
@@ -125,7 +125,7 @@ def parameter_counts(model: nn.Module) -> str:
 
 
 def summarise(state: TrainingState, folder: Path) -> None:
-    """Print how the run ended, and what to do next."""
+    """Print the result of the run, and the next command."""
     spent = sum(state.seconds.values()) / 60
     print(f"done: {spent:.1f} minutes of training, best validation loss of stage 2 {state.best:.4f}")
     print(f"next: python generate.py --checkpoint_folder {shlex.quote(str(folder))} "

@@ -1,4 +1,4 @@
-"""The scorecard: figures over songs, and their files: json, csv, and markdown for readers."""
+"""The scorecard: statistics over songs, and their files: JSON, CSV, and Markdown for readers."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from continuation.systems import OTHER_SONG, TRUTH
 
 UNDEFINED = "-"
 
-# What the first tables show: measure -> (heading, what is better). The tables below them show everything.
+# Columns of the first tables: measure -> (heading, which is better). The tables below them show all measures.
 HEADLINES = {
     "reconstruction": {
         "mr_stft": ("MR-STFT distance", "lower"),
@@ -92,7 +92,7 @@ def summarise(rows: dict, seed: int) -> dict:
 
 
 def summarise_system(entries: list[tuple[str, dict[str, float]]], seed: int) -> dict[str, dict]:
-    """Summarise every measure of one system: its pairs are averaged within their songs, and songs count equally."""
+    """Summarise every measure of one system: pairs are averaged within songs, and songs have equal weights."""
     songs = [song for song, _ in entries]
     figures = {}
     for measure in dict.fromkeys(name for _, measures in entries for name in measures):
@@ -103,10 +103,10 @@ def summarise_system(entries: list[tuple[str, dict[str, float]]], seed: int) -> 
 
 
 def rank(figures: dict, ceilings: dict[str, str], seed: int) -> dict[str, dict[str, dict]]:
-    """Return network -> measure -> how far its continuation is on the way from another song (0) to its ceiling (1),
-    with an interval; only where the interval of that whole way, over songs, excludes 0.
+    """Return network -> measure -> position of its continuation between another song (0) and its ceiling (1), with an
+    interval; only where the interval of the difference of these two, over songs, excludes 0.
 
-    ceilings: network -> the system that is its ceiling.
+    ceilings: network -> its ceiling system.
     """
     found = {}
     for network, ceiling in ceilings.items():
@@ -122,7 +122,7 @@ def rank(figures: dict, ceilings: dict[str, str], seed: int) -> dict[str, dict[s
 
 
 def by_song(figures: dict, system: str, measure: str) -> list[float]:
-    """Return the values of the songs of the truth's row, nan where the system has none."""
+    """Return a system's values for the songs of the truth's row, nan where it has none."""
     songs = figures[TRUTH.name]["loudness_db"]["songs"]
     values = figures[system].get(measure, {"songs": {}})["songs"]
     return [values.get(song, math.nan) for song in songs]
@@ -136,7 +136,7 @@ def defined_songs(figure: dict) -> int:
 
 
 def without_nan(value):
-    """Replace what is not finite, at any depth, by None, since JSON has no nan."""
+    """Replace non-finite numbers by None at any depth, since JSON has no nan."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -161,13 +161,13 @@ def as_csv(figures: dict) -> str:
 
 
 def spreadsheet_text(name: str) -> str:
-    """Return foreign text as a cell of CSV that no spreadsheet takes for a formula."""
+    """Format foreign text as a cell of CSV that no spreadsheet reads as a formula."""
     text = one_line(name)
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def as_markdown(card: dict) -> str:
-    """Format the scorecard for readers: a few columns a section first, then every measure."""
+    """Format the scorecard for readers: a few columns per section first, then every measure."""
     settings = card["settings"]
     lines = [
         "# Scorecard",
@@ -266,7 +266,7 @@ def hum_table(systems: dict[str, dict]) -> list[str]:
 
 
 def criteria_table(criteria: list[dict]) -> list[str]:
-    """Make a row a criterion, a column a network."""
+    """Make the table of criteria, with a column per network."""
     networks = list(dict.fromkeys(each["network"] for each in criteria))
     verdicts = {(each["demand"], each["network"]): f"{each['found']}: {VERDICTS[each['met']]}" for each in criteria}
     demands = dict.fromkeys(demand for demand, _ in verdicts)
@@ -289,7 +289,7 @@ def table(header: list[str], rows: list[list]) -> list[str]:
 
 
 def markdown(text: object) -> str:
-    """Return text that may hold foreign names so that it stays in its cell and is neither HTML nor a link."""
+    """Escape text that may contain foreign names, so that it stays in its cell and is neither HTML nor a link."""
     return re.sub(r"[\\|]|<(?=[a-zA-Z/!?])|(?<=\])[(\[]", r"\\\g<0>", one_line(text))
 
 

@@ -1,4 +1,4 @@
-"""Signals that stop a run, and what becomes of them.
+"""Handling of the signals that stop a run.
 
 with signals.StopSignals() as stop:
     while not stop.requested: ...
@@ -19,24 +19,25 @@ class Stopped(Exception):
 
 
 def hangup() -> tuple[int, ...]:
-    """Return SIGHUP, which a terminal sends when it is closed; nothing on Windows, or where whoever started this
-    process lets it ignore SIGHUP, as nohup does."""
+    """Return SIGHUP, which a closing terminal sends; empty on Windows, and where this process was started with SIGHUP
+    ignored, as by nohup."""
     number = getattr(signal, "SIGHUP", None)
     return () if number is None or signal.getsignal(number) is signal.SIG_IGN else (number,)
 
 
 class StopSignals:
-    """Context manager: SIGINT, SIGTERM, SIGUSR1 and SIGHUP only set a flag, for the run to stop at a good place.
+    """Context manager in which SIGINT, SIGTERM, SIGUSR1 and SIGHUP only set a flag, so that the run stops where it
+    can be continued.
 
-    `requested` tells whether one came, `name` which ("SIGTERM"). A second SIGINT raises KeyboardInterrupt at once,
-    unless `second_interrupt` is False. Windows has no SIGUSR1: it is left out there; a SIGHUP that is ignored, as
-    under nohup, stays so. Enter it in the main thread.
+    requested: whether a signal came; name: which ("SIGTERM"). A second SIGINT raises KeyboardInterrupt at once,
+    unless `second_interrupt` is False. SIGUSR1 is left out on Windows; an ignored SIGHUP, as under nohup, stays
+    ignored. It must be entered in the main thread.
     """
 
     SIGNALS = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n))
 
     def __init__(self, *more: str, second_interrupt: bool = True):
-        """more: names of further signals, where the system has them."""
+        """more: names of further signals, as far as the system has them."""
         self.name: str | None = None
         self._more = [getattr(signal, name) for name in more if hasattr(signal, name)]
         self._second_interrupt = second_interrupt
@@ -67,7 +68,7 @@ class StopSignals:
 
 @contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM, and SIGHUP where it is not ignored, raise KeyboardInterrupt too."""
+    """Make SIGTERM, and SIGHUP unless it is ignored, raise KeyboardInterrupt."""
     before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, *hangup())}
     try:
         yield
@@ -77,18 +78,18 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 def ignore(*names: str) -> None:
-    """Ignore the named signals from now on, where the system has them."""
+    """Ignore the named signals from now on, as far as the system has them."""
     for name in names:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def ignore_termination(_worker: int) -> None:
-    """Ignore SIGTERM and SIGHUP in a process that reads data (`worker_init_fn`): whoever stops a job, or closes its
-    terminal, signals all its processes, and a run needs its readers until it has saved."""
+    """Ignore SIGTERM and SIGHUP in a data worker (as `worker_init_fn`): stopping a job or closing its terminal
+    signals all its processes, and a run needs its workers until it has saved."""
     ignore("SIGTERM", "SIGHUP")
 
 
 def exit_on_sigterm() -> None:
-    """Let SIGTERM raise SystemExit(1), so that temporary files are removed on the way out."""
+    """Make SIGTERM raise SystemExit(1), so that temporary files are removed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))

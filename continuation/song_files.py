@@ -1,4 +1,4 @@
-"""The songs of a folder.
+"""Search for the songs of a folder.
 
 sources, is_complete = find_songs(Path("songs"), skipped_folder=Path("output"))
 """
@@ -18,8 +18,8 @@ LISTED_NAMES = 10
 def find_songs(folder: Path, skipped_folder: Path) -> tuple[list[str], bool]:
     """Return (sources, complete): the relative paths of all audio files, sorted; whether all folders could be read.
 
-    A file without an audio file's suffix is recognised by its first bytes; such files are printed. Linked folders are
-    followed, after all real ones, and each real folder is entered once.
+    Files without an audio suffix are recognised by their first bytes, and printed. Linked folders are followed after
+    all real ones, and each real folder is entered once.
     """
     seen = {os.path.realpath(skipped_folder)}
     folders, links = deque([""]), deque()

@@ -2,7 +2,7 @@
 
     for song, line in run_workers(songs, settings, count, stop): ...
 
-A decoder that crashes, hangs or leaks ends with its worker process, and the run goes on.
+A decoder that crashes, hangs or leaks ends with its worker process, and the run continues.
 """
 
 from __future__ import annotations
@@ -31,21 +31,20 @@ from continuation.signals import StopSignals
 
 SILENCE_DB = -60.0
 SILENCE_FRAMES_PER_SECOND = 10
-# Signals by which a decoder's own bug ends a process; any other end (out of memory, an operator) says nothing about
-# the song.
+# Signals by which a bug in a decoder ends a process; any other end (out of memory, an operator) is not the song's
+# fault.
 CRASHES = frozenset(
     getattr(signal, n) for n in ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT") if hasattr(signal, n)
 )
 SECONDS_TO_END = 5  # for a worker process, before it is killed
 
 
-# ---------------------------------------------------------------------------------------------------
 # One song
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What determines the content of an array."""
+    """Settings that the content of an array depends on."""
 
     sample_rate: int
     channels: int
@@ -59,7 +58,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Song:
-    """An input file, and the array that it becomes."""
+    """An input file, and the array made from it."""
 
     source: str  # relative to the input folder, with '/'
     path: str
@@ -71,7 +70,7 @@ class Song:
 
 
 def song_id(source: str) -> str:
-    """Make a readable name that no other file of the input folder has: 'my-song-0123456789'."""
+    """Make a readable name that is unique in the input folder: 'my-song-0123456789'."""
     stem = unicodedata.normalize("NFKD", source.rsplit("/", 1)[-1].rsplit(".", 1)[0])
     slug = re.sub(r"[^a-z0-9]+", "-", stem.lower().encode("ascii", "ignore").decode()).strip("-")[:40]
     digest = hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:10]
@@ -79,7 +78,7 @@ def song_id(source: str) -> str:
 
 
 class LevelMeter:
-    """Measure peak, RMS and the share of silent 100 ms frames of audio that comes in blocks."""
+    """Meter of peak, RMS and the share of silent 100 ms frames of audio that comes in blocks."""
 
     def __init__(self, sample_rate: int):
         self.samples = 0
@@ -91,7 +90,7 @@ class LevelMeter:
         self._rest: np.ndarray | None = None  # (channels, n), less than a frame
 
     def add(self, block: np.ndarray) -> None:
-        """Count a block (channels, n)."""
+        """Add a block (channels, n)."""
         self.samples += block.shape[1]
         self.peak = max(self.peak, float(np.abs(block).max()))
         self._square_sum += float(np.square(block, dtype=np.float64).sum())
@@ -116,12 +115,12 @@ class LevelMeter:
 def process_song(song: Song, settings: Settings) -> dict:
     """Decode one file into its array and return its manifest line.
 
-    Whatever is wrong with the input gives a 'rejected' line; an OSError means that the output cannot be written.
+    Any problem with the input gives a 'rejected' line; an OSError means that the output cannot be written.
     """
     line = blank_line(song)
     try:
         status = os.stat(song.path)
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would block for ever
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
             return rejected(line, "unreadable: not a regular file")
         line |= {"size": status.st_size, "mtime": status.st_mtime_ns, "sha256": file_sha256(song.path)}
     except OSError as error:
@@ -134,13 +133,13 @@ def process_song(song: Song, settings: Settings) -> dict:
         return rejected(line, str(error))
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # a decoder's own bug must not stop the run
+    except Exception as error:  # a bug in a decoder must not stop the run
         return rejected(line | {"mtime": None}, f"decoder failed: {type(error).__name__}: {error}")
     return line | {"status": "ok", "reason": "; ".join(notes)}
 
 
 def blank_line(song: Song) -> dict:
-    """Return the manifest line of a song of which nothing is known yet."""
+    """Return the manifest line of a song that has not been read yet."""
     return {
         "id": song.id,
         "source": song.source,
@@ -161,14 +160,14 @@ def blank_line(song: Song) -> dict:
 
 
 def rejected(line: dict, reason: str) -> dict:
-    """Return the line of a song that is of no use."""
+    """Return the manifest line of a song that is rejected."""
     return line | {"status": "rejected", "reason": reason, "chunks": 0}
 
 
 def store_song(song: Song, settings: Settings, line: dict) -> list[str]:
-    """Write the array of a song, fill in its manifest line, and return notes on what is odd.
+    """Write the array of a song, fill in its manifest line, and return notes on what is unusual.
 
-    Raises AudioError, with no array left behind, when the song is of no use.
+    Raises AudioError, with no array left behind, when the song cannot be used.
     """
     rate, chunk_samples = settings.sample_rate, settings.chunk_samples
     decoder = audio.Decoder(song.path, rate, settings.channels, settings.clip_seconds)
@@ -208,16 +207,15 @@ def file_sha256(path: str) -> str:
     return digest.hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------
 # Worker processes
 
 
 def run_workers(songs: list[Song], settings: Settings, count: int, stop: StopSignals) -> Iterator[tuple]:
-    """Yield (song, line) as songs get done, in any order, until all are done or a stop is requested.
+    """Yield (song, line) as songs are done, in any order, until all are done or a stop is requested.
 
-    Every worker has a pipe of its own, so that a worker that dies affects one song only: the song is tried a second
-    time, and then rejected if its decoder crashed. If the worker was killed from outside, the song stays undone, and
-    instead of a line comes how the worker ended. OSErrors of the workers (a full disk) are raised here.
+    Every worker has its own pipe, so that a worker that dies affects one song only: the song is tried a second time,
+    and then rejected if its decoder crashed. If the worker was killed from outside, the song is not done, and instead
+    of its line a description of the worker's end is yielded. OSErrors of the workers (a full disk) are raised here.
     """
     waiting = deque((song, 1) for song in songs)
     workers: list[_Worker] = []
@@ -259,17 +257,17 @@ class _Worker:
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, settings), daemon=True)
         self.process.start()
-        theirs.close()  # so that the worker's death ends the pipe
+        theirs.close()  # so that the pipe ends with the worker
         self.song: Song | None = None
         self.attempt = 0
 
     def give(self, song: Song, attempt: int) -> None:
         self.song, self.attempt = song, attempt
-        with suppress(OSError):  # it has died: take() will tell
+        with suppress(OSError):  # it has died: `take` returns None
             self.pipe.send(song)
 
     def take(self) -> dict | None:
-        """Return the line of the song it was given, None when it died. Raises the OSError that it had."""
+        """Return the line of the given song, None if the worker has died. Raises the worker's OSError."""
         try:
             answer = self.pipe.recv()
         except (EOFError, OSError):
@@ -281,7 +279,7 @@ class _Worker:
         return answer
 
     def end(self) -> None:
-        """Wait for the process to end, kill it after SECONDS_TO_END, and remove what it had begun to write."""
+        """Wait for the process to end, kill it after SECONDS_TO_END, and remove its unfinished files."""
         self.process.join(timeout=SECONDS_TO_END)
         if self.process.exitcode is None:
             self.process.kill()
@@ -301,7 +299,7 @@ def _work(pipe, settings: Settings) -> None:
     signals.ignore("SIGINT", "SIGUSR1", "SIGHUP")
     signals.exit_on_sigterm()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # mpg123 prints complaints about bad mp3s to stderr, across the progress bar.
+    # mpg123 prints warnings about damaged mp3s to stderr, across the progress bar.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     with suppress(EOFError):
         while True:
@@ -314,8 +312,8 @@ def _work(pipe, settings: Settings) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent ends, even by SIGKILL: an orphan would go on writing into the next run."""
+    """End this process when its parent ends, even by SIGKILL: an orphan would keep writing during the next run."""
     multiprocessing.parent_process().join()
-    os.kill(os.getpid(), signal.SIGTERM)  # as the parent would: temporaries are removed
+    os.kill(os.getpid(), signal.SIGTERM)  # as the parent would: temporary files are removed
     time.sleep(SECONDS_TO_END)
-    os._exit(1)  # from a decoder that does not come back
+    os._exit(1)  # in case a decoder does not return

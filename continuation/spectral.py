@@ -1,4 +1,4 @@
-"""Spectra: the STFT that everything uses, mid and side, levels in bands, and the decoder's head, an inverse STFT."""
+"""Spectra: the STFT, mid and side, levels in bands, and the decoder's head, an inverse STFT."""
 
 from itertools import pairwise
 
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from continuation.layers import FRAME_RATE_HZ, WINDOW_HOPS, typical_magnitude
 
-COMPLEX_HZ = (600, 900)  # complex values count fully up to the first, and have faded out at the second
-NOISE_GAIN = 2  # where frames are independent, 6 dB are lost as they overlap
-STEADY_HZ = 350  # complex values above may not stay the same from frame to frame
+COMPLEX_HZ = (600, 900)  # complex values have full weight up to the first, none from the second on
+NOISE_GAIN = 2  # compensates the 6 dB that overlap-add of independent frames loses
+STEADY_HZ = 350  # above it the local mean of complex values is subtracted
 STEADY_FRAMES = 51  # half a second
 BANDS = 24
-STEP_FRAMES = 4  # frames a step of the levels, 40 ms
-QUIETEST_POWER = 1e-3  # of a band, relative to what is typical; softer ones are alike
+STEP_FRAMES = 4  # frames per step of the levels, 40 ms
+QUIETEST_POWER = 1e-3  # of a band, relative to the typical power: lower limit of the levels
 
 
 def stft(x: Tensor, size: int, hop: int) -> Tensor:
@@ -24,8 +24,8 @@ def stft(x: Tensor, size: int, hop: int) -> Tensor:
 
 
 def mid_side(x: Tensor) -> Tensor:
-    """Turn left and right (batch, 2, samples) into half their sum and half their difference; other channel counts
-    stay as they are."""
+    """Convert left and right (batch, 2, samples) to mid and side, half their sum and half their difference; other
+    channel counts stay as they are."""
     if x.shape[1] != 2:
         return x
     left, right = x.unbind(1)
@@ -33,7 +33,7 @@ def mid_side(x: Tensor) -> Tensor:
 
 
 def left_right(x: Tensor) -> Tensor:
-    """Undo `mid_side`."""
+    """Invert `mid_side`."""
     if x.shape[1] != 2:
         return x
     mid, side = x.unbind(1)
@@ -41,14 +41,15 @@ def left_right(x: Tensor) -> Tensor:
 
 
 class ISTFTHead(nn.Module):
-    """Frames -> spectrum of mid and side -> audio, overlap-added in fp32 and divided by the true sum of squared
-    windows, at the edges too (after Vocos, Siuzdak 2023). All bins have noise under a magnitude; low ones, up to the
-    last of COMPLEX_HZ, have a complex value too. Stereo is made of mid and side, or else noise would always
-    be wide.
+    """Inverse STFT head: frames -> spectrum of mid and side -> audio (after Vocos, Siuzdak 2023).
 
-    Where a compact code cannot know the phases, a network that is the same at every frame could only repeat one
-    phase pattern, a hum at multiples of the frame rate. So from STEADY_HZ on, what stays the same over half a second
-    is taken out of the complex values: it would be that hum, whatever the music.
+    Frames are overlap-added in fp32 and divided by the true sum of squared windows, at the edges too. All bins have
+    noise of a predicted magnitude; bins up to the last of COMPLEX_HZ have a predicted complex value too. The spectrum
+    is of mid and side, since noise in left and right would always be wide.
+
+    Where the latents do not carry phases, a convolutional network, the same at every frame, could only repeat one
+    phase pattern: a hum at multiples of the frame rate, whatever the music. So from STEADY_HZ on the mean over half a
+    second, which would be that hum, is subtracted from the complex values.
     """
 
     def __init__(self, width: int, channels: int, hop: int):
@@ -57,21 +58,21 @@ class ISTFTHead(nn.Module):
         self.channels, self.hop, self.bins = channels, hop, size // 2 + 1
         whole, gone = (hz * WINDOW_HOPS // FRAME_RATE_HZ for hz in COMPLEX_HZ)  # in bins
         self.complex_bins = min(gone, self.bins)
-        self.steady = STEADY_HZ * WINDOW_HOPS // FRAME_RATE_HZ  # bins below it
-        self.before = (WINDOW_HOPS - 1) * hop // 2  # samples that the first frame hears before the audio begins
+        self.steady = STEADY_HZ * WINDOW_HOPS // FRAME_RATE_HZ  # bins below STEADY_HZ
+        self.before = (WINDOW_HOPS - 1) * hop // 2  # samples of the first window before the audio begins
         weight = ((gone - torch.arange(self.complex_bins)[:, None]) / (gone - whole)).clamp(max=1)
         scale = size / 4 * typical_magnitude(self.bins)
         self.register_buffer("complex_scale", scale[: self.complex_bins] * weight, persistent=False)
         self.register_buffer("scale", scale / NOISE_GAIN, persistent=False)
         self.register_buffer("window", torch.hann_window(size), persistent=False)
         self.project = nn.Conv1d(width, channels * (2 * self.complex_bins + self.bins), 1)
-        with torch.no_grad():  # start quiet: a loud start costs the first hundred steps
+        with torch.no_grad():  # quiet at first: a loud start costs the first hundred steps
             self.project.weight.mul_(0.3)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn frames (batch, width, frames) into the spectrum of mid and side, complex (batch, channels, bins,
-        frames), and the magnitudes asked for in the bins without complex values, in their unit: (batch, channels,
-        bins, frames)."""
+        """Project frames (batch, width, frames) to the spectrum of mid and side, complex (batch, channels, bins,
+        frames), and the magnitudes in the bins without complex values, relative to `scale`: (batch, channels, bins,
+        frames)."""
         x = self.project(x).float().view(len(x), self.channels, -1, x.shape[-1])
         real, imaginary, log_magnitudes = x.split([self.complex_bins, self.complex_bins, self.bins], dim=2)
         values = torch.complex(*(self.subtract_local_mean(part) * self.complex_scale for part in (real, imaginary)))
@@ -80,39 +81,39 @@ class ISTFTHead(nn.Module):
         return F.pad(values, (0, 0, 0, self.bins - self.complex_bins)) + noise, magnitudes[:, :, self.complex_bins :]
 
     def audio(self, spectrum: Tensor) -> Tensor:
-        """Turn a spectrum of mid and side (batch, channels, bins, frames) into audio (batch, channels, frames *
+        """Convert a spectrum of mid and side (batch, channels, bins, frames) to audio (batch, channels, frames *
         hop)."""
         frames = spectrum.shape[-1]
         return left_right(self.istft(spectrum)[..., self.before : self.before + frames * self.hop])
 
     def spectrum(self, x: Tensor) -> Tensor:
-        """Turn audio (batch, channels, frames * hop) into the spectrum of mid and side (batch, channels, bins,
-        frames)."""
+        """Compute the spectrum of mid and side (batch, channels, bins, frames) of audio (batch, channels, frames *
+        hop)."""
         x = F.pad(x.float(), (self.before, (WINDOW_HOPS - 1) * self.hop - self.before))
         return stft(mid_side(x), len(self.window), self.hop).transpose(2, 3)
 
     def istft(self, spectrum: Tensor) -> Tensor:
-        """Turn complex (batch, channels, bins, frames) into audio (batch, channels, (frames + WINDOW_HOPS - 1) *
+        """Compute the inverse STFT of (batch, channels, bins, frames): (batch, channels, (frames + WINDOW_HOPS - 1) *
         hop)."""
         pieces = torch.fft.irfft(spectrum.flatten(0, 1), dim=1).transpose(1, 2) * self.window
         envelope = self.overlap_add(self.window.square().expand(1, spectrum.shape[-1], -1))
         return (self.overlap_add(pieces) / envelope.clamp(min=1e-4)).unflatten(0, spectrum.shape[:2])
 
     def magnitudes(self, x: Tensor) -> Tensor:
-        """Compute the magnitudes of audio x (batch, channels, frames * hop) in mid and side, relative to half of what
-        is typical, in the bins without complex values: (batch, channels, bins, frames)."""
+        """Compute the magnitudes of mid and side of audio x (batch, channels, frames * hop), relative to `scale`, in
+        the bins without complex values: (batch, channels, bins, frames)."""
         return (self.spectrum(x).abs() / self.scale)[:, :, self.complex_bins :]
 
     def subtract_local_mean(self, x: Tensor) -> Tensor:
-        """Subtract the mean over half a second from a part of the complex values (batch, channels, complex_bins,
-        frames), in the higher bins."""
+        """Subtract the mean over STEADY_FRAMES in the bins from STEADY_HZ on; x: real or imaginary parts (batch,
+        channels, complex_bins, frames)."""
         low, high = x[:, :, : self.steady], x[:, :, self.steady :]
         mean = F.avg_pool1d(high.flatten(1, 2), STEADY_FRAMES, 1, STEADY_FRAMES // 2, count_include_pad=False)
         return torch.cat([low, high - mean.view_as(high)], dim=2)
 
     @staticmethod
     def magnitude_activation(x: Tensor) -> Tensor:
-        """Turn network outputs into magnitudes. They start low, and change by 43 dB when an output changes by 1."""
+        """Map network outputs to magnitudes: low at first, and 43 dB higher for an output higher by 1."""
         return (5 * x - 2).clamp(-9, 5).exp()
 
     def noise(self, frames: int, device) -> Tensor:
@@ -130,23 +131,23 @@ class ISTFTHead(nn.Module):
 
 
 def band_edges(bins: int) -> list[int]:
-    """Return the first bins of at most BANDS bands and the end of the last: single bins of 25 Hz, then equal on a
-    logarithmic scale."""
+    """Return the first bin of each of at most BANDS bands, and the end of the last. The bands are single bins of
+    25 Hz, then equally wide in log frequency."""
     single = BANDS // 3
     ratio = (bins / single) ** (1 / (BANDS - single))
     return sorted({*range(single), *(round(single * ratio**i) for i in range(BANDS - single + 1))})
 
 
 def pooling(bins: int) -> Tensor:
-    """Compute the mean over the bins of each band: (bands, bins)."""
+    """Make the matrix that averages the bins of each band: (bands, bins)."""
     places = torch.arange(bins)
     rows = torch.stack([(places >= low) & (places < high) for low, high in pairwise(band_edges(bins))]).float()
     return rows / rows.sum(1, keepdim=True)
 
 
 def interpolation(bins: int) -> Tensor:
-    """Compute the weights of linear interpolation between the middles of the bands, flat beyond the outermost: (bins,
-    bands)."""
+    """Make the matrix that interpolates linearly between the centres of the bands, and is constant beyond the
+    outermost: (bins, bands)."""
     edges = torch.tensor(band_edges(bins), dtype=torch.float)
     middles = (edges[:-1] + edges[1:] - 1) / 2
     way = ((torch.arange(bins)[:, None] - middles[:-1]) / middles.diff()).clamp(0, 1)  # from each middle to the next
@@ -154,8 +155,8 @@ def interpolation(bins: int) -> Tensor:
 
 
 class BandLevels(nn.Module):
-    """Levels of a spectrum of mid and side, in bands and steps of STEP_FRAMES frames, and the way back from bands to
-    bins. It has no weights."""
+    """Levels of a spectrum of mid and side in bands and steps of STEP_FRAMES frames, and the interpolation from bands
+    to bins; without trained weights."""
 
     def __init__(self, bins: int):
         super().__init__()
@@ -165,13 +166,14 @@ class BandLevels(nn.Module):
         self.register_buffer("interpolate", interpolation(bins), persistent=False)
 
     def power(self, spectrum: Tensor) -> Tensor:
-        """Compute the power relative to what is typical, (..., bins, frames) -> (..., bands, steps)."""
+        """Compute the mean power relative to the typical one, (..., bins, frames) -> (..., bands, steps)."""
         power = (spectrum.real.square() + spectrum.imag.square()) / self.typical_power
         pooled = F.avg_pool1d(power.flatten(0, -3), STEP_FRAMES, ceil_mode=True).unflatten(0, power.shape[:-2])
         return self.pool @ pooled
 
     def forward(self, spectrum: Tensor) -> Tensor:
-        """Compute log magnitudes in nepers, (..., channels, bins, frames) -> (..., channels * bands, steps)."""
+        """Compute the levels, log magnitudes in nepers: (..., channels, bins, frames) -> (..., channels * bands,
+        steps)."""
         return (self.power(spectrum) + QUIETEST_POWER).log().flatten(-3, -2) / 2
 
     def to_bins(self, gains: Tensor) -> Tensor:

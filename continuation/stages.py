@@ -1,4 +1,4 @@
-"""What is trained in which order: the phases of both stages, the optimiser, and how batches are read.
+"""The phases of both training stages, the optimiser, and the loader of batches.
 
 Stage 1 is one phase, reconstruction. Stage 2 has two, which share steps, optimiser and schedule: prediction on cached
 latents, then the full network. A phase supplies its trained parts, its items and its loss; the loop of train.py is
@@ -18,9 +18,9 @@ from continuation import distributed, losses, muon, signals
 from continuation.latent_cache import LatentCache
 from continuation.windows import CropItems, FixedPairItems, JointItems, PairItems, Windows, make_rng
 
-CROP_SECONDS = 1  # of audio in one item of stage 1
+CROP_SECONDS = 1  # length of an item of stage 1
 WEIGHT_DECAY = 0.01
-JOINT_CODEC_RATE = 0.1  # of the learning rate, for encoder and decoder in the joint part
+JOINT_CODEC_RATE = 0.1  # of the learning rate: that of encoder and decoder in the joint part
 CUDA_WORKERS = 4  # processes that read data, by default
 
 
@@ -30,9 +30,9 @@ CUDA_WORKERS = 4  # processes that read data, by default
 class Phase:
     """A part of a stage.
 
-    name: as metrics.jsonl has it; stage: 1 or 2; reads_cache: whether its items are cached latents.
-    end: the progress of its stage, 0..1, at which it ends.
-    args: of the command line; seed, batch_size, accumulate and latent_variants are used.
+    name: the `phase` of metrics.jsonl; stage: 1 or 2; reads_cache: whether its items are cached latents.
+    end: progress of its stage, 0..1, at which it ends.
+    args: the command line; seed, batch_size, accumulate and latent_variants are used.
     """
 
     name: str
@@ -44,19 +44,19 @@ class Phase:
         self.batch_size, self.accumulate = args.batch_size, args.accumulate
 
     def trained(self, model: nn.Module) -> list[nn.Module]:
-        """The parts of the network that learn."""
+        """Return the parts of the network that are trained."""
         raise NotImplementedError
 
     def items(self, windows: Windows, cache: LatentCache | None):
-        """The training items by number, each a dict of arrays; `cache` where `reads_cache` says so."""
+        """Make the training items by number, each a dict of arrays; cache: None unless `reads_cache`."""
         raise NotImplementedError
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss (batch,) and its parts."""
+        """Compute the loss (batch,) and its parts."""
         raise NotImplementedError
 
     def spectral_draw(self, step: int) -> dict:
-        """Window length and stereo basis of the spectral losses at this step."""
+        """Draw window length and stereo basis of the spectral losses of a step."""
         rng = make_rng(self.args.seed, "spectral", self.stage, step)
         sizes = losses.spectral_sizes(self.config.sample_rate)
         return {
@@ -66,12 +66,12 @@ class Phase:
         }
 
     def crop_noise_shape(self) -> tuple[int, int]:
-        """Shape of the noise on the latents of a crop: (latent_channels, latents)."""
+        """Return the shape of the noise on a crop's latents: (latent_channels, latents)."""
         return self.config.latent_channels, crop_samples(self.config) // self.config.latent_samples
 
 
 class Reconstruct(Phase):
-    """Stage 1: encoder and decoder learn to reconstruct."""
+    """Stage 1: encoder and decoder are trained to reconstruct."""
 
     name, stage = "reconstruct", 1
     mean_over_processes = staticmethod(distributed.all_reduce_mean)  # of the latents' statistics
@@ -87,7 +87,7 @@ class Reconstruct(Phase):
 
 
 class Predict(Phase):
-    """Stage 2a: the core learns on cached latents; encoder and decoder stay frozen, or else the cache would age."""
+    """Stage 2a: the core is trained on cached latents, which stay valid since encoder and decoder are frozen."""
 
     name, stage, reads_cache = "predict", 2, True
 
@@ -103,8 +103,8 @@ class Predict(Phase):
 
 
 class Joint(Predict):
-    """Stage 2b: the full network learns, nothing frozen. Pairs are still those of the cache, which the encoder hardly
-    leaves behind: encoding them anew would take half of the time."""
+    """Stage 2b: the full network is trained. Pairs still come from the cache, since the encoder changes little and
+    encoding them again would take half of the time."""
 
     name = "joint"
 
@@ -139,7 +139,7 @@ class Legacy(Phase):
 
 
 def phases_of(stage: int, config, args: argparse.Namespace) -> list[Phase]:
-    """The phases of a stage, in their order."""
+    """Make the phases of a stage, in order."""
     if config.is_legacy:
         return [Legacy(config, args, 1.0, stage)]
     if stage == 1:
@@ -149,11 +149,11 @@ def phases_of(stage: int, config, args: argparse.Namespace) -> list[Phase]:
 
 
 def crop_samples(config) -> int:
-    """Samples of an item of stage 1."""
+    """Return the samples of an item of stage 1."""
     return min(int(CROP_SECONDS * config.sample_rate), config.chunk_samples)
 
 
-# What learns
+# Trained parameters
 
 
 def freeze_all_but(model: nn.Module, parts: list[nn.Module]) -> None:
@@ -163,9 +163,10 @@ def freeze_all_but(model: nn.Module, parts: list[nn.Module]) -> None:
 
 
 def make_optimiser(model: nn.Module, stage: int, learning_rate: float) -> torch.optim.Optimizer:
-    """Make the optimiser of all that the stage ever trains; frozen parameters have no gradient and stay untouched.
+    """Make the optimiser of all parameters that the stage trains in any phase; frozen ones have no gradient and are
+    not changed.
 
-    The `scale` of each of its groups is that of the group's learning rate.
+    Each group's learning rate is `scale` times the run's.
     """
     if model.config.is_legacy:
         return torch.optim.Adam([{"params": model.parameters(), "scale": 1.0}], lr=learning_rate)
@@ -188,7 +189,7 @@ def parameters_of(*parts: nn.Module) -> list[nn.Parameter]:
 def make_loader(
     items, numbers: Iterable[int], batch_size: int, device: torch.device, num_workers: int | None
 ) -> DataLoader:
-    """Make the loader of batches of the items of these numbers; num_workers None: 4 on CUDA, 0 on the CPU."""
+    """Make the loader of the items with these numbers, in batches; num_workers None: 4 on CUDA, 0 on the CPU."""
     if num_workers is None:
         num_workers = CUDA_WORKERS if device.type == "cuda" else 0
     return DataLoader(
@@ -196,29 +197,29 @@ def make_loader(
         batch_size=batch_size,
         sampler=numbers,
         num_workers=num_workers,
-        # forked, also where that is not the default: anything else would copy the whole dataset into each
+        # fork even where it is not the default: other methods would copy the whole dataset into each worker
         multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         pin_memory=device.type == "cuda",
         worker_init_fn=signals.ignore_termination,
-        generator=torch.Generator(),  # or else every restart would draw a number from the global one
+        generator=torch.Generator(),  # else every restart would draw from the global generator
     )
 
 
-# How much is trained
+# Amount of training
 
 
 def pairs_an_epoch(args: argparse.Namespace, windows: Windows) -> int:
-    """Pairs of these training windows: legacy has fixed ones, about half of them."""
+    """Return the number of pairs per epoch; the legacy network uses about half of them."""
     return len(FixedPairItems(windows, args.seed, 1).pairs) if args.preset == "legacy" else len(windows)
 
 
 def items_a_step(args: argparse.Namespace) -> int:
-    """Items of an optimiser step, over all processes."""
+    """Return the items per optimiser step, of all processes."""
     return args.batch_size * args.accumulate * distributed.world_size()
 
 
 def print_stages(args: argparse.Namespace, windows: Windows, first: int) -> None:
-    """Print steps and epochs on these windows of the stages from `first` on."""
+    """Print steps and epochs of the stages from `first` on; windows: of the training split."""
     joint_share = 0 if args.preset == "legacy" else args.joint_share
     before_joint = math.ceil(args.stage2_steps * (1 - joint_share))
     items = items_a_step(args)

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from continuation.layers import WINDOW_HOPS, typical_magnitude
 from continuation.spectral import stft
 
-LONG_WINDOW_HOPS = 16  # of the second look, that tells neighbouring partials apart
+LONG_WINDOW_HOPS = 16  # of the longer windows, which resolve neighbouring partials
 
 
 class Stem(nn.Module):
-    """Audio to frames: one trainable filter bank for all channels, started as a windowed DFT. Of every bin, relative
-    to what is typical of it, the square root of the magnitude with its phase, and the magnitude's logarithm."""
+    """Audio -> frames: one trainable filter bank for all channels, initialised as a windowed DFT. The features of a
+    bin, relative to its typical magnitude, are the square root of the magnitude with its phase, and the magnitude's
+    logarithm."""
 
     def __init__(self, channels: int, hop: int, width: int):
         super().__init__()
@@ -41,14 +42,14 @@ class Stem(nn.Module):
         real, imaginary = (x.float() * self.scale).chunk(2, dim=1)
         power = real.square() + imaginary.square() + 1e-4
         compression = power ** (-1 / 4)
-        level = power.detach().log() / 4  # with its gradient, which is steep where it is quiet, training diverged
+        level = power.detach().log() / 4  # detached: its gradient, steep for quiet bins, made training diverge
         x = torch.cat([real * compression, imaginary * compression, level], dim=1).to(self.mix.weight.dtype)
         return self.mix(x.reshape(batch, -1, x.shape[-1]))  # (batch, width, frames)
 
 
 class LongStem(nn.Module):
-    """Audio to frames: logarithms of magnitudes in windows of LONG_WINDOW_HOPS, relative to what is typical of each
-    bin; every WINDOW_HOPS frames are alike."""
+    """Audio -> frames: log magnitudes in windows of LONG_WINDOW_HOPS, relative to each bin's typical magnitude; each
+    is repeated for WINDOW_HOPS frames."""
 
     def __init__(self, channels: int, hop: int, width: int):
         super().__init__()

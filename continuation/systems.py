@@ -1,4 +1,4 @@
-"""The systems that a scorecard compares: baselines, networks, somebody's files, and the true continuation."""
+"""Systems that a scorecard compares: baselines, networks, external predictions, and the true continuation."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from continuation.pairs import Pair
 from continuation.windows import make_rng
 
 GAINS = {"gain_another_song": "val_context_gain", "gain_same_song": "val_context_gain_same_song"}  # as train.py logs
-NOISE, LOSS_NOISE, SECOND_NOISE = 1, 2, 4  # purposes of what is drawn for a pair
-LONGEST_FILE_NAME = 100  # bytes of a system's; a suffix and a temporary name's additions come to it
+NOISE, LOSS_NOISE, SECOND_NOISE = 1, 2, 4  # purposes of a pair's random draws
+LONGEST_FILE_NAME = 100  # bytes, without the suffix and the additions of a temporary name
 
 # Kinds of systems
-BASELINE = "baseline"  # needs no network
-PREDICTIONS = "predictions"  # somebody's files
-NETWORK = "network"  # predicted latents, decoded beside copies of the context
+BASELINE = "baseline"  # without a network
+PREDICTIONS = "predictions"  # of another program, read from files
+NETWORK = "network"  # predicted latents, decoded and mixed with copies of the context
 OWN_SOUND = "own sound"  # predicted latents, decoded without copies
 CEILING = "ceiling"  # the true latents, decoded without copies
 CODEC = "codec"  # a baseline of real audio through a network's encoder and decoder
@@ -37,7 +37,7 @@ REAL = "real"  # the true continuation
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a network is sampled: steps from noise to music, and guidance (1: as trained)."""
+    """Settings of a flow's sampler: Euler steps, and classifier-free guidance (1: none)."""
 
     steps: int
     guidance: float
@@ -45,14 +45,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class System:
-    """One of those that continue songs: a row of the scorecard."""
+    """A method that continues songs: a row of the scorecard."""
 
     name: str
     kind: str
     network: Network | None = None
-    sampling: Sampling | None = None  # how its latents are predicted
-    baseline: System | None = None  # what a codec gets to code
-    folder: Path | None = None  # of somebody's files
+    sampling: Sampling | None = None  # of its predicted latents
+    baseline: System | None = None  # whose audio a codec encodes
+    folder: Path | None = None  # of external predictions
 
     @property
     def file_name(self) -> str:
@@ -69,24 +69,24 @@ COPY_ORACLE = System("oracle of copies", BASELINE)
 TRUTH = System("truth", REAL)
 
 BASELINES = (SILENCE, INPUT_REPEATED, TEMPO_LOCKED_LOOP, LOOP, OTHER_SONG, OTHER_PASSAGE, COPY_ORACLE)
-REAL_AUDIO = (LOOP, OTHER_SONG, OTHER_PASSAGE)  # goes through each codec too
+REAL_AUDIO = (LOOP, OTHER_SONG, OTHER_PASSAGE)  # baselines that every codec encodes too
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a listener hears of a system: the context, which a network crossfades before the join, and what follows.
+    """Output of a system: the context, whose end a network crossfades into its own output, and the continuation.
 
     Both are float32 (channels, samples).
     """
 
     context: np.ndarray
     sound: np.ndarray
-    seams: Sequence[int] = ()  # samples at which copies of the context begin anew
-    latents: tuple[np.ndarray, np.ndarray] | None = None  # of the truth and of this, (latent_channels, latents)
+    seams: Sequence[int] = ()  # samples at which copies of the context restart
+    latents: tuple[np.ndarray, np.ndarray] | None = None  # true and predicted, (latent_channels, latents) each
 
 
 def file_name(name: str) -> str:
-    """Return what the files of a system are called; '' where its name has no letter or digit."""
+    """Return the name of a system's files, without suffix; '' where its own name has no letter or digit."""
     plain = re.sub(r"[^\w.]+", "-", name).strip("-._")
     if len(plain.encode()) <= LONGEST_FILE_NAME:
         return plain
@@ -95,7 +95,7 @@ def file_name(name: str) -> str:
 
 
 def play_baselines(pair: Pair, loop: baselines.Loop, sample_rate: int) -> dict[System, Continuation]:
-    """Continue a pair by all baselines that it has; `loop` is that of its context."""
+    """Continue a pair by all baselines that are defined for it; loop: that of its context."""
     sounds = {
         SILENCE: np.zeros_like(pair.target),
         INPUT_REPEATED: pair.context,
@@ -113,15 +113,16 @@ def play_baselines(pair: Pair, loop: baselines.Loop, sample_rate: int) -> dict[S
 
 
 def play_predictions(system: System, pair: Pair, sample_rate: int) -> Continuation:
-    """Read somebody's continuation of the pair, given at the song's own level, and bring it to the pair's."""
+    """Read an external prediction of the pair, which is at the song's own level, and scale it to the pair's."""
     sound = load_prediction(system.folder / f"{pair.id}.wav", sample_rate, *pair.target.shape)
     return Continuation(pair.context, pair.gain * sound)
 
 
 def load_prediction(path: Path, sample_rate: int, channels: int, samples: int) -> np.ndarray:
-    """Read the first samples of somebody's continuation, float32 (channels, samples), and nothing of the rest.
+    """Read the first samples of an external prediction, float32 (channels, samples).
 
-    UsageError for a shorter one, and for one that the decoder mends: what it would measure is not what was played.
+    Raises UsageError for a shorter file, and for one that the decoder has to repair, since measures would not be of
+    what was predicted.
     """
     decoder = audio.Decoder(path, sample_rate, channels, samples / sample_rate)
     try:
@@ -141,8 +142,8 @@ def load_prediction(path: Path, sample_rate: int, channels: int, samples: int) -
 class Network:
     """A checkpoint under evaluation.
 
-    state: the checkpoint's stage, step and data_meta. sampling: how it is sampled, if it continues songs at all
-    (stage 2); every pair has a noise of its own, the same in every sampling.
+    state: the checkpoint's stage, step and data_meta. sampling: settings of its sampler, used where it continues
+    songs (stage 2); every pair has its own noise, the same in all samplings.
     """
 
     def __init__(self, name: str, folder: Path, state: dict, model, sampling: Sampling, seed: int):
@@ -168,19 +169,19 @@ class Network:
         ]
 
     def other_samplings(self) -> dict[str, Sampling]:
-        """Return further ways in which a flow is sampled, by what is added to its name."""
+        """Return further samplings of a flow, by what they add to its name."""
         if not self.is_flow:
             return {}
         as_trained = {} if self.sampling.guidance == 1 else {"guidance 1": Sampling(self.sampling.steps, 1.0)}
         return as_trained | {"one step": Sampling(1, 1.0)}
 
-    # What the scorecard says about the checkpoint itself
+    # Facts about the checkpoint
 
     def facts(self, songs: list[dict]) -> dict:
-        """Describe the checkpoint; `songs` are those that it is evaluated on.
+        """Describe the checkpoint; songs: those that it is evaluated on.
 
-        Under the names of the context gains: what train.py measured on its validation songs at the first evaluation
-        of stage 2 and at this checkpoint's.
+        The context gains are those that train.py measured on its validation songs, at the first evaluation of stage 2
+        and at this checkpoint's.
         """
         seen = known_by_group(songs, self.trained_on)
         log = self.folder / "metrics.jsonl"
@@ -199,17 +200,17 @@ class Network:
         return self.config.latent_channels * self.config.latent_rate
 
     def comb_rates(self) -> tuple[float, float]:
-        """Return latents and frames a second: the rates in Hz whose multiples the decoder may leave in its sound."""
+        """Return latents and frames per second: the rates in Hz whose multiples may be audible in decoded audio."""
         return self.config.latent_rate, self.config.sample_rate / self.config.hop
 
     # Audio and latents
 
     def batch(self, *parts: np.ndarray) -> Tensor:
-        """Join parts (channels, samples) of one sound to a batch of one on the network's device."""
+        """Concatenate parts (channels, samples) of one signal to a batch of one on the network's device."""
         return torch.from_numpy(np.concatenate(parts, axis=1))[None].to(self.model.latent_mean.device)
 
     def sound(self, x: Tensor) -> np.ndarray:
-        """Turn a decoded batch of one into (channels, samples); FloatingPointError where it is not finite."""
+        """Convert a decoded batch of one to (channels, samples); FloatingPointError where it is not finite."""
         x = x[0].float().cpu().numpy()
         if not np.isfinite(x).all():
             raise FloatingPointError(f"{self.name}: the network's output is not finite")
@@ -220,7 +221,7 @@ class Network:
         return self.model.encode(self.batch(x))
 
     def encode_context(self, x: np.ndarray) -> Context:
-        """Encode audio (channels, samples) as what the core is told of a context."""
+        """Encode audio (channels, samples) as the core's input."""
         return self.model.encode_context(self.batch(x))
 
     def encode_pair(self, pair: Pair) -> dict[str, Tensor]:
@@ -228,7 +229,7 @@ class Network:
         return self.model.encode_pair(self.batch(pair.context, pair.target))
 
     def reconstruct(self, x: np.ndarray) -> np.ndarray:
-        """Decode what the encoder makes of audio (channels, samples)."""
+        """Encode and decode audio (channels, samples)."""
         return self.sound(self.model.decode(self.encode(x), x.shape[-1]))
 
     # Continuations
@@ -236,7 +237,7 @@ class Network:
     def continue_pair(
         self, pair: Pair, encoded: dict[str, Tensor], baselines: dict[System, Continuation]
     ) -> dict[System, Continuation]:
-        """Continue a pair by all of the network's systems; baselines: those that the pair has."""
+        """Continue a pair by all of the network's systems; baselines: the pair's baseline continuations."""
         context, target = Context(encoded["context"], encoded.get("outlook")), encoded["target"]
         samplings = dict.fromkeys(system.sampling for system in self.systems if system.sampling)
         predicted = {sampling: self.predict(pair, context, sampling) for sampling in samplings}
@@ -271,20 +272,20 @@ class Network:
         return Continuation(faded, after[:, : self.config.chunk_samples], seams)
 
     def code(self, pair: Pair, target: Tensor, x: np.ndarray) -> Continuation:
-        """Encode and decode real audio that stands in for the target, whose latents are given."""
+        """Encode and decode real audio x (channels, samples) in place of the target; target: the true latents."""
         latents = self.encode(x)
         sound = self.sound(self.model.decode(latents, x.shape[-1]))
         return Continuation(pair.context, sound, latents=as_arrays(target, latents))
 
     def generate(self, pair: Pair, seconds: float) -> np.ndarray:
-        """Make a continuation of any length, as generate.py does: (channels, samples)."""
+        """Generate a continuation of any length, as generate.py does: (channels, samples)."""
         seed = int(self.draw(pair, NOISE).integers(2**31))
         return self.model.generate(pair.context, seconds, seed, **asdict(self.sampling)).numpy()
 
     # Measures that need the network
 
     def loss(self, pair: Pair, encoded: dict[str, Tensor]) -> float:
-        """Validation loss of the prediction of an encoded pair."""
+        """Compute the validation loss of the prediction of an encoded pair."""
         if self.config.is_legacy:
             predicted = self.model.predict(Context(encoded["context"], None))
             return metrics.waveform_mse(pair.target, self.sound(self.model.decode(predicted, pair.target.shape[-1])))
@@ -293,7 +294,8 @@ class Network:
         return losses.fixed_time_losses(self.model, encoded, noise).mean().item()
 
     def context_gain(self, pair: Pair, encoded: dict[str, Tensor]) -> dict[str, float]:
-        """Loss with the true context, and how much other contexts make it worse; nan where the pair has none."""
+        """Compute the loss with the true context, and by how much it grows with other contexts; nan where the pair
+        has no other."""
         own = self.loss(pair, encoded)
         measures = {"loss": own}
         for name, x in (("gain_another_song", pair.other_song), ("gain_same_song", pair.other_passage)):
@@ -301,25 +303,24 @@ class Network:
         return measures
 
     def foreign_context(self, x: np.ndarray) -> dict[str, Tensor]:
-        """Parts of an encoded pair that another context replaces."""
+        """Encode another context x (channels, samples) as the parts of an encoded pair that it replaces."""
         context = self.encode_context(x)
         return {"context": context.latents, "outlook": context.outlook}
 
     def diversity(self, pair: Pair, encoded: dict[str, Tensor], predicted: np.ndarray) -> float:
-        """`metrics.latent_diversity` of the predicted latents and of those from another noise."""
+        """Compute `metrics.latent_diversity` between the predicted latents and those from other noise."""
         context = Context(encoded["context"], encoded.get("outlook"))
         again = self.predict(pair, context, self.sampling, SECOND_NOISE)
         return metrics.latent_diversity(predicted, again[0].float().cpu().numpy())
 
 
 def as_arrays(*latents: Tensor) -> tuple[np.ndarray, ...]:
-    """Turn batches of one into (latent_channels, latents) each."""
+    """Convert batches of one to arrays (latent_channels, latents)."""
     return tuple(z[0].float().cpu().numpy() for z in latents)
 
 
 def gains_in_training(log: Path, step: int) -> dict[str, tuple[float, float]]:
-    """Read the context gains of metrics.jsonl at the first evaluation of stage 2 and at the one of `step`, where it
-    has both."""
+    """Read each context gain of metrics.jsonl at the first evaluation of stage 2 and at `step`, where it has both."""
     found = {}
     records = {record["step"]: record for record in checkpoint.read_records(log) if record["stage"] == 2}
     for name, logged in GAINS.items():

@@ -2,7 +2,7 @@
 
     tensors = tf_checkpoint.read_checkpoint("folder/name")
 
-Its index is a table of leveldb whose values are protocol buffers; its data are raw tensors.
+The index is a leveldb table whose values are protocol buffers; the data are raw tensors.
 """
 
 import struct
@@ -17,7 +17,7 @@ TENSOR_TYPES = {1: np.float32, 2: np.float64, 3: np.int32, 9: np.int64}  # DataT
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """(value, position behind it) of a little-endian number of 7 bits per byte."""
+    """Read a little-endian number of 7 bits per byte: (value, position after it)."""
     value = shift = 0
     while True:
         byte = data[position]
@@ -28,7 +28,7 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of each field of a protocol buffer message; texts and inner messages are bytes."""
+    """Yield (number, value) of each field of a protocol buffer message; strings and inner messages are bytes."""
     position = 0
     while position < len(message):
         key, position = _varint(message, position)
@@ -44,10 +44,10 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) of each entry of a block; a key is stored as what it doesn't share with the one before it.
+    """Yield (key, value) of each entry of a block; a key is stored without the prefix of the previous key.
 
-    Behind the entries lie the offsets of those with a whole key and their count (uint32), behind the block one
-    byte for its compression and a checksum, which is not verified.
+    After the entries come the offsets of those with a whole key and their number (uint32), after the block one byte
+    for its compression and a checksum, which is not verified.
     """
     if table[offset + size] != 0:
         raise ValueError("the index of the checkpoint is compressed, which is not supported")
@@ -65,7 +65,7 @@ def _block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]
 
 
 def read_table(table: bytes) -> dict[bytes, bytes]:
-    """Every key and value of a table of leveldb. Source: leveldb, doc/table_format.md."""
+    """Read all keys and values of a leveldb table. Source: leveldb, doc/table_format.md."""
     footer = table[-TABLE_FOOTER_BYTES:]
     if len(footer) < TABLE_FOOTER_BYTES or struct.unpack("<Q", footer[-8:])[0] != TABLE_MAGIC:
         raise ValueError("the index of the checkpoint is not a table of leveldb")
@@ -82,7 +82,7 @@ def read_table(table: bytes) -> dict[bytes, bytes]:
 
 
 def _read_tensor(entry: bytes, data: bytes) -> np.ndarray:
-    """The tensor that a BundleEntryProto describes. Source: tensorflow, core/protobuf/tensor_bundle.proto."""
+    """Read the tensor of a BundleEntryProto. Source: tensorflow, core/protobuf/tensor_bundle.proto."""
     fields = dict(_fields(entry))
     if fields[1] not in TENSOR_TYPES or fields.get(3, 0) != 0:
         raise ValueError(f"only numbers in one data file are supported, got type {fields[1]}")
@@ -95,9 +95,9 @@ def _read_tensor(entry: bytes, data: bytes) -> np.ndarray:
 
 
 def read_checkpoint(prefix: str) -> dict[str, np.ndarray]:
-    """Every tensor of a TensorFlow checkpoint by its name; those of the optimiser are among them.
+    """Read all tensors of a TensorFlow checkpoint by name, those of the optimiser included.
 
-    The files are `prefix`.index and `prefix`.data-00000-of-00001. Raises ValueError for what is not supported:
+    The files are `prefix`.index and `prefix`.data-00000-of-00001. Raises ValueError for unsupported files:
     compressed tables, several data files, tensors that are not numbers.
     """
     data = Path(f"{prefix}.data-00000-of-00001").read_bytes()

@@ -1,4 +1,4 @@
-"""The command line of train.py: every flag with its default, and what each preset trains with."""
+"""The command line of train.py: flags, defaults, and the training schedule of each preset."""
 
 import argparse
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ from continuation.cli import HelpFormatter, add_debug_flag, seed_number
 CODEC_FLAGS = ("latent_channels", "encoder_widths", "encoder_blocks", "decoder_widths", "decoder_blocks")
 CORE_FLAGS = ("core_layers", "core_width", "core_heads", "core_dropout", "latents_per_token")
 ARCHITECTURE_FLAGS = CODEC_FLAGS + CORE_FLAGS
-MOST_STEPS = 10**9  # and of all else that is counted
+MOST_STEPS = 10**9  # and the limit of all other integers
 MOST_WORKERS = 256
 FOLDER_FLAGS = ("dataset_folder", "checkpoint_folder")
 FREE_ON_RESTART = {  # may differ when a run is continued
@@ -20,7 +20,7 @@ FREE_ON_RESTART = {  # may differ when a run is continued
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a preset trains with unless a flag says otherwise."""
+    """Default training settings of a preset."""
 
     stage1_steps: int
     stage2_steps: int
@@ -39,7 +39,7 @@ SCHEDULES = {
 
 
 def parse_args(argv=None) -> argparse.Namespace:
-    """Parse the flags, with the preset's schedule where none is given; SystemExit (2) for impossible values."""
+    """Parse the flags, with the preset's schedule as defaults; SystemExit (2) for impossible values."""
     parser = argparse.ArgumentParser(
         description="Train the network on a paired dataset, in two stages: reconstruction, then prediction.",
         formatter_class=HelpFormatter,
@@ -174,12 +174,12 @@ def check_ranges(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
 
 
 def settings_of(args: argparse.Namespace) -> dict:
-    """Every setting of a run but its folders, as its checkpoints hold them."""
+    """Return every setting of a run except its folders, as stored in checkpoints."""
     return {name: value for name, value in vars(args).items() if name not in FOLDER_FLAGS}
 
 
 def changed_settings(before: dict, now: dict) -> list[str]:
-    """Settings that may not differ when a run is continued, and do; for people."""
+    """List the settings that differ although they may not when a run is continued, in words to print."""
     return [
         f"--{name} ({before.get(name)} then, {value} now)"
         for name, value in now.items()

@@ -1,10 +1,10 @@
-"""The state of a training run: what a step changes, and what a checkpoint holds of it.
+"""The state of a training run: everything that a step changes and a checkpoint stores.
 
     state = TrainingState(model, copy.deepcopy(model), args, meta, device, precision)
     checkpoint.save("last.pt", state.state_dict())
     state.resume(checkpoint.load("last.pt"), folder)
 
-train.py changes it step by step, and memory.py does so on tensors without content.
+train.py updates it at every step; memory.py does the same on fake tensors.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from continuation.dataset import is_same_dataset
 from continuation.train_args import CORE_FLAGS, changed_settings, settings_of
 from continuation.windows import make_rng
 
-COOLDOWN_SHARE = 0.4  # of a stage, its end, while the learning rate falls to zero
+COOLDOWN_SHARE = 0.4  # end of a stage in which the learning rate falls to zero, as a share of it
 WARMUP_STEPS = 100
 EMA_DECAY = 0.999
 SKIPPED_STEPS_LIMIT = 50  # steps in a row that fp16 may skip for overflow
-NOT_SIZES = ("preset", "objective", "core_dropout")  # of a config: its weights fit whatever these are
-CORE_FIELDS = ("objective", *CORE_FLAGS)  # in which a stage 2 may differ from the stage 1 that it starts from
+NOT_SIZES = ("preset", "objective", "core_dropout")  # fields of a config that no weight's shape depends on
+CORE_FIELDS = ("objective", *CORE_FLAGS)  # fields that a stage 2 may change from the stage 1 that it starts from
 
 
 class TrainingError(Exception):
@@ -36,15 +36,15 @@ class TrainingError(Exception):
 
 
 class TrainingState:
-    """Network, averaged weights (EMA), optimiser, and how far the run has come.
+    """Network, averaged weights (EMA), optimiser, and progress of the run.
 
-    stage, step, item: 1 or 2; optimiser steps and items of all processes that are done in it.
+    stage: 1 or 2; step, item: optimiser steps done in it, and items, of all processes.
     seconds: training time by stage, over all restarts.
-    best, evaluations_since_best: the lowest validation loss of the stage.
+    best, evaluations_since_best: the lowest validation loss of the stage, and evaluations since it was found.
     evaluated_at: step of the last evaluation, None before the first of the stage.
-    interval: what was trained since then: phase, sum of the losses, steps.
+    interval: phase, sum of losses and steps since the last evaluation.
     skipped: steps in a row that were skipped for gradients that are not finite.
-    cached_by: key of the encoder that the latent cache is of.
+    cached_by: key of the latent cache.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class TrainingState:
         device: torch.device,
         precision: torch.dtype | None,
     ):
-        """ema: a copy of the model, to be averaged; args: of the command line; meta: of the dataset; precision: of
+        """ema: a copy of the model, for the average; args: the command line; meta: of the dataset; precision: of
         autocast, None for fp32."""
         self.model, self.ema = model, ema.eval().requires_grad_(False)
         self.args, self.meta = args, meta
@@ -68,7 +68,7 @@ class TrainingState:
         self.begin_stage(1)
 
     def begin_stage(self, stage: int) -> None:
-        """Start a stage with a new optimiser, from the weights as they are."""
+        """Start a stage with a new optimiser, from the current weights."""
         self.stage, self.step, self.item, self.evaluated_at = stage, 0, 0, None
         self.best, self.evaluations_since_best, self.skipped = math.inf, 0, 0
         self.begin_interval("")
@@ -84,7 +84,7 @@ class TrainingState:
         self.interval = {"phase": phase, "loss": 0.0, "steps": 0}
 
     def add_to_interval(self, loss: float, seconds: float) -> None:
-        """Count a step of all processes: their mean loss, and the time that it took."""
+        """Add a step of all processes to the interval: their mean loss, and the time in seconds."""
         self.interval["loss"] += loss
         self.interval["steps"] += 1
         self.seconds[self.stage] += seconds
@@ -95,49 +95,50 @@ class TrainingState:
         return self.args.stage1_steps if self.stage == 1 else self.args.stage2_steps
 
     def stage_seconds(self) -> float:
-        """The stage's share of --max_minutes."""
+        """Return the stage's share of --max_minutes, in seconds."""
         if self.args.max_minutes is None:
             return math.inf
         total = self.args.stage2_steps + (0 if self.args.stage1_from else self.args.stage1_steps)
         return 60 * self.args.max_minutes * self.stage_steps() / total
 
     def progress(self) -> float:
-        """How much of the stage is done, 0..1, by steps or by time, whichever is further."""
+        """Return the share of the stage that is done, 0..1, by steps or by time, whichever is larger."""
         return min(1.0, max(self.step / self.stage_steps(), self.seconds[self.stage] / self.stage_seconds()))
 
     def seconds_left(self) -> float:
-        """Time until the stage's end at the pace so far; some of it must be done."""
+        """Estimate the seconds until the stage's end from its pace so far; at least a step must be done."""
         done = self.progress()
         return self.seconds[self.stage] * (1 - done) / done
 
     def learning_rate(self) -> float:
-        """Warm-up, constant, and a linear cooldown to zero at the end of the stage; legacy: constant."""
+        """Return the learning rate: warm-up, constant, and linear cooldown to zero at the stage's end; legacy:
+        constant."""
         if self.config.is_legacy:
             return self.args.learning_rate
         warm = min(1.0, (self.step + 1) / WARMUP_STEPS)
         return self.args.learning_rate * warm * min(1.0, (1 - self.progress()) / COOLDOWN_SHARE + 1e-3)
 
     def should_stop_early(self) -> bool:
-        """Whether the validation loss has not improved for so long that the stage should end."""
+        """Return whether the validation loss has not improved for --patience evaluations."""
         return 0 < self.args.patience <= self.evaluations_since_best
 
     def is_done(self, phase: stages.Phase) -> bool:
-        """Whether the phase is over, by its share of the stage or by an early stop."""
+        """Return whether the phase is over, by its share of the stage or by early stopping."""
         return self.progress() >= phase.end or self.should_stop_early()
 
     def codec_learns(self) -> bool:
-        """Whether encoder and decoder are trained at this point of the stage."""
+        """Return whether encoder and decoder are trained at this point of the stage."""
         return self.stage == 1 or self.progress() >= 1 - self.args.joint_share
 
     def joint_has_begun(self) -> bool:
-        """Whether stage 2 has moved encoder and decoder: cached latents would no longer be theirs."""
+        """Return whether stage 2 has changed the encoder, so that the cached latents are no longer its own."""
         codec = self.model.encoder.parameters()
         return self.stage == 2 and not self.config.is_legacy and any(p in self.optimiser.state for p in codec)
 
-    # What a step needs
+    # Parts of a step
 
     def autocast(self):
-        """A context in which the network computes in the run's precision."""
+        """Return a context manager in which the network computes in the run's precision."""
         return nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision)
 
     def dropout_seed(self) -> int:
@@ -145,8 +146,8 @@ class TrainingState:
         return int(rng.integers(2**62))
 
     def check_finite(self, loss: Tensor, gradient_norm: Tensor) -> None:
-        """Raise TrainingError where one of them is not finite; but fp16 may skip SKIPPED_STEPS_LIMIT steps in a row
-        for gradients that overflowed, with a lower scale each time."""
+        """Raise TrainingError if one of them is not finite. fp16 may skip SKIPPED_STEPS_LIMIT steps in a row whose
+        gradients overflow, with a lower loss scale each time."""
         if not math.isfinite(loss.item()):
             raise TrainingError(f"the loss is {loss.item()} at step {self.step} of stage {self.stage}")
         self.skipped = 0 if math.isfinite(gradient_norm.item()) else self.skipped + 1
@@ -158,7 +159,7 @@ class TrainingState:
 
     @torch.no_grad()
     def update_ema(self) -> None:
-        """Move the averaged weights towards the trained ones; buffers are taken over."""
+        """Update the averaged weights; buffers are copied."""
         decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
         for averaged, trained in zip(self.ema.buffers(), self.model.buffers(), strict=True):
@@ -167,7 +168,7 @@ class TrainingState:
     # Save and resume
 
     def state_dict(self) -> dict:
-        """Plain types and tensors, all that `resume` needs and generate.py and evaluate.py read."""
+        """Return the checkpoint: plain types and tensors, for `resume`, generate.py and evaluate.py."""
         return {
             "config": asdict(self.config),
             "weights": self.model.state_dict(),
@@ -191,7 +192,7 @@ class TrainingState:
         }
 
     def differences(self, saved: dict) -> list[str]:
-        """What of a saved state is of another run than this one, for people."""
+        """List what shows that a saved state is of another run, in words to print."""
         differing = changed_settings(saved.get("settings", {}), self.settings)
         if not is_same_dataset(saved.get("data_meta"), self.meta):
             differing.append("the dataset")
@@ -200,14 +201,14 @@ class TrainingState:
         return differing
 
     def resume(self, saved: dict, folder: Path) -> None:
-        """Continue from the saved state of a folder; UsageError where what may not differ does."""
+        """Continue from the saved state of a folder; UsageError where settings differ that may not."""
         self.refuse_another_run(saved, folder)
         self.stage = saved["stage"]
         self.model.load_state_dict(saved["weights"])
         self.ema.load_state_dict(saved["ema"])
         self.begin_stage(saved["stage"])
         checkpoint.load_optimiser(self.optimiser, saved["optimiser"])
-        if saved["scaler"]:  # empty of a run that needed none, on another device
+        if saved["scaler"]:  # empty if the run was on a device without a scaler
             self.scaler.load_state_dict(saved["scaler"])
         self.step, self.item = saved["step"], saved["sampler"]["item"]
         self.seconds = dict(saved["scheduler"]["seconds"])
@@ -244,8 +245,8 @@ class TrainingState:
             print("note: stage 1 is finished, more --stage1_steps do not continue it")
 
     def load_weights(self, saved: dict, path: Path) -> None:
-        """Start from the EMA weights of another run's checkpoint, on whatever dataset and in whatever stage it was;
-        UsageError where its rate or sizes differ."""
+        """Start from the EMA weights of another run's checkpoint, of any dataset and stage; UsageError where sample
+        rate or sizes differ."""
         config = asdict(self.config)
         differing = [
             f"{name} {value} there, {config[name]} here"
@@ -263,8 +264,8 @@ class TrainingState:
         print(f"starting from the weights of {one_line(path)}, stage {saved['stage']}, step {saved['step']}")
 
     def start_stage2(self, finished: dict) -> None:
-        """Start stage 2 from the EMA weights of a finished stage 1, this run's or another's, whatever its core is;
-        UsageError where they do not fit. With --init_from any codec of these sizes will do."""
+        """Start stage 2 with the encoder and decoder (EMA weights) of a finished stage 1 of this or another run;
+        UsageError where they do not fit. With --init_from the checkpoint may be of any stage and dataset."""
         is_same = is_same_dataset(finished.get("data_meta"), self.meta)
         if not self.args.init_from:
             if finished["stage"] != 1:
@@ -284,10 +285,10 @@ class TrainingState:
 
 
 def codec_fields(config: dict) -> dict:
-    """What of a config decides the shape of encoder and decoder."""
+    """Return the fields of a config that encoder and decoder depend on."""
     return {name: value for name, value in config.items() if name not in CORE_FIELDS}
 
 
 def codec_weights(weights: dict) -> dict:
-    """What of a network's weights stage 1 trains."""
+    """Return the weights of encoder and decoder, and the statistics of the latents."""
     return {name: value for name, value in weights.items() if not name.startswith("core.")}

@@ -21,16 +21,15 @@ def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root mean square normalisation (Zhang and Sennrich 2019) in the precision of its input: torch's own warns of
-    fp32 weights under autocast."""
+    """Root mean square normalisation (Zhang and Sennrich 2019) in the precision of its input, since torch's own warns
+    about fp32 weights under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, eps=self.eps) * self.weight.to(x.dtype)
 
 
 class TransformerBlock(nn.Module):
-    """Attention with rotary positions and normalised queries and keys, then SwiGLU (Shazeer 2020), each behind a
-    normalisation and added to its input."""
+    """Pre-norm block: attention with rotary positions and normalised queries and keys, then SwiGLU (Shazeer 2020)."""
 
     def __init__(self, width: int, heads: int, layers: int, dropout: float):
         super().__init__()
@@ -67,5 +66,5 @@ def patchify(x: Tensor, count: int) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, count: int) -> Tensor:
-    """Undo `patchify`: (batch, tokens, count x channels) -> (batch, channels, tokens x count)."""
+    """Invert `patchify`: (batch, tokens, count x channels) -> (batch, channels, tokens x count)."""
     return tokens.unflatten(-1, (count, -1)).flatten(1, 2).transpose(1, 2)

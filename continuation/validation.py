@@ -1,6 +1,6 @@
 """Measures of an evaluation during training, on fixed validation pairs, noise and flow times.
 
-Pairs are spread over the whole split. Losses are those of training, averaged over what training draws at random.
+Pairs are evenly spaced over the split. Losses are those of training, averaged over its random draws.
 """
 
 import math
@@ -14,17 +14,17 @@ from continuation import losses, metrics
 from continuation.windows import Windows, make_rng, next_other
 
 PAIRS = 24
-DECODED = 4  # pairs that are continued in sound; twice as many are reconstructed, and compared with the loop
+DECODED = 4  # pairs whose continuations are decoded; twice as many are reconstructed, and compared with the loop
 
 
 def mean_of(values) -> float:
-    """Return the mean of the defined values; nan where there is none."""
+    """Compute the mean of the defined values; nan where there is none."""
     defined = [value for value in values if math.isfinite(value)]
     return sum(defined) / len(defined) if defined else math.nan
 
 
 def means_of(rows: list[dict]) -> dict[str, float]:
-    """Return the means of the defined values; the loss's is over all rows, so that one that is not finite shows."""
+    """Compute the means of the defined values; that of the loss is over all rows, to show a non-finite one."""
     means = {name: mean_of(row[name] for row in rows) for name in rows[0]}
     if "loss" in means:
         means["loss"] = sum(row["loss"] for row in rows) / len(rows)
@@ -32,8 +32,8 @@ def means_of(rows: list[dict]) -> dict[str, float]:
 
 
 def continuation_distance(truth: Tensor, sound: Tensor, sample_rate: int) -> float:
-    """Compute how far a continuation (1, channels, samples) is from the true one, in spectra, onsets and notes: the
-    MR-STFT distance, plus 1 - onset correlation, plus 1 - chroma cosine; an undefined one counts as none."""
+    """Compute the distance of a continuation (1, channels, samples) from the true one: MR-STFT distance, plus 1 -
+    onset correlation, plus 1 - chroma cosine; an undefined correlation or cosine counts as 0."""
     truth, sound = (x[0].float().cpu().numpy() for x in (truth, sound))
     onsets = metrics.onset_correlation(*(metrics.Sound(x, sample_rate) for x in (truth, sound)))
     chroma = metrics.chroma_cosine(truth, sound, sample_rate)
@@ -41,9 +41,9 @@ def continuation_distance(truth: Tensor, sound: Tensor, sample_rate: int) -> flo
 
 
 class Validation:
-    """Validation of a model, the averaged one, on the windows of the validation split.
+    """Validation of a model (with EMA weights) on the windows of the validation split.
 
-    autocast: makes the context in which the network computes.
+    autocast: returns the context manager in which the network computes.
     """
 
     def __init__(self, model, windows: Windows, seed: int, autocast):
@@ -53,9 +53,9 @@ class Validation:
 
     @torch.no_grad()
     def figures(self, stage: int, codec_learns: bool) -> dict[str, float]:
-        """Compute `loss`, which decides which checkpoint is best, and the other measures of the stage.
+        """Compute `loss`, by which the best checkpoint is chosen, and the other measures of the stage.
 
-        Latents are cached from call to call, unless encoder and decoder learn.
+        Latents are cached between calls, unless encoder and decoder are trained.
         """
         if codec_learns:
             self.cached = None
@@ -68,18 +68,18 @@ class Validation:
         return np.unique(np.linspace(0, len(self.windows) - 1, count).round().astype(int)).tolist()
 
     def groups(self, pairs: list[int]) -> list[str]:
-        """Return the group of each pair: pairs of one group are the same music."""
+        """Return the group of each pair; songs of one group are the same music."""
         return [self.windows.song(pair)["group"] for pair in pairs]
 
     def audio(self, pair: int) -> Tensor:
-        """Return context and target, (1, channels, 2 * chunk)."""
+        """Read context and target: (1, channels, 2 * chunk)."""
         return self.batch(self.windows.pair(pair))
 
     def batch(self, x: np.ndarray) -> Tensor:
         return torch.from_numpy(x)[None].to(self.model.latent_mean.device)
 
     def reconstruction(self) -> dict[str, float]:
-        """Return stage 1's loss over all window lengths and both stereo bases, and distances of the decoded audio."""
+        """Compute stage 1's loss over all window lengths and stereo bases, and distances of the decoded audio."""
         rows = []
         for pair in self.pairs(2 * DECODED):
             x = self.audio(pair)[..., : self.config.chunk_samples]
@@ -103,8 +103,8 @@ class Validation:
         return sum(found) / len(found)
 
     def prediction(self) -> dict[str, float]:
-        """Return stage 2's loss at fixed times and noise, and the context gain: how much the loss grows with the
-        context of another song, or of another passage of the same song."""
+        """Compute stage 2's loss at fixed times and noise, and the context gains: the growth of the loss with the
+        context of another song, and of another passage of the same song."""
         encoded = self.encoded_pairs()
         groups = self.groups(list(encoded))
         rows = []
@@ -119,12 +119,12 @@ class Validation:
         return means_of(rows) | means_of([self.against_repetition(number) for number in self.pairs(2 * DECODED)])
 
     def loss_with(self, foreign: dict, number: int, pair: dict) -> float:
-        """Compute the loss of predicting a pair's target from a foreign context."""
+        """Compute the loss of predicting a pair's target from the context of a foreign pair."""
         pair = pair | {part: foreign[part] for part in ("context", "outlook")}
         return self.prediction_losses(number, pair).mean().item()
 
     def prediction_losses(self, number: int, pair: dict) -> Tensor:
-        """Return the losses at each of the fixed times, with the fixed noise of the pair."""
+        """Compute the loss at each of the fixed times, with the fixed noise of the pair."""
         with self.autocast():
             return losses.fixed_time_losses(self.model, pair, self.noise(number, pair["target"].shape))
 
@@ -145,8 +145,7 @@ class Validation:
         return list(product(losses.spectral_sizes(self.config.sample_rate), (False, True)))
 
     def encoded_pairs(self) -> dict[int, tuple[dict, dict | None]]:
-        """Return, by number, a pair as stage 2 reads it, and that of another passage of the song where there is
-        one."""
+        """Encode each pair as in stage 2, and another passage of its song (None where there is none): by number."""
         if self.cached is None:
             self.cached = {}
             for number in self.pairs(PAIRS):
@@ -160,7 +159,7 @@ class Validation:
         return self.cached
 
     def encode_pair(self, x: Tensor) -> dict[str, Tensor]:
-        """Return a pair's parts, rounded to fp16 as in the latent cache."""
+        """Encode a pair, rounded to fp16 as in the latent cache."""
         with self.autocast():
             return {name: part.half().float() for name, part in self.model.encode_pair(x).items()}
 

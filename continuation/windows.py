@@ -1,11 +1,11 @@
-"""Windows of audio at the pairs of a split, their augmentation, and the items that batches are made of.
+"""Windows of audio at the pairs of a split, their augmentation, and the items of the batches.
 
     windows = Windows(splits["train"], meta)
     items = CropItems(windows, noise_shape, crop_samples, seed)
     items[17]["x"]                                          # float32 (channels, crop_samples)
 
-Every random decision has a generator of its own, keyed by seed, purpose and item number: an item is the same whatever
-was read before it, in whichever process.
+Every random draw has its own generator, keyed by seed, purpose and item number: an item does not depend on the
+process that reads it, nor on what was read before.
 """
 
 from __future__ import annotations
@@ -35,26 +35,29 @@ STREAMS = {
 GAIN_RANGE_DB = (-6, 3)
 SPEED_RANGE = 0.06  # about a semitone
 MARGIN_SECONDS = 0.05  # cut off after a change of speed, where the circular resampling wraps around
-TIME_SHIFT = 3  # early times, where only the context can tell what comes, count more than the unshifted flow's
-PASSAGE_DISTANCE = 2  # at least so many chunks lie between a pair and another passage of its song
+TIME_SHIFT = 3  # of the flow's times towards noise, where the prediction depends on the context alone
+PASSAGE_DISTANCE = 2  # fewest chunks between a pair and another passage of its song
 
 
 def next_other(groups: Sequence, i: int) -> int | None:
-    """Return the index of the next of `groups` after the i-th, cyclically, that differs from it: other music, and not
-    the same music in another file. None where there is none."""
+    """Return the index of the next of `groups` after the i-th, cyclically, that differs from it, so that its music
+    does too; None where all are equal."""
     following = [*range(i + 1, len(groups)), *range(i)]
     return next((j for j in following if groups[j] != groups[i]), None)
 
 
 def make_rng(seed: int, stream: str, *key: int) -> np.random.Generator:
-    """Make the generator of one random decision: a function of its key alone, so that resume and workers change
-    nothing."""
+    """Make the generator of one random draw from its key alone, so that resuming and data workers change nothing."""
     return np.random.default_rng([seed, STREAMS[stream], *key])
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How one window is cut and changed. `place`, 0..1: where it starts, from the earliest to the latest start."""
+    """Augmentation of one window.
+
+    place: its start, from 0 (the earliest possible) to 1 (the latest). gain: a factor, negative for inverted
+    polarity. swap: channels in reverse order. speed: a factor.
+    """
 
     place: float
     gain: float
@@ -63,19 +66,19 @@ class Augmentation:
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Augmentation:
-        """Sample an augmentation. The sign of the gain is the polarity; half of the windows keep their speed."""
+        """Sample an augmentation; half of the windows keep their speed."""
         gain = rng.choice((-1.0, 1.0)) * 10 ** (rng.uniform(*GAIN_RANGE_DB) / 20)
         speed = rng.uniform(1 - SPEED_RANGE, 1 + SPEED_RANGE) if rng.random() < 0.5 else 1.0
         return cls(rng.uniform(), gain, bool(rng.random() < 0.5), speed)
 
 
 def rms_gain(context: np.ndarray) -> float:
-    """Return the factor that brings a context (channels, samples) to CONTEXT_LEVEL."""
+    """Compute the factor that scales a context (channels, samples) to CONTEXT_LEVEL."""
     return CONTEXT_LEVEL / max(float(np.sqrt(np.mean(np.square(context, dtype=np.float64)))), QUIETEST_RMS)
 
 
 def fast_length(samples: float) -> int:
-    """Return the next length in samples with a fast Fourier transform; at most a percent more."""
+    """Return the next larger length in samples that has a fast FFT; at most a percent more."""
     return fft.next_fast_len(math.ceil(samples))
 
 
@@ -88,10 +91,10 @@ def change_speed(x: np.ndarray, length: int) -> np.ndarray:
 
 
 class Windows:
-    """Windows of audio at and around the pairs of one split, at the level that generation gives its context.
+    """Windows of audio at and around the pairs of one split, with the context at CONTEXT_LEVEL, as in generation.
 
-    A training window starts within half a chunk of its pair's own start, inside the pair's song, so that cuts
-    fall everywhere; its level is set by its first chunk.
+    A training window starts within half a chunk of its pair's start, inside the pair's song, so that cuts fall
+    anywhere in the music; its first chunk sets its level.
     """
 
     def __init__(self, split: Split, meta: dict):
@@ -107,22 +110,22 @@ class Windows:
         return self.split.songs[self.song_of_pair[pair]]
 
     def pair(self, pair: int) -> np.ndarray:
-        """Return input and target as stored, float32 (channels, 2 * chunk), at the context's level."""
+        """Read input and target without augmentation, float32 (channels, 2 * chunk), the input at CONTEXT_LEVEL."""
         return self.gain(pair) * self._read(self.song(pair), self._input_start(pair), 2 * self.chunk)
 
     def gain(self, pair: int) -> np.float32:
-        """Return the factor that brings the pair's input to CONTEXT_LEVEL."""
+        """Compute the factor that scales the pair's input to CONTEXT_LEVEL."""
         return np.float32(rms_gain(self._read(self.song(pair), self._input_start(pair), self.chunk)))
 
     def start_seconds(self, pair: int) -> float:
-        """Return where the pair's input begins in its song, in seconds."""
+        """Return the start of the pair's input in its song, in seconds."""
         return self._input_start(pair) / self.sample_rate
 
     def other_passage(self, pair: int) -> np.ndarray | None:
-        """Return another chunk of the pair's song at the context's level (channels, chunk), the same at every call.
+        """Read another chunk of the pair's song at CONTEXT_LEVEL (channels, chunk), the same at every call.
 
-        Drawn from the chunks in pairs, which are not silent, with at least PASSAGE_DISTANCE chunks between the pair
-        and it. None where the song has none.
+        It is drawn from the chunks in pairs, which are not silent, with at least PASSAGE_DISTANCE chunks between the
+        pair and it. None where the song has none.
         """
         song, own = self.song(pair), int(self.split.pairs[pair, 0])
         rows = np.unique(self.split.pairs[self.song_of_pair == self.song_of_pair[pair]])
@@ -134,15 +137,15 @@ class Windows:
         return x * np.float32(rms_gain(x))
 
     def window(self, pair: int, chunks: int, change: Augmentation) -> np.ndarray:
-        """Return an augmented window of whole chunks: float32 (channels, chunks * chunk)."""
+        """Read an augmented window of whole chunks: float32 (channels, chunks * chunk)."""
         length = chunks * self.chunk
         needed = fast_length((length + 2 * self.margin) * change.speed)
         if change.speed == 1 or needed > self.song(pair)["rows"] * self.chunk:
             x = self._read_near(pair, length, change.place)
         else:
             whole = self._read_near(pair, needed, change.place)
-            # The filter that changes the speed would leak the future into the first chunk, which is a context: it is
-            # resampled with its own end, mirrored, in place of the future.
+            # The resampling filter would leak the future into the first chunk, the context: the context is resampled
+            # with its own end, mirrored, in place of the future.
             cut = (self.margin + self.chunk) * needed // (length + 2 * self.margin)
             alone = np.pad(whole[:, :cut], ((0, 0), (0, needed - cut)), mode="reflect", reflect_type="odd")
             first, rest = (change_speed(x, length + 2 * self.margin)[:, self.margin :] for x in (alone, whole))
@@ -150,7 +153,7 @@ class Windows:
         return self._finish(x, rms_gain(x[:, : self.chunk]), change)
 
     def crop(self, pair: int, length: int, change: Augmentation, place: float) -> np.ndarray:
-        """Return `length` samples at `place` (0..1) of a window of one chunk: float32 (channels, length)."""
+        """Read `length` samples at `place` (0..1) of an augmented window of one chunk: float32 (channels, length)."""
         window = self._read_near(pair, self.chunk, change.place)
         needed = fast_length((length + 2 * self.margin) * change.speed)
         if change.speed == 1 or needed > self.chunk:
@@ -178,12 +181,11 @@ class Windows:
         return read_window(self.split, song, start, length).astype(np.float32) / INT16_SCALE
 
 
-# ---------------------------------------------------------------------------------------------------
-# Items: what one element of a batch is made of, by its number
+# Items: the elements of a batch, by number
 
 
 class PairSampler:
-    """Item number -> pair: every epoch passes over all pairs, in a random order of its own."""
+    """Map from item number to pair: every epoch visits all pairs once, in a new random order."""
 
     def __init__(self, pairs: int, seed: int, stage: int):
         self.pairs, self.seed, self.stage = pairs, seed, stage
@@ -198,13 +200,14 @@ class PairSampler:
 
 
 def items_of_rank(first: int, batch_size: int, rank: int, processes: int):
-    """Yield the numbers of the items from `first` on that this process reads: of every `processes` batches one."""
+    """Yield, without end, the numbers of the items that process `rank` reads, from `first` on: one of every
+    `processes` batches."""
     for start in itertools.count(first + rank * batch_size, processes * batch_size):
         yield from range(start, start + batch_size)
 
 
 class CropItems:
-    """Stage 1, by item number: x, a crop of audio (channels, crop_samples), and the noise that its latents get."""
+    """Items of stage 1: x, a random crop of audio (channels, crop_samples), and the noise for its latents."""
 
     def __init__(self, windows: Windows, noise_shape: tuple[int, int], crop_samples: int, seed: int):
         self.windows, self.noise_shape, self.crop_samples, self.seed = windows, noise_shape, crop_samples, seed
@@ -218,14 +221,15 @@ class CropItems:
 
 
 def sample_latent_noise(rng: np.random.Generator, shape: tuple[int, int]) -> dict:
-    """Sample noise for the reparametrisation, and noise of a random strength 0..1 that makes decoding robust."""
+    """Sample the noise of the reparametrisation, and noise of a random strength 0..1 that makes decoding robust;
+    shape: (latent_channels, latents)."""
     posterior, robust = rng.standard_normal((2, *shape), dtype=np.float32)
     return {"posterior_noise": posterior, "robust_noise": robust * np.float32(rng.uniform())}
 
 
 class PairItems:
-    """Stage 2, by item number: an encoded pair out of the latent cache (see ContinuationModel.encode_pair), with all
-    that the flow samples for it (see `sample_flow`)."""
+    """Items of stage 2: an encoded pair from the latent cache (see ContinuationModel.encode_pair), and the random
+    inputs of the flow (see `sample_flow`)."""
 
     def __init__(self, pairs: int, shape: tuple[int, int], variants: int, seed: int, cache):
         """shape: (latent_channels, latents) of a chunk; cache: a LatentCache."""
@@ -239,7 +243,7 @@ class PairItems:
 
 
 class JointItems:
-    """The joint part of stage 2, by item number: a crop, as in stage 1, and an encoded pair."""
+    """Items of the joint part of stage 2: a crop, as in stage 1, and an encoded pair."""
 
     def __init__(self, crops: CropItems, pairs: PairItems):
         self.crops, self.pairs = crops, pairs
@@ -249,7 +253,7 @@ class JointItems:
 
 
 class WindowItems:
-    """What one variant of the latent cache encodes, by pair: x (channels, 2 * chunk)."""
+    """Augmented windows that one variant of the latent cache encodes, by pair: x (channels, 2 * chunk)."""
 
     def __init__(self, windows: Windows, variant: int, seed: int):
         self.windows, self.variant, self.seed = windows, variant, seed
@@ -260,7 +264,8 @@ class WindowItems:
 
 
 class FixedPairItems:
-    """Legacy, by item number: the pairs (0, 1), (2, 3), ... of every song as stored, x (channels, 2 * chunk)."""
+    """Items of the legacy network: the pairs (0, 1), (2, 3), ... of every song without augmentation, x (channels, 2 *
+    chunk)."""
 
     def __init__(self, windows: Windows, seed: int, stage: int):
         self.windows = windows
@@ -274,10 +279,10 @@ class FixedPairItems:
 
 
 def sample_flow(rng: np.random.Generator, shape: tuple[int, int]) -> dict:
-    """Sample what the rectified flow needs for one item of latents (channels, latents).
+    """Sample the random inputs of the rectified flow for one item; shape: (latent_channels, latents).
 
-    time: logit-normal, shifted to the noise (Esser et al. 2024), 0 in 15 % of the samples. context_share: how
-    much of the context is given, all of it in 70 %, its near end in 20 %, none in 10 %. context_noise: on the
+    time: logit-normal, shifted towards noise (Esser et al. 2024), 0 in 15 % of the samples. context_share: the share
+    of the context that is given, all in 70 %, only its end in 20 %, nothing in 10 %. context_noise: added to the
     context's latents, in half of the samples.
     """
     flow_noise, context_noise = rng.standard_normal((2, *shape), dtype=np.float32)

@@ -1,11 +1,11 @@
-"""Measure how fast every step is, beside other programs that do the same work.
+"""Measure the speed of every step, and of other programs that do the same work.
 
     python scripts/bench.py --quick                    under 3 minutes on two cores
-    python scripts/bench.py --output docs/bench.md     all of it, up to an hour and a half
+    python scripts/bench.py --output docs/bench.md     everything, up to an hour and a half
 
-Writes markdown tables, and a picture beside them. Everything is measured through the command lines, on sound that is
-synthesised for it; rivals run by turns, and the tables have their medians. What does not fit into the time is left
-out, and said. Exit codes: 0 done, 1 a command failed, 2 wrong usage, 75 interrupted.
+Writes Markdown tables and a picture. Everything is measured through the command lines, on synthesised audio; compared
+programs run in turn, and the tables show their medians. Parts that do not fit into the time are left out, with a
+note. Exit codes: 0 done, 1 a command failed, 2 wrong usage, 75 interrupted.
 """
 
 import argparse
@@ -56,16 +56,16 @@ NEVER = 10**9  # steps between evaluations
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured."""
+    """Amount of work of a benchmark."""
 
-    seconds: float  # that the whole may take
+    seconds: float  # limit of the whole
     songs: int
     song_seconds: int
     rounds: int
     song_counts: tuple[int, ...]
     training_steps: int
     sampling_steps: tuple[int, ...]
-    samples: int  # that are generated at each number of steps; the first is not warm
+    samples: int  # generated at each number of steps; the first is a warm-up
     variants: bool  # bf16, and two processes
 
 
@@ -83,7 +83,7 @@ class CommandError(Exception):
 
 @dataclass
 class Table:
-    """A part of the result; `bars`, by name, are drawn."""
+    """A table of the result; bars: drawn, by name."""
 
     title: str
     header: tuple[str, ...]
@@ -99,21 +99,21 @@ class Table:
 
 
 class Bench:
-    """Commands under one time limit, and the folder that they work in."""
+    """Runner of commands under one time limit, in one working folder."""
 
     def __init__(self, folder: Path, sizes: Sizes):
         self.folder, self.sizes = folder, sizes
         self.end = self.deadline = time.monotonic() + sizes.seconds
 
     def share_out(self, parts: int) -> None:
-        """Let what runs from now on take at most twice its share of the time that is left for so many parts."""
+        """Limit the next part to at most twice its equal share of the remaining time, with `parts` parts left."""
         now = time.monotonic()
         self.deadline = now + (self.end - now) * min(1.0, 2 / parts)
 
     def run(self, *command: object) -> tuple[float, str]:
-        """Run a command in the project's folder; return the seconds that it took, and what it printed.
+        """Run a command in the project's folder; return its seconds and its output.
 
-        Raises CommandError where it fails, and OutOfTimeError, the command killed, where it takes too long.
+        Raises CommandError where it fails, and OutOfTimeError, after killing it, where it takes too long.
         """
         began = time.perf_counter()
         with subprocess.Popen(
@@ -140,7 +140,7 @@ class Bench:
         return self.run(sys.executable, f"{name}.py", *as_flags(flags))
 
     def alternate(self, rivals: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-        """Run the rivals by turns; return what each measured, round by round: fewer rounds where the time is up."""
+        """Run the compared programs in turn; return their measurements by round, fewer where the time is up."""
         measured = {name: [] for name in rivals}
         for number in range(self.sizes.rounds):
             order = list(rivals) if number % 2 == 0 else list(rivals)[::-1]
@@ -155,7 +155,7 @@ class Bench:
 
 
 def kill(process: subprocess.Popen) -> None:
-    """Kill a command with all that it has started."""
+    """Kill a command and all of its child processes."""
     if hasattr(os, "killpg"):
         os.killpg(process.pid, signal.SIGKILL)
     else:
@@ -167,7 +167,7 @@ def as_flags(flags: dict) -> list[str]:
 
 
 def rival_rows(measured: dict[str, list[float]]) -> list[tuple]:
-    """Of each its median, its range, and its ratio to the first."""
+    """Format each program's median, range, and ratio to the first."""
     first = statistics.median(next(iter(measured.values())))
     return [
         (name, f"{statistics.median(m):.2f}", f"{min(m):.2f} .. {max(m):.2f}", f"{statistics.median(m) / first:.2f}")
@@ -186,7 +186,8 @@ def medians(measured: dict[str, list[float]]) -> dict[str, float]:
 
 
 def synthesise(seed: int, seconds: float, sample_rate: int) -> np.ndarray:
-    """A different song for every seed, float32 (2, samples): chords drawn anew every half second, and noise."""
+    """Synthesise a different song for every seed, float32 (2, samples): new random chords every half second, and
+    noise."""
     rng = np.random.default_rng(seed)
     step = sample_rate // 2
     time_in_step = np.arange(step) / sample_rate
@@ -199,7 +200,7 @@ def synthesise(seed: int, seconds: float, sample_rate: int) -> np.ndarray:
 
 
 def write_songs(folder: Path, count: int, seconds: float, rate: int, suffix: str) -> list[Path]:
-    """Synthesise songs that are not there yet; return their files."""
+    """Synthesise the songs that do not exist yet; return all files."""
     folder.mkdir(exist_ok=True)
     paths = [folder / f"{number:04}{suffix}" for number in range(count)]
     for number, path in enumerate(paths):
@@ -212,7 +213,7 @@ def songs(bench: Bench) -> list[Path]:
     return write_songs(bench.folder / "songs", bench.sizes.songs, bench.sizes.song_seconds, SONG_RATE, ".mp3")
 
 
-# What is measured
+# Measurements
 
 
 def preprocess(bench: Bench, source: Path, target: Path, **flags) -> float:
@@ -228,7 +229,7 @@ def create_dataset(bench: Bench, source: Path, target: Path) -> float:
 
 @contextmanager
 def fresh(target: Path) -> Iterator[Path]:
-    """Yield the name of a folder that is not there, which becomes `target` when it has been made without an error."""
+    """Yield the path of a folder to be made, which is renamed to `target` when the block ends without an error."""
     folder = target.with_name(f"{target.name}-unfinished")
     shutil.rmtree(folder, ignore_errors=True)
     yield folder
@@ -237,7 +238,7 @@ def fresh(target: Path) -> Iterator[Path]:
 
 
 def measure_preprocess(bench: Bench) -> Table:
-    """preprocess.py beside ffmpeg and librosa."""
+    """Measure preprocess.py against ffmpeg and librosa."""
     paths, raw = songs(bench), bench.folder / "raw"
     raw.mkdir()
 
@@ -265,7 +266,7 @@ def measure_preprocess(bench: Bench) -> Table:
 
 
 def fingerprint_seconds(path: Path) -> float:
-    """How long the fingerprint of one song takes, without decoding it."""
+    """Measure the seconds of one song's fingerprint, without decoding."""
     blocks = list(audio.Decoder(path, RATE, CHANNELS))
     began = time.perf_counter()
     fingerprinter = Fingerprinter(RATE)
@@ -284,7 +285,7 @@ def dataset_of(bench: Bench) -> Path:
 
 
 def measure_create_dataset(bench: Bench) -> Table:
-    """create_dataset.py beside cp."""
+    """Measure create_dataset.py against cp."""
     copy = bench.folder / "copy"
 
     def with_cp() -> float:
@@ -303,7 +304,8 @@ def measure_create_dataset(bench: Bench) -> Table:
 
 
 def measure_cost_per_song(bench: Bench) -> Table:
-    """Both on more and more short songs: a song more costs the same wherever the cost is flat."""
+    """Measure preprocess.py and create_dataset.py on growing numbers of short songs: the cost per song should be
+    constant."""
     source, chunks = bench.folder / "short", bench.folder / "short-chunks"
     small = {"sample_rate": SHORT_SONG_RATE, "channels": 1, "chunk_seconds": 1}
     table = Table(
@@ -322,7 +324,7 @@ def measure_cost_per_song(bench: Bench) -> Table:
 
 
 def a_song_more(counts: list[int], seconds: list[float]) -> str:
-    """Milliseconds that a song more took between the last two counts; nothing for the first."""
+    """Format the milliseconds per additional song between the last two counts; '' for the first."""
     return f"{1000 * (seconds[-1] - seconds[-2]) / (counts[-1] - counts[-2]):.1f}" if len(counts) > 1 else ""
 
 
@@ -337,13 +339,13 @@ def train(bench: Bench, name: str, *launcher: object, **flags) -> Path:
 
 
 def step_seconds(folder: Path, stage: int) -> float:
-    """Seconds a step of a stage took, from metrics.jsonl."""
+    """Read the seconds per step of a stage from metrics.jsonl."""
     records = [r for r in checkpoint.read_records(folder / "metrics.jsonl") if r["stage"] == stage]
     return (records[-1]["seconds"] - records[0]["seconds"]) / (records[-1]["step"] - records[0]["step"])
 
 
 def waiting_share(profile: Path) -> float:
-    """Which share of train_step a profile of train.py saw waiting for the next batch."""
+    """Read from a profile of train.py the share of train_step that waits for the next batch."""
     stats = pstats.Stats(str(profile)).stats  # by function: calls, calls, own time, whole time, callers
     step = next(key for key in stats if key[2] == "train_step")
     callers = next(value[4] for key, value in stats.items() if key[2] == "<built-in method builtins.next>")
@@ -355,8 +357,8 @@ def networks_of(bench: Bench) -> Path:
 
 
 def measure_training(bench: Bench) -> Table:
-    """A step of each stage under the profiler, whose own cost is in it. The share of stage 1 is that of its steps and
-    one of stage 2, without which no training ends."""
+    """Measure a step of each stage under the profiler, its overhead included. The waiting share of stage 1 includes
+    one step of stage 2, without which no training ends."""
     steps = bench.sizes.training_steps
     table = Table(
         f"train.py, tiny, {steps} steps of each stage, profiled", ("", "seconds a step", "of it waiting for data")
@@ -374,7 +376,7 @@ def measure_training(bench: Bench) -> Table:
 
 
 def measure_variants(bench: Bench) -> Table:
-    """Steps a second of stage 1 in bf16 and on two processes."""
+    """Measure the steps per second of stage 1 in bf16 and on two processes."""
     steps = bench.sizes.training_steps
     launcher = (Path(sys.executable).with_name("torchrun"), "--standalone", f"--nproc-per-node={PROCESSES}")
 
@@ -391,14 +393,14 @@ def measure_variants(bench: Bench) -> Table:
 
 
 def has_bf16() -> bool:
-    """Whether this CPU has bf16 units, as far as Linux tells."""
+    """Return whether Linux reports bf16 units of this CPU."""
     path = Path("/proc/cpuinfo")
     words = set(path.read_text(errors="replace").split()) if path.is_file() else set()
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def measure_generate(bench: Bench) -> Table:
-    """10 seconds by more and more sampling steps: the first continuation warms up, the others count."""
+    """Measure the generation of 10 seconds by increasing numbers of sampling steps; the first is a warm-up."""
     table = Table("generate.py, tiny, 10 s of sound, warm", ("", "seconds, median", "x real time"))
     runs = [(f"--steps {steps}", {"steps": steps}) for steps in bench.sizes.sampling_steps]
     if bench.sizes.variants and has_bf16():
@@ -416,11 +418,11 @@ def generation_seconds(printed: str) -> list[float]:
     return [float(number) for number in re.findall(r"generated in ([\d.]+) s", printed)]
 
 
-# The result
+# Result
 
 
 def measure(bench: Bench) -> tuple[list[Table], list[str]]:
-    """Return all tables, and a sentence for each that there is not."""
+    """Return all tables, and a sentence for each missing one."""
     sections = [
         measure_preprocess, measure_create_dataset, measure_training, measure_generate, measure_cost_per_song,
         *([measure_variants] if bench.sizes.variants else []),
@@ -433,14 +435,14 @@ def measure(bench: Bench) -> tuple[list[Table], list[str]]:
             tables.append(section(bench))
         except OutOfTimeError:
             missing.append(f"{section.__name__}: the time was up")
-        except (CommandError, FileNotFoundError) as error:  # of a part before it that is missing too
+        except (CommandError, FileNotFoundError) as error:  # of an earlier part that is missing too
             missing.append(f"{section.__name__}: {error}")
         print_note(f"{section.__name__}: {time.monotonic() - began:.0f} s")
     return tables, missing
 
 
 def machine() -> str:
-    """One line on where this was measured."""
+    """Describe this machine in one line."""
     load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
     versions = checkpoint.versions()
     what = f"Python {versions['python']}, torch {versions['torch']}, commit {versions['commit'][:12]}"
@@ -461,7 +463,7 @@ def as_markdown(where: str, tables: list[Table], missing: list[str]) -> str:
 
 
 def draw(path: Path, tables: list[Table]) -> None:
-    """Draw the bars of all tables that have some."""
+    """Draw the bars of all tables that have any."""
     from matplotlib.figure import Figure
 
     drawn = [table for table in tables if table.bars]

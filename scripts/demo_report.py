@@ -1,11 +1,12 @@
-"""Print what scripts/demo.sh and slurm/submit_all.sh need of the files that the project's scripts write.
+"""Print values for scripts/demo.sh and slurm/submit_all.sh from the files of the project's scripts.
 
     python scripts/demo_report.py song demo/synthetic/dataset
     python scripts/demo_report.py figures demo/synthetic/checkpoints
 
-`song` prints the longest song of the test split, relative to the folder of songs, byte for byte. `figures` prints
-how far the continuation of validation songs is from the true one, beside that of the weights that training began
-with, the loop's and the input's repeated; the exit code is 1 unless the network is nearer than the input repeated.
+`song` prints the path of the longest song of the test split, relative to the folder of songs, byte for byte.
+`figures` prints the distance of the network's continuation of validation songs from the true one, and for comparison
+that of the weights before training, of the loop, and of the input repeated; the exit code is 1 unless the network is
+nearer than the input repeated.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from continuation import files
 
 
 def before_and_after(lines: Sequence[dict], key: str) -> tuple[float, float]:
-    """Return the first value, at a stage's step 0, and the last one, after training; nan where there is none."""
+    """Return the first value of `key`, at a stage's step 0, and the last one, after training; nan where there is
+    none."""
     evaluated = [line for line in lines if line.get(key) is not None]
     untrained = evaluated[0][key] if evaluated and evaluated[0]["step"] == 0 else math.nan
     trained = evaluated[-1][key] if evaluated and evaluated[-1]["step"] > 0 else math.nan
@@ -52,7 +54,7 @@ def print_song(dataset_folder: Path) -> int:
     meta = json.loads((dataset_folder / "meta.json").read_text(encoding="utf-8"))
     songs = [song for song in meta["songs"] if song["split"] == "test"]
     source = max(songs, key=lambda song: song["rows"])["source"]
-    sys.stdout.buffer.write(os.fsencode(source) + b"\n")  # for a shell, and names of files need not be valid UTF-8
+    sys.stdout.buffer.write(os.fsencode(source) + b"\n")  # for a shell: file names need not be valid UTF-8
     return 0
 
 

@@ -2,8 +2,8 @@
 
     python scripts/export_weights.py checkpoints pretrained/tiny.pt
 
-The file is a checkpoint that generate.py, evaluate.py and model.load_model read like best.pt. It names the songs that
-the network was trained on, so that evaluate.py can say which songs are not held out.
+The file is a checkpoint that generate.py, evaluate.py and model.load_model read like best.pt. It lists the songs that
+the network was trained on, so that evaluate.py can report songs that are not held out.
 Exit codes: 0 done, 1 failed, 2 wrong usage or refused input.
 """
 
@@ -26,7 +26,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def export(source: Path, target: Path) -> None:
-    """Write the network of the checkpoint `source` to `target`. Raises UsageError for one of stage 1, or of none."""
+    """Write the network of the checkpoint `source` to `target`. Raises UsageError unless it is of stage 2."""
     state = checkpoint.load(source)
     checkpoint.check_network(source, state)
     if state["stage"] != 2:

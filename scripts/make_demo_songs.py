@@ -1,10 +1,9 @@
-"""Synthesises songs to try the project on: drums, bass, chords and lead, each song with sounds of its own.
+"""Synthesise songs to try the project: drums, bass, chords and lead, with different sounds in each song.
 
     python scripts/make_demo_songs.py --output_folder songs --songs 24 --seconds 60 --seed 0
 
-Every song is in 4/4 with a tempo, key, chord progression, groove, instruments, stereo picture and structure
-of its own, all drawn from the seed. Bars and phrases repeat, so what comes next can be learned from what came
-before.
+Every song is in 4/4 with its own tempo, key, chord progression, groove, instruments, stereo image and structure, all
+drawn from the seed. Bars and phrases repeat, so that the continuation can be predicted from the context.
 """
 
 import argparse
@@ -25,7 +24,7 @@ PEAK = 0.9
 MP3_COMPRESSION_LEVEL = 0.2
 
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
-PROGRESSIONS = {  # scale degrees from 0, a chord a bar
+PROGRESSIONS = {  # scale degrees from 0, a chord per bar
     "major": (
         (0, 4, 5, 3),
         (0, 5, 3, 4),
@@ -45,7 +44,7 @@ PROGRESSIONS = {  # scale degrees from 0, a chord a bar
         (5, 6, 0, 0),
     ),
 }
-# A digit a sixteenth: the stroke's strength, 0 to 9.
+# A digit per sixteenth: the stroke's strength, 0 to 9.
 KICKS = (
     "9000900090009000",
     "9000000090800000",
@@ -83,10 +82,10 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Timbre:
-    """A sound: a wave table between a bright and a dark spectrum, an envelope, detuning and FM."""
+    """Sound of an instrument: a wavetable between a bright and a dark spectrum, an envelope, detuning and FM."""
 
     slope: float  # harmonic k has the level k ** -slope
-    even: float  # level of the even harmonics: 0 hollow as a square wave, 1 full as a sawtooth
+    even: float  # level of the even harmonics: 0 as in a square wave, 1 as in a sawtooth
     cutoff_hz: float  # where the dark spectrum ends
     sweep_octaves: float  # how far above it the bright one does
     sweep_seconds: float  # time from bright to dark
@@ -110,7 +109,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Part:
-    """One instrument and what it plays."""
+    """One instrument and its notes."""
 
     timbre: Timbre
     notes: list[Note]
@@ -121,7 +120,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Clock:
-    """Where a sixteenth lies in time; the odd ones come late by `swing` of a step."""
+    """Times of sixteenths; the odd ones are late by `swing` of a step."""
 
     step_seconds: float
     swing: float
@@ -130,36 +129,37 @@ class Clock:
         return (step + self.swing * (int(step) % 2)) * self.step_seconds
 
 
-# ---- sounds: pitched
+# Sounds: pitched
 
 
 def wave_table(timbre: Timbre, frequency: float, cutoff_hz: float, sample_rate: int) -> np.ndarray:
-    """One period, with no harmonic above 0.45 of the sample rate, so that nothing aliases."""
+    """Make one period, without harmonics above 0.45 of the sample rate, so that nothing aliases."""
     harmonics = np.arange(1, min(TABLE_SAMPLES // 4, int(0.45 * sample_rate / frequency)) + 1)
     levels = harmonics**-timbre.slope * np.where(harmonics % 2 == 0, timbre.even, 1.0)
     levels = levels / np.sqrt(1 + (harmonics * frequency / cutoff_hz) ** 4)
     spectrum = np.zeros(TABLE_SAMPLES // 2 + 1, dtype=complex)
-    # phases that grow with k**2 spread the energy over the period: a softer peak at the same sound
+    # phases that grow with k**2 spread the energy over the period: a lower peak at the same sound
     spectrum[harmonics] = levels * np.exp(0.5j * np.pi * harmonics**2 / len(harmonics))
     return np.fft.irfft(spectrum) * TABLE_SAMPLES / 2 / np.sqrt(np.sum(levels**2))
 
 
 def look_up(table: np.ndarray, phase: np.ndarray) -> np.ndarray:
-    """The table at `phase` (in periods), interpolated linearly."""
+    """Interpolate the table linearly at `phase` (in periods)."""
     place = (phase % 1.0) * TABLE_SAMPLES
     index = place.astype(np.int64)
     return table[index % TABLE_SAMPLES] * (1 - place + index) + table[(index + 1) % TABLE_SAMPLES] * (place - index)
 
 
 def envelope(timbre: Timbre, time: np.ndarray, seconds: float) -> np.ndarray:
-    """Rises within the attack, falls to the sustain level, and is let go after `seconds`; ends at 0."""
+    """Compute the envelope: it rises in the attack, falls to the sustain level, and is released after `seconds`, to
+    0."""
     held = timbre.sustain + (1 - timbre.sustain) * np.exp(-time / timbre.decay_seconds)
     released = np.clip((time - seconds) / timbre.release_seconds, 0, 1)
     return np.minimum(time / timbre.attack_seconds, 1) * held * np.cos(0.5 * np.pi * released) ** 2
 
 
 def pitched_sound(timbre: Timbre, pitch: int, seconds: float, sample_rate: int) -> np.ndarray:
-    """A note of `seconds` and its release, float32 (2, samples)."""
+    """Synthesise a note of `seconds` and its release, float32 (2, samples)."""
     frequency = 440 * 2 ** ((pitch - 69) / 12)
     time = np.arange(int((seconds + timbre.release_seconds) * sample_rate) + 1) / sample_rate
     dark = wave_table(timbre, frequency, timbre.cutoff_hz, sample_rate)
@@ -174,11 +174,11 @@ def pitched_sound(timbre: Timbre, pitch: int, seconds: float, sample_rate: int) 
     return (np.stack(channels) * envelope(timbre, time, seconds)).astype(np.float32)
 
 
-# ---- sounds: drums
+# Sounds: drums
 
 
 def noise(rng: np.random.Generator, samples: int, low_hz: float, high_hz: float, sample_rate: int) -> np.ndarray:
-    """Noise between two frequencies with soft edges, RMS 1, float (samples,)."""
+    """Make noise between two frequencies with soft edges, RMS 1, float (samples,)."""
     frequencies = np.fft.rfftfreq(samples, 1 / sample_rate)
     edge = np.maximum(frequencies, 1.0)
     gain = 1 / np.sqrt((1 + (low_hz / edge) ** 6) * (1 + (edge / high_hz) ** 6))
@@ -187,7 +187,7 @@ def noise(rng: np.random.Generator, samples: int, low_hz: float, high_hz: float,
 
 
 def drum_kit(rng: np.random.Generator, sample_rate: int) -> dict[str, np.ndarray]:
-    """Kick, snare, hat, open hat and crash of one song, each float32 (2, samples)."""
+    """Synthesise kick, snare, hat, open hat and crash of one song, each float32 (2, samples)."""
 
     def strike(seconds: float, decay: float) -> tuple[np.ndarray, np.ndarray]:
         time = np.arange(int(seconds * sample_rate)) / sample_rate
@@ -221,11 +221,11 @@ def drum_kit(rng: np.random.Generator, sample_rate: int) -> dict[str, np.ndarray
     return sounds
 
 
-# ---- instruments
+# Instruments
 
 
 def choose_timbres(rng: np.random.Generator) -> dict[str, Timbre]:
-    """An instrument for each pitched part."""
+    """Choose an instrument for each pitched part."""
     bass = (
         Timbre(1.0, 1.0, 250, 2.5, 0.12, 0.004, 0.4, 0.5, 0.05),  # sawtooth through a filter
         Timbre(1.0, 0.0, 400, 1.0, 0.3, 0.005, 0.5, 0.7, 0.05),  # square
@@ -253,22 +253,22 @@ def choose_timbres(rng: np.random.Generator) -> dict[str, Timbre]:
     return {name: family[rng.integers(len(family))] for name, family in families.items()}
 
 
-# ---- composition
+# Composition
 
 
 def chord_pitches(scale: Sequence[int], root: int, degree: int, size: int, lowest: int) -> list[int]:
-    """The thirds stacked on a scale degree, folded into the octave above `lowest`: close voice leading."""
+    """Return the thirds stacked on a scale degree, folded into the octave above `lowest`, for close voice leading."""
     pitches = [root + scale[(degree + 2 * third) % 7] for third in range(size)]
     return sorted(lowest + (pitch - lowest) % 12 for pitch in pitches)
 
 
 def strokes(pattern: str) -> list[tuple[int, float]]:
-    """The steps of a bar that a pattern strikes, with their strength."""
+    """List the steps of a bar that a pattern strikes, with their strength."""
     return [(step, int(digit) / 9) for step, digit in enumerate(pattern) if digit != "0"]
 
 
 def lead_motif(rng: np.random.Generator) -> list[tuple[int, int, int]]:
-    """Two bars of melody: (step, length in steps, scale degrees above the chord's root)."""
+    """Compose two bars of melody: (step, length in steps, scale degrees above the chord's root)."""
     motif, step, degree = [], int(rng.choice((0, 0, 2, 4))), int(rng.choice((0, 2, 4)))
     while step < 2 * STEPS_PER_BAR - 2:
         length = int(rng.choice((1, 2, 2, 3, 4, 4, 6)))
@@ -280,7 +280,7 @@ def lead_motif(rng: np.random.Generator) -> list[tuple[int, int, int]]:
 
 
 def compose_section(rng: np.random.Generator, scale: Sequence[int], root: int) -> dict[str, list[Note]]:
-    """Four bars of every pitched part, steps counted from the section's start."""
+    """Compose four bars of every pitched part, with steps counted from the section's start."""
     progression = PROGRESSIONS["major" if scale == SCALES["major"] else "minor"]
     progression = progression[rng.integers(len(progression))]
     bass_pattern, stab_pattern = strokes(str(rng.choice(BASSES))), strokes(str(rng.choice(STABS)))
@@ -315,7 +315,7 @@ def compose_section(rng: np.random.Generator, scale: Sequence[int], root: int) -
 def compose_drums(
     rng: np.random.Generator,
 ) -> tuple[list[tuple[int, str, float]], list[tuple[int, str, float]]]:
-    """A bar of groove and a bar of fill: (step, drum, strength)."""
+    """Compose a bar of groove and a bar of fill: (step, drum, strength)."""
     kick, snare, hat = (strokes(str(rng.choice(patterns))) for patterns in (KICKS, SNARES, HATS))
     groove = [(step, "kick", strength) for step, strength in kick]
     groove += [(step, "snare", strength) for step, strength in snare]
@@ -330,24 +330,24 @@ def compose_drums(
     return groove, fill
 
 
-# ---- rendering
+# Rendering
 
 
 def pan_gains(pan: float) -> tuple[float, float]:
-    """Gains of left and right at equal power; 1 and 1 in the middle."""
+    """Compute the gains of left and right at equal power; 1 and 1 in the middle."""
     angle = (pan + 1) * np.pi / 4
     return np.sqrt(2) * np.cos(angle), np.sqrt(2) * np.sin(angle)
 
 
 def add(mix: np.ndarray, sound: np.ndarray, start: int, gain: float) -> None:
-    """Adds what of `sound` lies before the end of `mix`, in place."""
+    """Add `sound` to `mix` in place, up to the end of `mix`."""
     length = min(sound.shape[1], mix.shape[1] - start)
     if length > 0:
         mix[:, start : start + length] += gain * sound[:, :length]
 
 
 def render_part(part: Part, clock: Clock, samples: int, sample_rate: int) -> np.ndarray:
-    """All notes of a part, float32 (2, samples); equal notes are synthesised once."""
+    """Render all notes of a part, float32 (2, samples); equal notes are synthesised once."""
     track = np.zeros((2, samples), dtype=np.float32)
     sounds: dict[tuple[int, float], np.ndarray] = {}
     for note in part.notes:
@@ -367,7 +367,7 @@ def render_part(part: Part, clock: Clock, samples: int, sample_rate: int) -> np.
 
 
 def reverberate(track: np.ndarray, rng: np.random.Generator, seconds: float, sample_rate: int) -> np.ndarray:
-    """The track in a room: convolved with decaying noise, another one on each side."""
+    """Add reverberation: convolve the track with decaying noise, a different one in each channel."""
     from scipy.signal import oaconvolve
 
     length = int(2 * seconds * sample_rate)
@@ -378,7 +378,7 @@ def reverberate(track: np.ndarray, rng: np.random.Generator, seconds: float, sam
 
 
 def duck(kicks: np.ndarray, depth: float, samples: int, sample_rate: int) -> np.ndarray:
-    """A gain that makes room for each kick and comes back within 0.2 s, float32 (samples,)."""
+    """Compute a gain that drops at each kick and recovers within 0.2 s, float32 (samples,)."""
     time = np.arange(int(0.2 * sample_rate)) / sample_rate
     dip = np.minimum(time / 0.005, 1) * np.cos(0.5 * np.pi * time / 0.2) ** 2
     gain = np.ones(samples, dtype=np.float32)
@@ -388,21 +388,19 @@ def duck(kicks: np.ndarray, depth: float, samples: int, sample_rate: int) -> np.
 
 
 def master(mix: np.ndarray, sample_rate: int) -> np.ndarray:
-    """To the common loudness, peaks rounded off, the last 50 ms faded out; float32 (2, samples)."""
+    """Scale the mix to the common loudness, soft-clip peaks, and fade out the last 50 ms; float32 (2, samples)."""
     mix = PEAK * np.tanh(mix * (LOUDNESS_RMS / PEAK / np.sqrt(np.mean(mix**2))))
     fade = min(int(0.05 * sample_rate), mix.shape[1])
     mix[:, mix.shape[1] - fade :] *= np.linspace(1, 0, fade, dtype=np.float32)
     return mix
 
 
-# ---- the whole song
+# The whole song
 
 
 def synthesise(seed: int | Sequence[int], seconds: float, sample_rate: int) -> np.ndarray:
-    """The song of a seed.
-
-    Returns float32 (2, round(seconds * sample_rate)) within -0.9 ... 0.9; the same seed gives the same song.
-    """
+    """Synthesise the song of a seed: float32 (2, round(seconds * sample_rate)) within -0.9 ... 0.9, the same at every
+    call."""
     rng = np.random.default_rng(seed)
     samples = round(seconds * sample_rate)
     clock = Clock(step_seconds=15 / rng.uniform(84, 152), swing=float(rng.choice((0, 0, 0.1, 0.2, 0.3))))
@@ -441,7 +439,7 @@ def synthesise(seed: int | Sequence[int], seconds: float, sample_rate: int) -> n
 def render_drums(
     rng: np.random.Generator, sections: Sequence[str], clock: Clock, samples: int, sample_rate: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The drums, float32 (2, samples), with a fill at every section's end; and where the kicks fall."""
+    """Render the drums, float32 (2, samples), with a fill at every section's end; return the kicks' samples too."""
     kit, (groove, fill) = drum_kit(rng, sample_rate), compose_drums(rng)
     levels = {"kick": rng.uniform(0.4, 0.55), "snare": rng.uniform(0.4, 0.6), "hat": rng.uniform(0.2, 0.4)}
     levels |= {"open": levels["hat"], "crash": levels["hat"]}

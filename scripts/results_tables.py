@@ -1,4 +1,4 @@
-"""Print the tables of docs/results.md from a scorecard of evaluate.py that was committed with its run.
+"""Print the tables of docs/results.md from a committed scorecard of evaluate.py.
 
 python scripts/results_tables.py docs/runs/seed0-scorecard.json
 """
@@ -41,7 +41,7 @@ def systems_table(card: dict) -> list[str]:
 
 
 def with_nan(value):
-    """Put nan back where JSON has null for it, at any depth."""
+    """Replace null by nan at any depth, since JSON has no nan."""
     if isinstance(value, dict):
         return {key: with_nan(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import synth
+import torch
 from chunks import Chunks
 from private_slurm import PrivateSlurm
+from small_networks import RATE, small_context, small_network
 
 import preprocess
 from continuation import song_workers
+from continuation.context import Context
+from model import ContinuationModel
 
 SLOW_FIXTURES = {"slurm", "chromium", "scores"}  # a cluster, a browser, a whole evaluation
 
@@ -74,3 +79,20 @@ def chunks(tmp_path: Path) -> Chunks:
     chunks.add_many(0, 12)
     chunks.write()
     return chunks
+
+
+@pytest.fixture(scope="module")
+def model() -> ContinuationModel:
+    """Return the small network, whose random weights depend on the context."""
+    return small_network()
+
+
+@pytest.fixture(scope="module")
+def song() -> torch.Tensor:
+    """Return 5 s of synthetic music at the small network's rate: (channels, samples)."""
+    return torch.from_numpy(synth.song(0, 5, RATE))
+
+
+@pytest.fixture(scope="module")
+def context() -> Context:
+    return small_context()

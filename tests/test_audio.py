@@ -26,7 +26,7 @@ def level_db(x: np.ndarray, frequency: float, rate: int) -> float:
     return 20 * np.log10(max(abs(2 * np.sum(x * window * phases) / window.sum()), 1e-10))
 
 
-# --- decoding ---
+# Decoding
 
 
 @pytest.mark.parametrize("rate", [44100, 48000])
@@ -119,7 +119,7 @@ def test_a_name_that_is_not_utf8_can_be_decoded(tmp_path):
     assert audio.load_audio(odd, RATE, 1).shape == (1, RATE)
 
 
-# --- what is refused ---
+# What is refused
 
 
 def test_text_playlists_and_noise_reach_no_decoder(tmp_path, monkeypatch):
@@ -179,7 +179,7 @@ def test_a_single_sample_that_is_not_finite_is_refused(tmp_path, value, count):
         audio.load_audio(path, RATE, 1)
 
 
-# --- sample formats ---
+# Sample formats
 
 
 def test_int16_survives_the_way_to_float_and_back():
@@ -193,7 +193,7 @@ def test_rms_of_a_full_scale_sine_is_minus_three_db():
     assert audio.rms_db(np.zeros((1, 10), np.float32)) == -200
 
 
-# --- encoding ---
+# Encoding
 
 
 @pytest.mark.parametrize("suffix", [".mp3", ".wav", ".flac", ".ogg"])
@@ -261,7 +261,7 @@ def test_a_file_that_grows_too_large_is_an_error_and_leaves_nothing(tmp_path, su
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- limiter ----
+# Limiter
 
 
 def test_limiter_leaves_what_is_soft_enough_as_it_is():

@@ -23,7 +23,7 @@ def repeated(period: int, seed: int) -> np.ndarray:
     return np.resize(synth.noise(seed, period / RATE, RATE, channels=2).T, (2 * SECONDS * RATE, 2)).T
 
 
-# ---- the loop ----
+# The loop
 
 
 @pytest.mark.parametrize("period", [5003, 12345])
@@ -53,7 +53,7 @@ def test_loop_of_music_has_no_click_at_its_seams(period):
     assert metrics.click_percentiles(context, loop.sound, RATE, loop.seams).max() < 100
 
 
-# ---- bars at the tempo ----
+# Bars at the tempo
 
 
 def beats(bpm: float, seconds: float) -> np.ndarray:
@@ -79,7 +79,7 @@ def test_silence_has_no_tempo_to_loop_at():
     assert baselines.tempo_locked_loop(np.zeros((2, 48000), np.float32), 12000) is None
 
 
-# ---- the oracle of copies ----
+# The oracle of copies
 
 
 def two_loops() -> np.ndarray:

@@ -26,7 +26,7 @@ def no_waiting(monkeypatch):
     monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
 
 
-# ---- save and load ----
+# Save and load
 
 
 def test_round_trip_keeps_every_type_and_bit(tmp_path):
@@ -106,7 +106,7 @@ def test_network_of_an_earlier_day_is_refused_with_the_version_that_wrote_it():
     assert not isinstance(caught.value, checkpoint.DamagedError)
 
 
-# ---- full disks and kills ----
+# Full disks and kills
 
 
 def fail_with_enospc(*args, **kwargs):
@@ -237,7 +237,7 @@ def test_sigkill_at_any_moment_leaves_a_whole_checkpoint_no_older_than_the_last_
         step = state["step"]
 
 
-# ---- rotation ----
+# Rotation
 
 
 def test_two_newest_checkpoints_are_kept(tmp_path):
@@ -288,7 +288,7 @@ def test_all_damaged_is_refused_and_nothing_is_moved(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["last.1.pt", "last.pt"]
 
 
-# ---- network ----
+# Network
 
 
 def test_loaded_model_has_the_ema_weights_and_gives_the_same_output(tmp_path):
@@ -317,7 +317,7 @@ def test_versions_are_plain_and_name_the_libraries(tmp_path):
     checkpoint.save(tmp_path / "a.pt", {"versions": found})
 
 
-# ---- random states ----
+# Random states
 
 
 def test_restored_random_states_repeat_the_same_draws(tmp_path):
@@ -328,7 +328,7 @@ def test_restored_random_states_repeat_the_same_draws(tmp_path):
     assert torch.equal(torch.randn(3), first)
 
 
-# ---- device and precision ----
+# Device and precision
 
 
 def test_missing_cuda_is_said_and_auto_takes_the_cpu_in_fp32(monkeypatch):

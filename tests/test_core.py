@@ -7,37 +7,20 @@ import dataclasses
 import math
 
 import pytest
-import synth
 import torch
 import torch.nn.functional as F
-from small_networks import CHUNK, RATE, noise, small_context, small_network, untrained_network
+from small_networks import CHUNK, noise, small_context, untrained_network
 from torch import nn
 
 from continuation import transformer
 from continuation.context import Context
 from continuation.mixer import copy_weights, expectation
 from continuation.transformer import patchify, unpatchify
-from model import ContinuationModel
 
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
-def model() -> ContinuationModel:
-    return small_network()
-
-
-@pytest.fixture(scope="module")
-def song() -> torch.Tensor:
-    return torch.from_numpy(synth.song(0, 5, RATE))
-
-
-@pytest.fixture(scope="module")
-def context() -> Context:
-    return small_context()
-
-
-# ---- tokens ----
+# Tokens
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -128,7 +111,7 @@ def test_items_of_a_batch_do_not_hear_each_other(model, context):
     assert torch.allclose(model.core(context, heard)[1:], model.core(second, heard[1:]), atol=1e-5)
 
 
-# ---- the head of the flow ----
+# The head of the flow
 
 REACH = 15  # latents to either side: two kernels of 7, the second dilated by 4
 
@@ -176,7 +159,7 @@ def test_untrained_head_leaves_the_noise_as_it_is(context):
     assert torch.equal(latents, noise(2, 4, 200, seed=5))
 
 
-# ---- the context ----
+# The context
 
 
 def test_copies_agree_on_the_levels_that_follow_where_the_song_repeats_itself(model, song):

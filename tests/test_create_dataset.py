@@ -24,7 +24,7 @@ from continuation.dataset import open_dataset, read_meta
 
 SCRIPT = Path(create_dataset.__file__)
 
-# ---- what is written
+# What is written
 
 
 def test_every_sample_of_every_chunk_is_kept(chunks):
@@ -117,7 +117,7 @@ def test_picture_is_drawn_on_request(chunks, monkeypatch):
     }
 
 
-# ---- damaged and incomplete input
+# Damaged and incomplete input
 
 
 def test_all_shards_are_read(chunks):
@@ -278,7 +278,7 @@ def test_an_array_whose_samples_have_changed_is_refused(chunks, capsys):
     )
 
 
-# ---- before writing
+# Before writing
 
 
 def test_dry_run_prints_the_split_that_the_run_makes_and_writes_nothing(chunks, capsys):
@@ -311,7 +311,7 @@ def test_dataset_folder_below_a_file_is_refused(chunks, capsys, is_dry):
     assert "--dataset_folder: a file is in the place of the folder" in capsys.readouterr().err
 
 
-# ---- trouble while writing
+# Trouble while writing
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -426,7 +426,7 @@ def test_command_line_works_as_documented(chunks):
     assert len(open_dataset(folder)[0]["songs"]) == 12
 
 
-# ---- kills, and what they leave
+# Kills, and what they leave
 
 
 def forked(function, *arguments) -> int:

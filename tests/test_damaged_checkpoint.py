@@ -21,7 +21,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 unix_only = pytest.mark.skipif(os.name == "nt", reason="needs fork, fcntl and kill")
 
 
-# ---- damage ----
+# Damage
 
 
 def test_truncated_file_is_refused_at_every_length(tmp_path):
@@ -93,7 +93,7 @@ def test_other_peoples_torch_file_is_refused(tmp_path):
             checkpoint.load(tmp_path / f"{number}.pt")
 
 
-# ---- hostile files ----
+# Hostile files
 
 
 def network_state(**config):

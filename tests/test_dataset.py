@@ -237,7 +237,7 @@ def test_folder_without_meta_is_refused_by_saying_who_writes_it(tmp_path):
         dataset.open_dataset(tmp_path)
 
 
-# ---- the same song in another dataset
+# The same song in another dataset
 
 
 def entry(name: str, content: int, **changes) -> dict:

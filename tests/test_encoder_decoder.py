@@ -6,27 +6,15 @@ import math
 
 import numpy as np
 import pytest
-import synth
 import torch
 import torch.nn.functional as F
-from small_networks import RATE, noise, small_network
+from small_networks import noise
 
 from continuation.layers import typical_magnitude
 from continuation.spectral import COMPLEX_HZ, STEADY_HZ, ISTFTHead, stft
 from continuation.stems import Stem
-from model import ContinuationModel
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def model() -> ContinuationModel:
-    return small_network()
-
-
-@pytest.fixture(scope="module")
-def song() -> torch.Tensor:
-    return torch.from_numpy(synth.song(0, 5, RATE))
 
 
 @pytest.mark.parametrize("hop", [20, 21])

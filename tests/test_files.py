@@ -184,7 +184,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_one(tmp_path, monkeypatch, 
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"x.npy": "old", "x.json": "old"}
 
 
-# ---- one run per folder ----
+# One run per folder
 
 
 def test_a_lock_is_held_by_one_and_clears_up(tmp_path):
@@ -295,7 +295,7 @@ def test_a_process_that_was_forked_meanwhile_does_not_hold_the_lock(tmp_path, mo
     worker.join()
 
 
-# ---- lines of JSON ----
+# Lines of JSON
 
 
 def test_lines_are_read_and_torn_ones_are_none(tmp_path):

@@ -56,7 +56,7 @@ def items_of(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
     return [{name: value[i : i + 1] for name, value in batch.items()} for i in range(count)]
 
 
-# ---- every loss is one value an item ----
+# Every loss is one value an item
 
 STEPS = {
     "joint": lambda model, batch: losses.joint_step(model, batch, DRAW),
@@ -116,7 +116,7 @@ def test_latents_are_tracked_where_stage_1_averages_them_and_nowhere_else():
     assert torch.allclose(averaged[0], torch.stack([mean.mean((0, 2)), mean.square().mean((0, 2))]), atol=1e-5)
 
 
-# ---- spectra ----
+# Spectra
 
 
 @pytest.mark.parametrize("rate", [12000, 24000, 48000])
@@ -219,7 +219,7 @@ def test_kl_divergence_from_a_standard_normal_is_the_known_one(mean, log_varianc
     assert torch.allclose(found, torch.full((2,), expected), atol=1e-6)
 
 
-# ---- levels ----
+# Levels
 
 
 def test_level_divergence_is_least_at_the_mean_power_of_noise():
@@ -277,7 +277,7 @@ def test_networks_gradients_are_finite_on_silence():
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-# ---- the flow ----
+# The flow
 
 
 def test_flow_loss_is_the_squared_error_of_the_velocity():
@@ -346,7 +346,7 @@ def test_fixed_time_losses_are_those_of_training_at_the_fixed_times_with_the_who
         assert torch.allclose(found[i], loss[0], rtol=1e-4)
 
 
-# ---- the joint part ----
+# The joint part
 
 
 def test_full_level_is_that_of_every_context():
@@ -404,7 +404,7 @@ def test_tokens_are_the_same_whatever_the_target_is(monkeypatch):
     assert not torch.allclose(first, second)
 
 
-# ---- noise on the latents ----
+# Noise on the latents
 
 
 def test_latent_noise_is_the_posteriors_plus_a_share_of_each_channels_deviation():
@@ -417,7 +417,7 @@ def test_latent_noise_is_the_posteriors_plus_a_share_of_each_channels_deviation(
     assert np.allclose((z - mean).mean((0, 2)), expected, atol=1e-5)
 
 
-# ---- legacy ----
+# Legacy
 
 
 def test_legacy_losses_are_the_squared_errors_of_both_outputs():

@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import train
-from continuation import distributed, latents, losses, memory, muon, stages
+from continuation import distributed, latent_encoding, losses, memory, muon, stages
 from model import PRESETS, make_model, with_overrides
 
 ROOM = 0.2  # between the estimate and the truth, relative
@@ -53,7 +53,7 @@ def do_once(given: memory.Plan, part: str) -> None:
     rehearsal.fill_cache() if part == "latents" else rehearsal.step()
 
 
-# ---- base ----
+# Base
 
 
 @pytest.fixture
@@ -75,13 +75,13 @@ def test_base_fits_into_15_gb_in_every_stage_even_in_fp32(short_optimiser):
 @pytest.mark.slow
 @pytest.mark.parametrize(("part", "batch_size"), [*((part, 1) for part in memory.PARTS), ("joint", 2)])
 def test_estimate_of_base_is_what_the_profiler_sees_in_a_real_step(part, batch_size, short_optimiser, monkeypatch):
-    monkeypatch.setattr(latents, "CACHE_BATCH", batch_size)
+    monkeypatch.setattr(latent_encoding, "CACHE_BATCH", batch_size)
     given = plan(PRESETS["base"], batch_size=batch_size)
     estimated = allocated_gigabytes(lambda: do_once(given, part))
     assert estimated == pytest.approx(profiled_gigabytes(lambda: do_once(given, part)), rel=ROOM)
 
 
-# ---- the rehearsal is the training ----
+# The rehearsal is the training
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_estimate_is_what_a_small_training_allocates(new_run, monkeypatch, flags
     assert memory.estimate(given, part) == pytest.approx(allocations.peak / 1e9, rel=ROOM)
 
 
-# ---- the worst step ----
+# The worst step
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ def test_autocast_halves_most_of_the_activations():
     assert 0.5 < peak(torch.float16) / peak(None) < 0.85
 
 
-# ---- the largest batch ----
+# The largest batch
 
 
 @pytest.fixture
@@ -255,7 +255,7 @@ def test_single_items_that_do_not_fit_are_an_error(small_gpu):
         memory.measured_gigabytes(plan())
 
 
-# ---- the command line ----
+# The command line
 
 
 @pytest.mark.slow
@@ -357,7 +357,7 @@ def test_impossible_values_are_wrong_usage(arguments, flags):
     assert caught.value.code == 2
 
 
-# ---- on a GPU ----
+# On a GPU
 
 
 @pytest.mark.gpu

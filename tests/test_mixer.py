@@ -45,7 +45,7 @@ def copies_of(*similarity: tuple[float, float], lags: tuple[int, ...] = LAGS) ->
     return Copies(torch.zeros(1, 1, LENGTH), samples, torch.tensor([similarity]), HOP)
 
 
-# ---- bands ----
+# Bands
 
 
 @pytest.mark.parametrize("bins", [21, 161, 241, 481, 961])
@@ -102,7 +102,7 @@ def test_gains_are_interpolated_between_the_bands_and_the_last_step_may_be_short
         assert bands(torch.zeros(1, 1, 1, BINS, frames, dtype=torch.cfloat)).shape[-1] == STEPS
 
 
-# ---- which sources are played ----
+# Which sources are played
 
 
 def periodic(x: torch.Tensor, steps: int) -> torch.Tensor:
@@ -237,7 +237,7 @@ def test_own_sound_is_played_where_the_context_does_not_repeat_itself_and_nowher
         assert (error < 0.02) == own
 
 
-# ---- power ----
+# Power
 
 
 @torch.no_grad()
@@ -278,7 +278,7 @@ def test_power_is_corrected_by_no_more_than_a_neper(mixer):
     assert torch.allclose(again, math.e * mixed, rtol=1e-3)
 
 
-# ---- shapes ----
+# Shapes
 
 
 @torch.no_grad()

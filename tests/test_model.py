@@ -12,17 +12,12 @@ from small_networks import CHUNK, noise, small_config, small_network, untrained_
 from torch import nn
 
 from continuation import model_tables
-from model import PRESETS, ContinuationModel, ModelConfig, make_model, on_meta, with_overrides
+from model import PRESETS, ModelConfig, make_model, on_meta, with_overrides
 
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
-def model() -> ContinuationModel:
-    return small_network()
-
-
-# ---- presets and lengths ----
+# Presets and lengths
 
 
 @pytest.mark.parametrize("sample_rate", [12000, 16000, 24000, 44100, 48000])
@@ -106,7 +101,7 @@ def test_audio_of_another_shape_is_refused_with_both_shapes(model, shape):
         model.encode(torch.zeros(shape))
 
 
-# ---- legacy ----
+# Legacy
 
 
 class PlainLegacy(nn.Module):
@@ -154,7 +149,7 @@ def test_legacy_has_the_originals_number_of_parameters(channels, count):
     assert sum(p.numel() for p in untrained_network("legacy", channels=channels).parameters()) == count
 
 
-# ---- the table ----
+# The table
 
 
 def test_table_of_legacy_names_its_layers_parameters_and_flops(capsys):

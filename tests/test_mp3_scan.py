@@ -26,7 +26,7 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
-# --- mp3s that libsndfile would cut short ---
+# Mp3s that libsndfile would cut short
 
 
 def test_headerless_vbr_is_decoded_at_full_length(tmp_path, needs_ffmpeg):
@@ -95,7 +95,7 @@ def test_layer_i_frames_are_counted(tmp_path):
     assert scan.seconds == pytest.approx(100 * 384 / 44100)
 
 
-# --- the scan takes linear time ---
+# The scan takes linear time
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def append(path, *parts) -> object:
     return path
 
 
-# --- more than two channels ---
+# More than two channels
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_surround_without_ffmpeg_waits_for_it(tmp_path, monkeypatch):
         read(synth.write(tmp_path / "x.wav", synth.noise(0, 1, RATE, 6), RATE))
 
 
-# --- files joined into one ---
+# Files joined into one
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_joint_and_plain_stereo_in_one_mp3_are_no_change(tmp_path, needs_ffmpeg)
     assert mp3_scan.scan_file(append(tmp_path / "x.mp3", wide, narrow)).channels_change_at is None
 
 
-# --- far beyond full scale ---
+# Far beyond full scale
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_a_file_of_infinities_is_refused_and_not_scaled(tmp_path):
         read(synth.write(tmp_path / "x.wav", x, RATE, subtype="FLOAT"))
 
 
-# --- what one decoder refuses or cuts short, and the other reads ---
+# What one decoder refuses or cuts short, and the other reads
 
 
 @pytest.mark.parametrize("rate", [44100, 22050])

@@ -28,7 +28,7 @@ from preprocessing import (
 import preprocess
 from continuation import audio, files, manifests, plots
 
-# --- before running ---
+# Before running
 
 
 def test_dry_run_says_what_is_to_do_and_writes_nothing(tmp_path, no_workers, capsys):
@@ -59,7 +59,7 @@ def test_dry_run_counts_what_is_done_new_and_gone(tmp_path, no_workers, capsys):
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
-# --- running again ---
+# Running again
 
 
 def test_a_second_run_does_nothing_twice(tmp_path, no_workers):
@@ -178,7 +178,7 @@ def test_lines_without_a_checksum_are_kept_and_to_verify_done_again(tmp_path, no
     assert no_workers == ["song 0.wav", "song 1.wav"]
 
 
-# --- the input folder ---
+# The input folder
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ def test_an_output_folder_in_whose_place_a_file_is_is_refused(tmp_path, capsys, 
     assert capsys.readouterr().err.startswith("error: --output_folder: a file is in the place of the folder ")
 
 
-# --- interruptions ---
+# Interruptions
 
 
 def test_a_torn_last_line_costs_one_song(tmp_path, no_workers):
@@ -304,7 +304,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, uninterrupted, number
     assert contents(out) == expected
 
 
-# --- shards ---
+# Shards
 
 
 @pytest.mark.slow
@@ -386,7 +386,7 @@ def test_a_slurm_array_task_finds_its_shard_and_says_so(tmp_path, no_workers, mo
     assert preprocess_here(folder, out) == 2
 
 
-# --- the command line, and the disk ---
+# The command line, and the disk
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from preprocessing import (
 from continuation import audio, decoders
 from continuation.fingerprint import find_same_music, read_fingerprint
 
-# --- one folder with everything that can be wrong with an input, and what is merely odd ---
+# One folder with everything that can be wrong with an input, and what is merely odd
 
 REJECTED = {
     "empty.mp3": "no audio: the file is empty",

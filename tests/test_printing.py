@@ -43,7 +43,7 @@ def shell(redirection: str, *words: object) -> subprocess.CompletedProcess:
     return subprocess.run(every, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
 
 
-# ---- the five scripts
+# The five scripts
 
 
 @pytest.mark.slow
@@ -134,7 +134,7 @@ def test_name_that_is_not_utf8_is_printed_with_escapes(capsys):
     assert capsys.readouterr().out == "caf\\udce9.mp3\n"
 
 
-# ---- a closed terminal
+# A closed terminal
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_closed_terminal_is_like_ctrl_c_unless_it_is_under_nohup(hangup_is):
         os.kill(os.getpid(), signal.SIGHUP)
 
 
-# ---- training
+# Training
 
 
 @pytest.fixture(scope="module")

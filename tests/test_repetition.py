@@ -23,7 +23,7 @@ def loop_lag(song: torch.Tensor, hop: int) -> tuple[torch.Tensor, torch.Tensor]:
     return copies.lags[:, 0], copies.similarity[:, 0, 0]
 
 
-# ---- of sound ----
+# Of sound
 
 
 @pytest.mark.parametrize("length", [20000, 20001, 20004])
@@ -117,7 +117,7 @@ def test_onset_strength_rises_where_a_sound_begins_and_in_its_band():
     assert abs(frame - start // HOP) <= 2
 
 
-# ---- copies ----
+# Copies
 
 
 def test_lags_of_copies_are_apart_and_the_first_is_the_loop():

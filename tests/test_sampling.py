@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-import synth
 import torch
 from small_networks import CHUNK, RATE, noise, small_context, small_network, untrained_network
 
@@ -16,22 +15,7 @@ from model import ContinuationModel
 torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
-def model() -> ContinuationModel:
-    return small_network()
-
-
-@pytest.fixture(scope="module")
-def song() -> torch.Tensor:
-    return torch.from_numpy(synth.song(0, 5, RATE))
-
-
-@pytest.fixture(scope="module")
-def context() -> Context:
-    return small_context()
-
-
-# ---- prediction ----
+# Prediction
 
 
 def standard(model: ContinuationModel, context: Context) -> Context:
@@ -98,7 +82,7 @@ def test_standardised_latents_have_the_tracked_mean_and_deviation():
     assert torch.allclose(model.destandardise(standard), z, atol=1e-4)
 
 
-# ---- from samples to samples ----
+# From samples to samples
 
 
 @pytest.mark.parametrize("seconds", [0.1, 1.2345, 2, 3.3335])

@@ -59,7 +59,7 @@ def saved_step(folder: Path) -> int:
     return checkpoint.load_last(folder)["step"]
 
 
-# ---- the chain ----
+# The chain
 
 
 def test_chain_leads_from_songs_to_a_continuation_though_a_task_of_the_array_is_interrupted(slurm, submit, tmp_path):
@@ -97,7 +97,7 @@ def test_failure_stays_failed_and_cancels_the_rest_of_the_chain(slurm, submit, t
     assert slurm.restarts(f"{jobs[0]}_0") == 0
 
 
-# ---- interruptions ----
+# Interruptions
 
 
 def test_run_that_was_stopped_preempted_and_lost_its_node_equals_the_undisturbed_one(
@@ -164,7 +164,7 @@ def test_job_that_was_restarted_too_often_fails_instead_of_starting(restarts, co
     assert ("restarted more than 100 times" in done.stderr) == (code != 0)
 
 
-# ---- several processes ----
+# Several processes
 
 
 @pytest.fixture(scope="module")

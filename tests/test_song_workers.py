@@ -30,7 +30,7 @@ import preprocess
 from continuation import audio, song_workers
 from continuation.signals import StopSignals
 
-# --- what is stored ---
+# What is stored
 
 
 def test_the_array_holds_the_decoded_song_in_whole_chunks_and_drops_the_rest(tmp_path):
@@ -81,7 +81,7 @@ def test_ids_are_readable_and_differ_for_one_name_in_two_folders():
     assert len(song_workers.song_id("x" * 300 + ".mp3")) == 40 + 1 + 10
 
 
-# --- worker processes ---
+# Worker processes
 
 
 class Poison(song_workers.Song):

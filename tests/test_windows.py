@@ -56,7 +56,7 @@ def rms(x: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
 
 
-# ---- random decisions ----
+# Random decisions
 
 
 def test_generators_of_one_key_are_the_same_and_those_of_any_other_key_differ():
@@ -95,7 +95,7 @@ def test_flow_samples_have_the_documented_shares():
     assert (context_noise > 0).mean() == pytest.approx(0.5, abs=0.03)
 
 
-# ---- where windows are cut ----
+# Where windows are cut
 
 
 def test_pair_is_input_and_target_as_stored(counting):
@@ -175,7 +175,7 @@ def test_other_passage_is_a_chunk_of_a_pair_of_the_same_song_with_two_between(mo
     assert len(chosen) > 4 and max(chosen) <= 12
 
 
-# ---- level, swap, polarity ----
+# Level, swap, polarity
 
 
 def test_context_has_the_level_that_generation_gives_it(noisy):
@@ -219,7 +219,7 @@ def test_swap_exchanges_the_channels_and_a_negative_gain_turns_the_polarity(nois
     assert np.array_equal(turned, -plain)
 
 
-# ---- speed ----
+# Speed
 
 
 def peak_hz(x: np.ndarray, rate: int) -> float:
@@ -315,7 +315,7 @@ def test_window_keeps_its_speed_where_the_song_has_no_room_for_another(counting)
     assert np.array_equal(slow, fast)
 
 
-# ---- order and items ----
+# Order and items
 
 
 def test_every_epoch_passes_over_all_pairs_in_an_order_of_its_own():

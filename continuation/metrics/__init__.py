@@ -1,12 +1,12 @@
-"""Every measure of this project, one function each.
+"""All measures of this project, one function each.
 
 Signals are float arrays of shape (channels, samples) in -1..1, or a `Sound` of them; where two are taken, the
 reference comes first and the estimate second, equal in shape. A measure of several channels is the mean over the
-channels in which it is defined, unless its docstring says otherwise. What is undefined (the flatness of silence) is
+channels in which it is defined, unless its docstring says otherwise. Undefined values (the flatness of silence) are
 nan. Levels in dB are limited to +-100 dB, so that a mean over songs stays finite.
 
 |S| is the unnormalised magnitude of a short-time Fourier transform with a periodic Hann window of n samples and a hop
-of n/4; only frames that lie wholly inside the signal are taken.
+of n/4; only frames that lie wholly inside the signal are used.
 """
 
 # ruff: noqa: F401 (one name for all: metrics.chroma_cosine)

@@ -1,4 +1,4 @@
-"""What the measures share: decibels, quotients and means where not everything is defined."""
+"""Arithmetic of the measures: decibels, and quotients and means of partly undefined values."""
 
 import numpy as np
 
@@ -14,25 +14,25 @@ def check_pair(reference: np.ndarray, estimate: np.ndarray) -> None:
 
 
 def decibels(power_ratio: np.ndarray | float) -> np.ndarray:
-    """10 log10, limited to +-100 dB; nan stays nan."""
+    """Compute 10 log10, limited to +-100 dB; nan stays nan."""
     smallest, largest = 10 ** (-LIMIT_DB / 10), 10 ** (LIMIT_DB / 10)
     return 10 * np.log10(np.clip(power_ratio, smallest, largest))
 
 
 def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Quotient; x / 0 is inf and 0 / 0 is nan, without a warning."""
+    """Divide elementwise; x / 0 is inf and 0 / 0 is nan, without a warning."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(numerator, dtype=np.float64) / np.asarray(denominator, dtype=np.float64)
 
 
 def mean_of_defined(values: np.ndarray) -> float:
-    """Mean of the defined values; nan where there is none."""
+    """Compute the mean of the defined values; nan where there is none."""
     defined = np.asarray(values, dtype=np.float64)
     defined = defined[~np.isnan(defined)]
     return float(defined.mean()) if defined.size else float("nan")
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson correlation along the last axis; nan where either does not move."""
+    """Compute the Pearson correlation along the last axis; nan where either is constant."""
     a, b = (x - x.mean(axis=-1, keepdims=True) for x in (a, b))
     return divide(np.sum(a * b, axis=-1), np.sqrt(np.sum(a * a, axis=-1) * np.sum(b * b, axis=-1)))

@@ -1,4 +1,4 @@
-"""Combs: tones at the multiples of a network's own frame rates, which its decoder may leave in what it plays."""
+"""Combs: tones at the multiples of a network's frame rates, which its decoder may leave in its output."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ COMB_SURROUNDINGS = 0.2
 
 
 def comb(x: Sound, spacing_hz: float) -> float:
-    """By how many dB the multiples of `spacing_hz` stand above their surroundings; subtract the truth's own.
+    """Compute by how many dB the multiples of `spacing_hz` exceed their surroundings; subtract the truth's own value.
 
     Welch spectrum, n = 32768 (Hann, half overlapped). For each multiple from 150 Hz up: the peak within 2 Hz
     minus the median within +-20 % of the spacing, in dB; the mean over the multiples. White noise gives about
@@ -23,7 +23,7 @@ def comb(x: Sound, spacing_hz: float) -> float:
 
 
 def combs_above_truth(reference: Sound, estimate: Sound, latent_rate: float, hop_rate: float) -> dict[str, float]:
-    """`comb` of the estimate minus the truth's own, in dB, at the latent rate, the hop rate and 300 Hz."""
+    """Compute `comb` of the estimate minus that of the truth, in dB, at the latent rate, the hop rate and 300 Hz."""
     spacings = {"latent": latent_rate, "hop": hop_rate, "300": LEGACY_COMB_HZ}
     return {
         f"comb_{name}_db": comb(estimate, spacing) - comb(reference, spacing) for name, spacing in spacings.items()
@@ -31,11 +31,11 @@ def combs_above_truth(reference: Sound, estimate: Sound, latent_rate: float, hop
 
 
 def hum(reference: Sound, estimate: Sound, latent_rate: float, hop_rate: float) -> tuple[np.ndarray, np.ndarray]:
-    """The multiples that `combs_above_truth` averages, in Hz, and by how many dB the estimate stands above the truth
-    at each; empty where either is undefined.
+    """Return the multiples that `combs_above_truth` averages, in Hz, and by how many dB the estimate exceeds the
+    truth at each; both empty where either is undefined.
 
-    One loud tone among sixty multiples hardly moves their mean. Averaged over songs, whose own partials differ, it
-    stands out here.
+    One loud tone among sixty multiples hardly changes their mean. Averaged over songs, whose own partials differ, it
+    shows at its multiple.
     """
     differences = {}
     for spacing in dict.fromkeys((latent_rate, hop_rate, LEGACY_COMB_HZ)):
@@ -46,8 +46,8 @@ def hum(reference: Sound, estimate: Sound, latent_rate: float, hop_rate: float) 
 
 
 def _heights(x: Sound, spacing_hz: float) -> dict[float, float]:
-    """Frequency in Hz of each multiple of `spacing_hz` -> its height in dB over its surroundings, mean over the
-    channels; empty where the spectrum is undefined."""
+    """Compute frequency in Hz of each multiple of `spacing_hz` -> its height in dB above its surroundings, mean over
+    the channels; empty where the spectrum is undefined."""
     level = x.welch_db
     if not len(level):
         return {}

@@ -1,4 +1,4 @@
-"""How well a continuation follows its context, beside the true one."""
+"""Measures of a continuation, relative to its context and to the true continuation."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -31,10 +31,10 @@ LARGEST_STD_RATIO = 100.0
 def continuation_measures(
     context: Sound, reference: Sound, estimate: Sound, seams: Sequence[int] = ()
 ) -> dict[str, float]:
-    """Measures of a continuation (estimate) against the true one (reference) after the same context.
+    """Compute all measures of a continuation (estimate) against the true one (reference) after the same context.
 
-    Loudness and energy ratios in dB, by horizon; the join click of the truth and the copy index minus the
-    truth's own stand beside theirs. seams: where copies of the context begin anew in the estimate, in samples.
+    Loudness and energy ratios are in dB, by horizon. The join click of the truth, and the copy index minus the
+    truth's own, have keys of their own. seams: samples of the estimate at which copies of the context restart.
     """
     rate = context.sample_rate
     past, true, found = context.samples, reference.samples, estimate.samples
@@ -63,13 +63,13 @@ def continuation_measures(
 
 
 def loudness_ratio_db(reference: np.ndarray, estimate: np.ndarray) -> float:
-    """RMS of the estimate over that of the reference in dB, all channels together; silent truth: nan."""
+    """Compute the RMS of the estimate over that of the reference in dB, all channels together; silent truth: nan."""
     expected, found = (np.sum(np.square(x, dtype=np.float64)) / x.size for x in (reference, estimate))
     return float(decibels(divide(found, expected))) if expected > 0 else float("nan")
 
 
 def horizons(x: np.ndarray, sample_rate: int) -> dict[str, np.ndarray]:
-    """The parts 0-1, 1-3 and 3-10 s after the join of a continuation, as far as it reaches."""
+    """Return the parts 0-1, 1-3 and 3-10 s after the join of a continuation, as far as it reaches."""
     parts = {
         f"{start}_{end}s": x[:, start * sample_rate : end * sample_rate] for start, end in pairwise(HORIZONS_SECONDS)
     }
@@ -77,11 +77,12 @@ def horizons(x: np.ndarray, sample_rate: int) -> dict[str, np.ndarray]:
 
 
 def chroma_cosine(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> float:
-    """Cosine of the mean pitch-class profiles, 0..1: do both use the same notes? Undefined for silence.
+    """Compute the cosine similarity of the mean pitch-class profiles, 0..1: do both use the same notes? Undefined for
+    silence.
 
-    |S|^2 between 55 and 2000 Hz (n = 4096 at 12 kHz, and as long at other rates), each bin counted to its
-    nearest semitone (A = 440 Hz), every frame scaled to sum 1. Of the sum of the channels. After Fujishima,
-    "Realtime chord recognition of musical sound", 1999.
+    The profile is |S|^2 of the sum of the channels between 55 and 2000 Hz (n = 4096 at 12 kHz, the same duration at
+    other rates), each bin assigned to its nearest semitone (A = 440 Hz), every frame scaled to sum 1. After
+    Fujishima, "Realtime chord recognition of musical sound", 1999.
     """
     check_pair(reference, estimate)
     a, b = (_pitch_classes(x, sample_rate) for x in (reference, estimate))
@@ -89,7 +90,7 @@ def chroma_cosine(reference: np.ndarray, estimate: np.ndarray, sample_rate: int)
 
 
 def _pitch_classes(x: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Mean over frames of the shares of the 12 pitch classes; zeros for silence."""
+    """Compute the mean over frames of the shares of the 12 pitch classes; zeros for silence."""
     size = 4 * round(CHROMA_SIZE_AT_12K * sample_rate / 12000 / 4)
     frequencies = np.arange(size // 2 + 1) * sample_rate / size
     bins = np.flatnonzero((frequencies >= CHROMA_HZ[0]) & (frequencies < CHROMA_HZ[1]))
@@ -102,8 +103,8 @@ def _pitch_classes(x: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 def key(x: np.ndarray, sample_rate: int) -> int | None:
-    """Key 0..23: the tonic's pitch class from A up, plus 12 for minor, whose profile correlates best with the mean
-    pitch classes (Krumhansl, Cognitive Foundations of Musical Pitch, 1990). None for silence."""
+    """Estimate the key whose profile correlates best with the mean pitch classes (Krumhansl, Cognitive Foundations of
+    Musical Pitch, 1990): 0..23, the tonic's pitch class from A up, plus 12 for minor. None for silence."""
     classes = _pitch_classes(x, sample_rate)
     if not classes.any():
         return None
@@ -112,7 +113,7 @@ def key(x: np.ndarray, sample_rate: int) -> int | None:
 
 
 def key_agreement(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> float:
-    """1 where both are in the same key, else 0; undefined for silence."""
+    """Return 1 if both have the same key, else 0; undefined for silence."""
     a, b = key(reference, sample_rate), key(estimate, sample_rate)
     return float("nan") if a is None or b is None else float(a == b)
 
@@ -120,13 +121,13 @@ def key_agreement(reference: np.ndarray, estimate: np.ndarray, sample_rate: int)
 def click_percentiles(
     context: np.ndarray, continuation: np.ndarray, sample_rate: int, places: Sequence[int] = (0,)
 ) -> np.ndarray:
-    """Where clicks at `places`, in samples behind the join, stand among the input's own attacks: 0..100 each, the
-    percentile of its flux.
+    """Compute the percentile, 0..100 each, of the spectral flux at `places`, in samples after the join, among the
+    input's own attacks: high values are clicks.
 
-    Flux: the sum over channels and bins above 2 kHz of the growth of |S| from frame to frame (n = 256). Its
-    largest value from 30 ms before the place, where the crossfade lies, to 10 ms after it is ranked among the
-    largest values of the consecutive 40 ms of the input before; equal values count half. Undefined where the
-    input is silent above 2 kHz, and at a place too near to the end.
+    Flux: the sum over channels and bins above 2 kHz of the growth of |S| from frame to frame (n = 256). Its maximum
+    from 30 ms before the place, where the crossfade lies, to 10 ms after it is ranked among the maxima of consecutive
+    40 ms of the input; equal values count half. Undefined where the input is silent above 2 kHz, and for a place too
+    near to the end.
     """
     hop = CLICK_SIZE // 4
     magnitudes = stft_magnitudes(np.concatenate([context, continuation], axis=-1), CLICK_SIZE)
@@ -142,19 +143,19 @@ def click_percentiles(
 
 
 def _percentile(own: np.ndarray, found: np.ndarray) -> float:
-    """Rank of the largest of `found` among `own`."""
+    """Compute the percentile of the maximum of `found` among `own`."""
     if not np.any(own) or not found.size:
         return float("nan")
     return float(100 * np.mean((own < found.max()) + 0.5 * (own == found.max())))
 
 
 def copy_index(context: np.ndarray, continuation: np.ndarray, sample_rate: int) -> float:
-    """How literally the continuation repeats the input, -1..1; subtract the truth's own.
+    """Compute how literally the continuation repeats the input, -1..1; subtract the truth's own value.
 
-    Log energies in 24 bands, even in log frequency from 60 Hz up, every 50 ms, each band's mean over the
-    passage taken away, so that sharing a timbre does not count. For every 2 s of the continuation (a step of
-    1 s) the largest Pearson correlation with 2 s of the input at any lag; the mean over these. Undefined for
-    silence and below 2 s.
+    For every 2 s of the continuation (every 1 s), the largest Pearson correlation with 2 s of the input at any lag;
+    the mean over these. Correlated are log energies every 50 ms in 24 bands, equal in log frequency from 60 Hz up,
+    less each band's mean over the passage, so that sharing a timbre does not count. Undefined for silence and below
+    2 s.
     """
     inputs, outputs = passages(context, sample_rate, COPY_FRAME_SECONDS), passages(continuation, sample_rate, 1.0)
     if not len(inputs) or not len(outputs):
@@ -163,8 +164,9 @@ def copy_index(context: np.ndarray, continuation: np.ndarray, sample_rate: int) 
 
 
 def passages(x: np.ndarray, sample_rate: int, step_seconds: float) -> np.ndarray:
-    """What `copy_index` compares: 2 s of band levels every `step_seconds`, mean 0 and norm 1, so that a product of
-    two is their correlation: (passages, bands * frames). Flat ones (silence) are dropped."""
+    """Compute the passages that `copy_index` compares: 2 s of band levels every `step_seconds`, with mean 0 and norm
+    1, so that the product of two is their correlation: (passages, bands * frames). Constant ones (silence) are
+    dropped."""
     levels = _band_levels(x, sample_rate)
     length, step = round(COPY_SECONDS / COPY_FRAME_SECONDS), round(step_seconds / COPY_FRAME_SECONDS)
     if len(levels) < length:
@@ -178,7 +180,7 @@ def passages(x: np.ndarray, sample_rate: int, step_seconds: float) -> np.ndarray
 
 
 def _band_levels(x: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Log energies (frames, 24 bands) of the sum of the channels, every 50 ms, each band's mean removed."""
+    """Compute the log energies (frames, 24 bands) of the sum of the channels, every 50 ms, less each band's mean."""
     frame = round(COPY_FRAME_SECONDS * sample_rate)
     mono = x.mean(axis=0)
     frames = mono[: mono.size // frame * frame].reshape(-1, frame) * np.hanning(frame)
@@ -191,8 +193,8 @@ def _band_levels(x: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 def nearest_similarity(found: np.ndarray, rows: Iterable[np.ndarray], sample_rate: int) -> np.ndarray:
-    """For each of `found` (`passages` of continuations) the correlation with the nearest passage of all `rows`
-    (channels, samples) each, at any lag: has it been learned by heart? nan where no row sounds."""
+    """Compute for each of `found` (`passages` of continuations) the largest correlation with a passage of any of
+    `rows` (channels, samples), at any lag, as a measure of memorisation; nan where all rows are silent."""
     nearest = np.full(len(found), np.nan)
     for row in rows:
         learned = passages(row, sample_rate, COPY_FRAME_SECONDS)
@@ -202,20 +204,21 @@ def nearest_similarity(found: np.ndarray, rows: Iterable[np.ndarray], sample_rat
 
 
 def latent_diversity(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean squared difference of two samples of latents (channels, latents) over what it is for independent ones of
-    the same spread, twice their variance over time: 0 one and the same, 1 nothing in common."""
+    """Compute the mean squared difference of two samples of latents (channels, latents), relative to that of
+    independent ones of the same spread, twice their variance over time: 0 for equal, 1 for unrelated samples."""
     difference = np.mean((a - b) ** 2, axis=-1, dtype=np.float64)
     spread = a.var(axis=-1, dtype=np.float64) + b.var(axis=-1, dtype=np.float64)
     return mean_of_defined(divide(difference, spread))
 
 
 def latent_std_ratios(reference: np.ndarray, estimate: np.ndarray) -> dict[str, float]:
-    """Standard deviation over time of predicted latents over that of the true ones: 1 is right, 0 is collapse.
+    """Compute the standard deviation over time of predicted latents relative to that of true ones: 1 is right, 0 is
+    collapse.
 
-    Both (pairs, channels, latents), the pairs of one song; variances are averaged over the pairs, so that a level
-    that differs between pairs counts as no movement. Keys: the median over the channels, their lower and upper
-    decile, and `worst_decile`, the larger of 1 / lower and upper: 1.25 means 'from 0.8 to 1.25' (at most 100, so
-    that a mean over songs stays finite). Channels in which the truth does not move are left out.
+    Both: (pairs, channels, latents), of the pairs of one song; variances are averaged over the pairs, so that offsets
+    between pairs do not count. Keys: the median over the channels, their lower and upper decile, and `worst_decile`,
+    the larger of 1 / lower and upper: 1.25 means 'from 0.8 to 1.25' (at most 100, so that a mean over songs stays
+    finite). Channels in which the truth is constant are left out.
     """
     names = [f"latent_std_ratio_{name}" for name in ("median", "lower_decile", "upper_decile", "worst_decile")]
     expected, found = (x.var(axis=-1, dtype=np.float64).mean(axis=0) for x in (reference, estimate))

@@ -1,4 +1,4 @@
-"""How close decode(encode(x)) is to x, and two reference sounds that spectral distances already reward."""
+"""Measures of a reconstruction against the original, and two reference signals for spectral distances."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ SMOOTH_BINS_FRAMES = (5, 3)
 def reconstruction_measures(
     reference: Sound, estimate: Sound, latent_rate: float, hop_rate: float
 ) -> dict[str, float]:
-    """All measures of a reconstruction under stable names; combs are minus the truth's own.
+    """Compute all measures of a reconstruction under stable names; combs are minus the truth's own.
 
     `latent_rate` and `hop_rate` in Hz (at least 10). Bands: 0-300-1000-2500-6000 Hz.
     """
@@ -55,17 +55,17 @@ def reconstruction_measures(
 
 
 def waveform_mse(reference: np.ndarray, estimate: np.ndarray) -> float:
-    """Mean squared difference of the samples (linear, full scale = 1)."""
+    """Compute the mean squared difference of the samples (linear, full scale = 1)."""
     check_pair(reference, estimate)
     return float(np.mean(np.square(reference.astype(np.float64) - estimate)))
 
 
 def si_sdr(reference: np.ndarray, estimate: np.ndarray, sample_rate: int, below_hz: float | None = None) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB.
+    """Compute the scale-invariant signal-to-distortion ratio in dB.
 
-    Le Roux et al., "SDR - half-baked or well done?", 2019. The estimate is split into a scaled copy of
-    the reference and the rest; the ratio of their energies. With `below_hz` both signals are low-passed
-    first, with zero phase. Undefined where either signal is silent.
+    The estimate is split into a scaled copy of the reference and the rest; the ratio is that of their energies (Le
+    Roux et al., "SDR - half-baked or well done?", 2019). With `below_hz` both signals are low-passed first, with zero
+    phase. Undefined where either signal is silent.
     """
     check_pair(reference, estimate)
     s, e = reference.astype(np.float64), estimate.astype(np.float64)
@@ -82,7 +82,7 @@ def log_spectral_distance(
     sample_rate: int,
     edges_hz: Sequence[float] = RECONSTRUCTION_BANDS_HZ,
 ) -> dict[str, float]:
-    """Log-spectral distance in dB: the root mean square of 20 log10 |S_est| / |S_ref|, n = 1024.
+    """Compute the log-spectral distance in dB: the root mean square of 20 log10 |S_est| / |S_ref|, n = 1024.
 
     Magnitudes more than 60 dB under the largest of the reference (all channels) count as that floor. Keys:
     `whole`, and one for each band, `0_300` ... `2500_6000`. The means run over all channels together.
@@ -98,7 +98,7 @@ def log_spectral_distance(
 
 
 def _squared_log_ratio(reference: np.ndarray, estimate: np.ndarray) -> np.ndarray:
-    """(20 log10 ratio)^2 above the floor; empty where the reference is silent or too short."""
+    """Compute (20 log10 ratio)^2 above the floor; empty where the reference is silent or too short."""
     if not np.any(reference):
         return np.zeros((*reference.shape[:2], 0))
     floor = reference.max() * 10 ** (-LSD_RANGE_DB / 20)
@@ -106,7 +106,7 @@ def _squared_log_ratio(reference: np.ndarray, estimate: np.ndarray) -> np.ndarra
 
 
 def mid_side_energy_ratio_db(reference: np.ndarray, estimate: np.ndarray) -> float:
-    """Side / mid energy of the estimate over that of the reference, in dB: > 0 is wider than the truth.
+    """Compute side / mid energy of the estimate over that of the reference, in dB: > 0 is wider than the truth.
 
     Undefined for other than two channels, and where mid or side of the reference is silent.
     """
@@ -130,7 +130,8 @@ def spectral_flatness_ratio_db(
     sample_rate: int,
     edges_hz: Sequence[float] = RECONSTRUCTION_BANDS_HZ,
 ) -> dict[str, float]:
-    """Spectral flatness of the estimate over the reference's, in dB by band; > 0 is noisier than the truth.
+    """Compute the spectral flatness of the estimate over that of the reference, in dB by band: > 0 is noisier than
+    the truth.
 
     Flatness is the geometric over the arithmetic mean of |S|^2 over the bins of a band in a frame (n = 1024;
     Johnston, "Transform coding of audio signals using perceptual noise criteria", 1988), with the floor of
@@ -149,7 +150,7 @@ def spectral_flatness_ratio_db(
 
 
 def _flatness_db(power: np.ndarray, floor: float) -> np.ndarray:
-    """Flatness in dB by channel and frame; nan where the frame's mean power does not exceed the floor."""
+    """Compute the flatness in dB by channel and frame; nan where a frame's mean power does not exceed the floor."""
     if floor == 0 or power.shape[-1] == 0:
         return np.full(power.shape[:-1], np.nan)
     clamped = np.maximum(power, floor)
@@ -163,9 +164,9 @@ def envelope_correlation(
     sample_rate: int,
     edges_hz: Sequence[float] = RECONSTRUCTION_BANDS_HZ,
 ) -> dict[str, float]:
-    """Pearson correlation by band of the RMS in consecutive 10 ms frames, after a zero-phase band-pass.
+    """Compute the Pearson correlation by band of the RMS in consecutive 10 ms frames, after a zero-phase band-pass.
 
-    Undefined where an envelope does not move (silence).
+    Undefined where an envelope is constant (silence).
     """
     check_pair(reference, estimate)
     correlations = {}
@@ -178,16 +179,16 @@ def envelope_correlation(
 
 
 def _envelope(x: np.ndarray, sample_rate: int) -> np.ndarray:
-    """RMS of consecutive 10 ms frames, (channels, frames)."""
+    """Compute the RMS of consecutive 10 ms frames: (channels, frames)."""
     frame = round(ENVELOPE_FRAME_SECONDS * sample_rate)
     whole = x[:, : x.shape[-1] // frame * frame]
     return np.sqrt(np.mean(np.square(whole.reshape(x.shape[0], -1, frame)), axis=-1))
 
 
 def noise_reference(x: np.ndarray, sample_rate: int, seed: int) -> np.ndarray:
-    """Gaussian noise, independent by channel, under the true spectrum smoothed as in `_smoothed_power`.
+    """Make Gaussian noise, independent by channel, with the true spectrum smoothed as in `_smoothed_power`.
 
-    Right energy in every band and moment, and nothing else: no phases, no partials, no stereo image.
+    It has the right energy in every band at every time, but no phases, partials or stereo image.
     """
     noise = _spectrum(np.random.default_rng(seed).standard_normal(x.shape), sample_rate)
     noise_power = np.mean(np.abs(noise) ** 2)
@@ -196,33 +197,33 @@ def noise_reference(x: np.ndarray, sample_rate: int, seed: int) -> np.ndarray:
 
 
 def smooth_reference(x: np.ndarray, sample_rate: int) -> np.ndarray:
-    """The true phases under magnitudes smoothed as in `_smoothed_power`: right phases, a coarse spectrum."""
+    """Make the signal with the true phases and with magnitudes smoothed as in `_smoothed_power`."""
     spectrum = _spectrum(x, sample_rate)
     magnitudes = np.sqrt(_smoothed_power(spectrum))
     return _signal(magnitudes * np.exp(1j * np.angle(spectrum)), x.shape[-1], sample_rate)
 
 
 def _smoothed_power(spectrum: np.ndarray) -> np.ndarray:
-    """Mean of |S|^2 over the 5 bins x 3 frames around each: 117 Hz x 32 ms.
+    """Compute the mean of |S|^2 over the 5 bins x 3 frames around each value: 117 Hz x 32 ms.
 
-    Sampled without overlap that is 51 bands x 31 times = 1600 numbers a second and channel at 12 kHz, 3200 in
-    stereo: as many as a code of 100 Hz x 32 has.
+    Sampled without overlap these are 51 bands x 31 times = 1600 numbers per second and channel at 12 kHz, 3200 in
+    stereo: as many as in latents of 100 Hz x 32.
     """
     power = np.abs(spectrum) ** 2  # (channels, bins, frames)
     return ndimage.uniform_filter(power, size=(1, *SMOOTH_BINS_FRAMES), mode="nearest").clip(min=0)
 
 
 def _smooth_window(sample_rate: int) -> dict[str, int]:
-    """Window of 512 samples at 12 kHz (43 ms) and as long at other rates; hop a quarter of it."""
+    """Return window and overlap in samples: 512 at 12 kHz (43 ms), the same duration at other rates; 3/4 of it."""
     size = 4 * round(SMOOTH_SIZE_AT_12K * sample_rate / 12000 / 4)
     return {"nperseg": size, "noverlap": size - size // 4}
 
 
 def _spectrum(x: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Complex STFT, Hann, (channels, bins, frames)."""
+    """Compute the complex STFT with a Hann window: (channels, bins, frames)."""
     return signal.stft(x.astype(np.float64), **_smooth_window(sample_rate))[2]
 
 
 def _signal(spectrum: np.ndarray, samples: int, sample_rate: int) -> np.ndarray:
-    """Inverse of `_spectrum`, float32 (channels, samples)."""
+    """Invert `_spectrum`: float32 (channels, samples)."""
     return signal.istft(spectrum, **_smooth_window(sample_rate))[1][:, :samples].astype(np.float32)

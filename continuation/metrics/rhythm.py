@@ -1,4 +1,4 @@
-"""Onsets, tempo and beat."""
+"""Measures of onsets, tempo and beat."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ from continuation.metrics.arithmetic import check_pair, pearson
 from continuation.metrics.sound import ONSET_HOP_SECONDS, Sound
 
 ONSET_TOLERANCE_SECONDS = 0.05
-SAME_TEMPO_OCTAVES = 0.06  # tempi count as one up to here (4 %)
+SAME_TEMPO_OCTAVES = 0.06  # largest deviation of equal tempi (4 %)
 SAME_BEAT = 0.1  # of a beat
 
 
 def onset_times(x: Sound) -> np.ndarray:
-    """Onsets in seconds of the mean of the channels: peaks of the log-mel spectral flux.
+    """Detect the onsets, in seconds, of the mean of the channels: peaks of the log-mel spectral flux.
 
-    librosa's detector, after Böck et al., "Evaluating the online capabilities of onset detection methods", 2012.
+    By librosa's detector, after Böck et al., "Evaluating the online capabilities of onset detection methods", 2012.
     """
     import librosa
 
@@ -25,7 +25,7 @@ def onset_times(x: Sound) -> np.ndarray:
 
 
 def match_onsets(reference_times: np.ndarray, estimate_times: np.ndarray, tolerance: float) -> int:
-    """Size of the largest one-to-one matching of two sorted lists of times within `tolerance` seconds.
+    """Return the size of the largest one-to-one matching of two sorted lists of times within `tolerance` seconds.
 
     With one tolerance for all, taking the earliest possible partner each time is optimal.
     """
@@ -42,9 +42,9 @@ def match_onsets(reference_times: np.ndarray, estimate_times: np.ndarray, tolera
 
 
 def onset_f(reference: Sound, estimate: Sound) -> float:
-    """F-measure of the onsets, 0..1, within 50 ms (as `mir_eval.onset.f_measure`; Böck et al. 2012).
+    """Compute the F-measure, 0..1, of the onsets within 50 ms (as `mir_eval.onset.f_measure`; Böck et al. 2012).
 
-    Of the mean of the channels. Undefined where the reference has no onset.
+    Onsets are of the mean of the channels. Undefined where the reference has none.
     """
     check_pair(reference.samples, estimate.samples)
     expected, found = onset_times(reference), onset_times(estimate)
@@ -54,8 +54,8 @@ def onset_f(reference: Sound, estimate: Sound) -> float:
 
 
 def onset_correlation(reference: Sound, estimate: Sound) -> float:
-    """Pearson correlation of the onset strengths, smoothed over 50 ms: are there onsets at the same times? Undefined
-    where either is constant."""
+    """Compute the Pearson correlation of the onset strengths, smoothed over 50 ms: are there onsets at the same
+    times? Undefined where either is constant."""
     check_pair(reference.samples, estimate.samples)
     window = np.hanning(7)[1:-1]
     a, b = (np.convolve(x.onset_strength, window, mode="same") for x in (reference, estimate))
@@ -63,15 +63,16 @@ def onset_correlation(reference: Sound, estimate: Sound) -> float:
 
 
 def tempo_deviation(context: Sound, continuation: Sound) -> float:
-    """How far the continuation's tempo is from the context's, in octaves: |log2 of the ratio|, folded to the nearest
-    octave, 0..0.5, since half and double time are the same beat. Undefined where either has no tempo."""
+    """Compute the deviation of the continuation's tempo from the context's, in octaves: |log2 of the ratio|, folded
+    to the nearest octave, 0..0.5, since half and double time are the same beat. Undefined where either has no
+    tempo."""
     octaves = np.log2(continuation.tempo / context.tempo)
     return float(abs(octaves - np.round(octaves)))
 
 
 def beat_phase_error(context: Sound, continuation: Sound) -> float:
-    """How far the continuation's onsets are from the context's beat, 0..0.5 of a beat: the difference between the
-    phases of both onset strengths at the context's tempo, counted on from the context. Undefined without a tempo."""
+    """Compute the distance of the continuation's onsets from the context's beat, 0..0.5 beats: the difference of the
+    phases of both onset strengths at the context's tempo, extrapolated from the context. Undefined without tempo."""
     beat = 60 / context.tempo / ONSET_HOP_SECONDS  # in frames
     if not np.isfinite(beat) or not continuation.samples.any():
         return float("nan")
@@ -85,7 +86,8 @@ def beat_phase_error(context: Sound, continuation: Sound) -> float:
 
 
 def beat_measures(context: Sound, reference: Sound, estimate: Sound) -> dict[str, float]:
-    """Tempo and beat of the estimate against the context's, only where the true continuation keeps them."""
+    """Compute the tempo and beat measures of the estimate against the context, where the true continuation keeps
+    both."""
     measures = {"tempo_deviation": float("nan"), "beat_phase_error": float("nan")}
     if tempo_deviation(context, reference) <= SAME_TEMPO_OCTAVES:
         measures["tempo_deviation"] = tempo_deviation(context, estimate)

@@ -1,4 +1,4 @@
-"""A sound with the features that several measures need."""
+"""A signal with the features that several measures need."""
 
 from functools import cached_property
 
@@ -8,17 +8,15 @@ from scipy import signal
 ONSET_HOP_SECONDS = 0.01
 ONSET_SIZE_AT_12K = 1024
 ONSET_MELS = 64
-TEMPO_HARMONICS = (1, 2, 4)  # of the beat, which its own frequency alone need not carry
+TEMPO_HARMONICS = (1, 2, 4)  # of the beat, whose own frequency may be weak
 TEMPO_REACH_FRAMES = 1.0  # around librosa's beat
 TEMPO_CANDIDATES = 81
 WELCH_SIZE = 32768
 
 
 class Sound:
-    """Samples (channels, samples) and features of theirs, each computed once, when it is first asked for.
-
-    A context and its true continuation are compared with the continuation of every system.
-    """
+    """Samples (channels, samples) and their features, each computed once at its first use, since a context and its
+    true continuation are compared with the continuation of every system."""
 
     def __init__(self, samples: np.ndarray, sample_rate: int):
         self.samples, self.sample_rate = samples, sample_rate
@@ -27,7 +25,7 @@ class Sound:
     def onset_strength(self) -> np.ndarray:
         """Log-mel spectral flux of the mean of the channels, float32, every ONSET_HOP_SECONDS; zeros for silence.
 
-        Window 1024 samples at 12 kHz and as long at other rates.
+        The window has 1024 samples at 12 kHz, and the same duration at other rates.
         """
         import librosa
 
@@ -39,16 +37,16 @@ class Sound:
 
     @property
     def onset_hop(self) -> int:
-        """Samples from one value of the onset strength to the next."""
+        """Samples between two values of the onset strength."""
         return round(ONSET_HOP_SECONDS * self.sample_rate)
 
     @cached_property
     def tempo(self) -> float:
-        """Beats a minute; nan without onsets.
+        """Beats per minute; nan without onsets.
 
         librosa's autocorrelation of the onset strength gives the beat in whole frames of 10 ms: an error of half a
-        frame is a fifth of a beat after 10 s at 120 a minute. Of the beats up to a frame longer or shorter, the one
-        is taken at which the strength's Fourier components once, twice and four times a beat are strongest.
+        frame is a fifth of a beat after 10 s at 120 per minute. It is refined, by up to a frame, to the beat at which
+        the strength's Fourier components at once, twice and four times its frequency are strongest.
         """
         import librosa
 

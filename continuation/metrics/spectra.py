@@ -1,4 +1,4 @@
-"""Spectra and bands, and the two spectral measures that reconstructions and continuations share."""
+"""Spectra and bands, and the two spectral measures of both reconstructions and continuations."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,11 +14,11 @@ MR_STFT_FLOOR = 1e-3
 
 
 def mr_stft_distance(reference: np.ndarray, estimate: np.ndarray) -> float:
-    """Multi-resolution STFT distance, no unit; 0 for equal spectrograms.
+    """Compute the multi-resolution STFT distance, without unit; 0 for equal spectrograms.
 
-    The mean over n = 2048, 1024, 512, 256, 128 of mean |ln ratio| (magnitudes below 1e-3 count as 1e-3)
-    + mean |difference| / (mean |S_ref| + 1e-3). After Yamamoto et al., "Parallel WaveGAN", 2020, with an L1
-    in place of the Frobenius convergence. The means run over all channels together.
+    It is the mean over n = 2048, 1024, 512, 256, 128 of mean |ln ratio| (magnitudes below 1e-3 count as 1e-3) + mean
+    |difference| / (mean |S_ref| + 1e-3). After Yamamoto et al., "Parallel WaveGAN", 2020, with an L1 in place of the
+    Frobenius convergence. Means are over all channels together.
     """
     check_pair(reference, estimate)
     return mean_of_defined(
@@ -43,7 +43,7 @@ def band_energy_ratios_db(
     sample_rate: int,
     edges_hz: Sequence[float] = CONTINUATION_BANDS_HZ,
 ) -> dict[str, float]:
-    """Energy of the estimate over that of the reference in dB, by band, all channels together.
+    """Compute the energy of the estimate over that of the reference in dB, by band, all channels together.
 
     Undefined where the reference has less than -100 dB of its own energy in the band.
     """
@@ -59,7 +59,7 @@ def band_energy_ratios_db(
 
 
 def stft_magnitudes(x: np.ndarray, size: int) -> np.ndarray:
-    """|S| of (channels, samples) as (channels, frames, size // 2 + 1); no frames when x is too short."""
+    """Compute |S| of (channels, samples): (channels, frames, size // 2 + 1), without frames if x is too short."""
     if x.shape[-1] < size:
         return np.zeros((x.shape[0], 0, size // 2 + 1), dtype=np.float32)
     frames = np.lib.stride_tricks.sliding_window_view(x.astype(np.float32, copy=False), size, axis=-1)
@@ -68,24 +68,24 @@ def stft_magnitudes(x: np.ndarray, size: int) -> np.ndarray:
 
 
 def power_spectrum(x: np.ndarray) -> np.ndarray:
-    """|transform of the whole signal|^2, summed over channels."""
+    """Compute |DFT of the whole signal|^2, summed over channels."""
     return np.square(np.abs(fft.rfft(x.astype(np.float64)))).sum(axis=0)
 
 
 def bands(edges_hz: Sequence[float], sample_rate: int) -> list[tuple[str, float, float]]:
-    """(name, low, high) of the bands between the edges that begin below the Nyquist frequency."""
+    """List (name, low, high) of the bands between the edges that begin below the Nyquist frequency."""
     return [(f"{low}_{high}", low, high) for low, high in pairwise(edges_hz) if low < sample_rate / 2]
 
 
 def band_bins(size: int, sample_rate: int, low: float, high: float) -> slice:
-    """The bins low <= f < high of a real transform; a band up to the Nyquist frequency includes it."""
+    """Return the bins low <= f < high of a real DFT; a band up to the Nyquist frequency includes it."""
     first = int(np.ceil(low * size / sample_rate))
     last = size // 2 + 1 if high >= sample_rate / 2 else int(np.ceil(high * size / sample_rate))
     return slice(first, last)
 
 
 def band_pass(x: np.ndarray, sample_rate: int, low: float, high: float) -> np.ndarray:
-    """Zero-phase band-pass by one transform of the whole signal: the bands of a partition add up to x."""
+    """Apply a zero-phase band-pass by one DFT of the whole signal; the bands of a partition add up to x."""
     spectrum = fft.rfft(x.astype(np.float64))
     kept = np.zeros_like(spectrum)
     bins = band_bins(x.shape[-1], sample_rate, low, high)

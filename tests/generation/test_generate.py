@@ -39,7 +39,7 @@ def hears(run, monkeypatch, tmp_path):
     return run_and_catch
 
 
-# ---- what it hears ----
+# What it hears
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ def test_song_is_read_by_what_it_holds_whatever_it_is_called(tmp_path, song, hea
     assert np.array_equal(hears(source=shutil.copy(song, tmp_path / "song.raw")), hears())
 
 
-# ---- what it writes ----
+# What it writes
 
 
 @pytest.mark.parametrize("seconds", ["0.1", "3.21", "10", "12.34567"])
@@ -134,7 +134,7 @@ def test_bf16_gives_nearly_the_same_sound_as_fp32(tmp_path, run, own_sound_is_he
     assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9
 
 
-# ---- the heard seconds before it ----
+# The heard seconds before it
 
 
 def test_with_input_the_song_comes_first_at_its_own_rate_and_the_same_continuation_after_it(tmp_path, run, song):
@@ -169,7 +169,7 @@ def test_sine_joins_its_continuation_without_a_step(tmp_path, run, monkeypatch, 
     assert np.abs(around).max() == pytest.approx(0.5, abs=0.005)
 
 
-# ---- the weights in the box ----
+# The weights in the box
 
 
 def test_without_a_checkpoint_folder_the_weights_in_the_box_are_used(
@@ -184,7 +184,7 @@ def test_without_a_checkpoint_folder_the_weights_in_the_box_are_used(
     assert read(tmp_path / "next.wav").shape == (2, RATE)
 
 
-# ---- formats ----
+# Formats
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
@@ -244,7 +244,7 @@ def test_an_input_that_is_named_like_a_temporary_file_of_the_output_is_not_touch
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "next.wav"])
 
 
-# ---- the command line, and three lines of Python ----
+# The command line, and three lines of Python
 
 
 @pytest.mark.slow

@@ -149,7 +149,7 @@ def test_damaged_line_of_the_log_is_left_out_and_said(undisturbed, command, tmp_
     assert records(folder) == records(undisturbed)
 
 
-# ---- what is left of a run ----
+# What is left of a run
 
 
 @pytest.mark.parametrize("left", ["best.pt", "stage1.pt", "metrics.jsonl"])
@@ -287,7 +287,7 @@ def test_tensorboard_shows_no_step_twice_after_a_kill(command, tmp_path):
     assert steps == {1: [0, 1, 2, 3], 2: [0, 1, 2, 3, 4, 5, 6]}
 
 
-# ---- what may differ ----
+# What may differ
 
 
 def test_evaluations_that_are_done_again_are_not_listed_twice(tmp_path):

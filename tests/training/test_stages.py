@@ -13,7 +13,7 @@ import train
 from continuation import checkpoint, distributed, losses, muon, stages, training_state
 from model import ContinuationModel
 
-# ---- phases ----
+# Phases
 
 
 def parts_of(model: ContinuationModel) -> tuple:
@@ -138,7 +138,7 @@ def test_averaged_weights_follow_the_documented_decay(new_run):
     assert torch.allclose(ours, start + 1 - (1 + 5) / (10 + 5), atol=1e-6)
 
 
-# ---- learning ----
+# Learning
 
 
 def overfit(run: train.Run, batch: dict, loss_of, parts: list, steps: int, rate: float) -> tuple[float, float]:
@@ -188,7 +188,7 @@ def test_one_batch_can_be_overfit_in_stage_2(new_run):
     assert last < first / 10
 
 
-# ---- steps ----
+# Steps
 
 
 def test_legacy_freezes_nothing_in_stage_2_and_has_no_core_loss_in_stage_1(new_run):

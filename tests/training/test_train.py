@@ -16,11 +16,11 @@ import torch
 from tiny import CHANNELS, LEGACY, RATE, TINY, assert_same_network, assert_same_tensors, records, write_dataset
 
 import train
-from continuation import checkpoint, latents, losses, memory, run_log, training_state
+from continuation import checkpoint, latent_encoding, losses, memory, run_log, training_state
 from continuation.dataset import read_meta
 from model import load_model
 
-# ---- what a run leaves behind ----
+# What a run leaves behind
 
 
 def test_run_leaves_all_its_files(undisturbed):
@@ -109,7 +109,7 @@ def test_stage1_from_a_file_that_is_no_stage_1_is_refused(undisturbed, command, 
     assert words in capsys.readouterr().err
 
 
-# ---- what is refused ----
+# What is refused
 
 
 def test_missing_dataset_is_refused(tmp_path, capsys):
@@ -157,7 +157,7 @@ def test_impossible_values_are_wrong_usage(flags):
     assert caught.value.code == 2
 
 
-# ---- other ways to train ----
+# Other ways to train
 
 
 @pytest.mark.slow
@@ -194,7 +194,7 @@ def test_max_minutes_ends_both_stages_with_their_cooldown(command, tmp_path, mon
         return loss
 
     monkeypatch.setattr(train, "train_step", take_6_seconds)
-    for module in (train, latents):
+    for module in (train, latent_encoding):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(training_state, "WARMUP_STEPS", 1)
     assert command(tmp_path / "ck", more="--stage1_steps 100000 --stage2_steps 100000 --max_minutes 2") == 0
@@ -244,7 +244,7 @@ def test_legacy_trains_both_stages_without_a_cache(command, tmp_path):
     assert checkpoint.load(tmp_path / "ck" / "best.pt")["config"]["preset"] == "legacy"
 
 
-# ---- what goes wrong ----
+# What goes wrong
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_stage(command, tmp_path, monkeypatch, capsys):

@@ -12,10 +12,10 @@ import synth
 import torch
 from tiny import CHANNELS, CHUNK, RATE, NotStopped
 
-from continuation import audio, latents
+from continuation import audio, latent_encoding
 from continuation.windows import WindowItems, Windows
 
-# ---- the cache ----
+# The cache
 
 
 def arrays(folder: Path) -> dict[str, bytes]:
@@ -28,7 +28,7 @@ def filled(new_run, monkeypatch):
 
     def fill(more: str = "") -> list[int]:
         run, encoded = new_run(more=more), []
-        fill_variant = latents.fill_variant
+        fill_variant = latent_encoding.fill_variant
 
         def note(state, windows, cache, variant, *given):
             encoded.append(variant)
@@ -36,7 +36,7 @@ def filled(new_run, monkeypatch):
 
         run.state.begin_stage(2)
         with monkeypatch.context() as patch:
-            patch.setattr(latents, "fill_variant", note)
+            patch.setattr(latent_encoding, "fill_variant", note)
             run.fill_cache(NotStopped)
         return encoded
 
@@ -114,7 +114,7 @@ def test_latent_cache_behind_a_link_holds_the_latents_of_its_own_encoder(filled,
     assert (scratch / "notes.txt").exists() == exists
 
 
-# ---- no future ----
+# No future
 
 
 def test_context_does_not_change_when_the_target_audio_is_replaced_by_noise(new_run):

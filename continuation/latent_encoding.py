@@ -1,4 +1,4 @@
-"""Filling the latent cache of stage 2: all training windows are encoded once, before the core learns on them."""
+"""Encoding of all training windows before stage 2, by all processes, into the latent cache (latent_cache.py)."""
 
 import hashlib
 import json
@@ -16,11 +16,11 @@ from continuation.latent_cache import LatentCache
 from continuation.training_state import TrainingState
 from continuation.windows import WindowItems, Windows
 
-CACHE_BATCH = 4  # pairs that a process encodes together
+CACHE_BATCH = 4  # windows per batch and process
 
 
 def cache_key(state: TrainingState) -> str:
-    """What the cached latents depend on: encoder, dataset, the windows drawn and what a context is."""
+    """Hash everything that the cached latents depend on: encoder, dataset, seed of the windows, and format."""
     key = [state.meta, state.args.seed, checkpoint.FORMAT_VERSION]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
     for tensor in state.model.encoder.state_dict().values():
@@ -29,8 +29,8 @@ def cache_key(state: TrainingState) -> str:
 
 
 def fill_cache(state: TrainingState, windows: Windows, cache: LatentCache, after_batch: Callable[[], None]) -> None:
-    """Encode all training windows, and standardise latents by what was found; variants that are there already for the
-    same key are kept. `after_batch` may raise what ends the run."""
+    """Encode the variants that the cache lacks, and set the mean and standard deviation by which the models
+    standardise latents. after_batch: called after every batch; it may raise to end the run."""
     missing = missing_variants(state, cache) if distributed.is_main() else []
     is_missing = torch.tensor([float(v in missing) for v in range(cache.variants)], device=state.device)
     started = time.monotonic()
@@ -50,7 +50,7 @@ def fill_cache(state: TrainingState, windows: Windows, cache: LatentCache, after
 
 
 def missing_variants(state: TrainingState, cache: LatentCache) -> list[int]:
-    """Make the cache ready for this run's encoder, and return the variants to encode."""
+    """Open the cache for this run's encoder, and return the variants to encode."""
     cache.begin(state.cached_by or cache_key(state))
     missing = cache.missing()
     if missing and state.cached_by:
@@ -69,7 +69,7 @@ def fill_variant(
     variant: int,
     after_batch: Callable[[], None],
 ) -> None:
-    """All processes encode, process 0 writes."""
+    """Encode one variant on all processes; process 0 writes it."""
     batches = encoded_batches(state, windows, variant)
     if not distributed.is_main():
         for _ in batches:
@@ -88,8 +88,8 @@ def fill_variant(
 
 
 def encoded_batches(state: TrainingState, windows: Windows, variant: int) -> Iterator[dict[str, Tensor]]:
-    """Parts of all training windows, in order, fp16; every process encodes its share of a batch, and the
-    last pair again where the last batch is not full."""
+    """Yield the encoded training windows in order, part -> fp16 (windows, ...). Every process encodes its share of
+    a batch; the last batch is filled up with the last pair, which is cut off again."""
     size = CACHE_BATCH * distributed.world_size()
     starts = range(0, len(windows), size)
     own = [first + CACHE_BATCH * distributed.rank() + i for first in starts for i in range(CACHE_BATCH)]
