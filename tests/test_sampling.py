@@ -96,7 +96,7 @@ def test_generation_has_exactly_the_length_asked_for(preset, song, seconds):
 
 def test_same_seed_same_samples_and_another_seed_others(model, song, monkeypatch):
     """Where the decoder's own sound is heard."""
-    monkeypatch.setattr("continuation.mixer.OWN_LOGIT", 64.0)
+    monkeypatch.setattr("continuation.mixer.OWN_ERROR", 1e-9)
     first, again, other = (model.generate(song, seconds=1, seed=seed, steps=2) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.allclose(first, other, atol=1e-3)
