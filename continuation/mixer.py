@@ -18,7 +18,7 @@ from continuation.spectral import QUIETEST_POWER, STEP_FRAMES, BandLevels
 LOOP_LOGIT = 2.0  # added for the loop
 SIMILARITY_LOGIT = 8.0  # added per unit of correlation, of the sound and of the onsets
 ERROR_LOGIT = 8.0  # subtracted per unit of the logarithm of a source's error in a band
-OWN_ERROR = 0.8  # nepers: error of the own sound, its levels' mean distance from the truth's on unseen songs (tiny)
+OWN_ERROR = 1.3  # nepers: the error that own sound counts as
 LEAST_ERROR = 0.03  # nepers: lower limit of a copy's past error
 PAST_SHARE = 0.8  # end of the context in which the past error of each lag is measured, as a share of it
 LOUDEST_CORRECTION = 1.0  # nepers: largest correction of a band's power over all decoded frames

@@ -16,7 +16,7 @@ def checkpoints(tmp_path_factory):
 @pytest.fixture
 def own_sound_is_heard(monkeypatch):
     """Let the mixer play the decoder's own sound; beside good copies it plays next to nothing of it."""
-    monkeypatch.setattr("continuation.mixer.OWN_LOGIT", 64.0)
+    monkeypatch.setattr("continuation.mixer.OWN_ERROR", 1e-9)
 
 
 @pytest.fixture(scope="session")
