@@ -3,7 +3,8 @@
     python train.py --dataset_folder dataset --checkpoint_folder checkpoints
 
 The same command continues a run that was stopped. Writes last.pt, best.pt, stage1.pt, metrics.jsonl, curves.png,
-samples/, tb/ (TensorBoard) and latents/ (the cache of stage 2) into the checkpoint folder.
+samples/, tb/ (TensorBoard: figures, and sounds and spectrograms of three validation songs) and latents/ (the cache of
+stage 2) into the checkpoint folder.
 Exit codes: 0 done, 1 failed, 2 wrong usage or refused input, 75 interrupted: run the same command again.
 """
 
@@ -192,6 +193,7 @@ class Run:
             self.save("best.pt")
         self.log.write(record)
         self.write_sample()
+        self.show_songs()
         print(run_log.line_of(state, record, is_best), flush=True)
         self.log.warn_of_collapse(state, record)
 
@@ -205,6 +207,10 @@ class Run:
     def write_sample(self) -> None:
         x = self.windows["val"].pair(0)[:, : self.state.config.chunk_samples]
         run_log.write_sample(self.folder, self.state, x)
+
+    def show_songs(self) -> None:
+        for number, pair in enumerate(self.validation.songs(run_log.SONGS), start=1):
+            self.log.show_song(self.state, number, self.windows["val"].pair(pair))
 
     # Save and resume
 

@@ -39,6 +39,7 @@ from continuation.windows import Windows
 
 PARTS = ("stage1", "latents", "stage2", "joint")  # of a training, in order
 CONTEXT_GIGABYTES = 1.0  # of CUDA, with the workspaces of its libraries
+SOUND_BYTES = 16  # an evaluation, by sample of a chunk: 12 of three songs' two sounds, the rest spectrograms and mp3
 
 
 @dataclass(frozen=True)
@@ -343,7 +344,8 @@ def print_plan(plan: Plan, args: argparse.Namespace, meta: dict, splits: dict[st
     print(f"latent cache: {cache:.3f} GB")
     checkpoints = args.keep + 3  # best.pt, stage1.pt, and the file being written
     print(f"disk: {cache + checkpoints * one:.3f} GB, the cache and {checkpoints} checkpoints "
-          f"of up to {one:.3f} GB; a sample an evaluation comes on top")  # fmt: skip
+          f"of up to {one:.3f} GB; samples/ and tb/ come on top, about "
+          f"{SOUND_BYTES * plan.config.chunk_samples / 1e6:.1f} MB an evaluation")  # fmt: skip
     print(table(plan, args.memory_limit))
     peaks = peak_gigabytes(plan)
     found = {f"{part}_gb": round(peaks.get(part, 0.0), 3) for part in PARTS}

@@ -184,6 +184,16 @@ def plot_join(path: str | Path, x: np.ndarray, sample_rate: int, join_seconds: f
         axes.set(xlabel="time (s)", ylabel="frequency (Hz)")
 
 
+def spectrogram_image(x: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Draw a small spectrogram of x (channels, samples) without axes: uint8 (rows, columns, 3), high frequencies in
+    the first rows."""
+    import matplotlib
+
+    levels = _log_spectrogram(x, sample_rate)[::-2, ::3]
+    shown = 1 + (levels - max(levels.max(), QUIETEST_TOP_DB)) / SPECTROGRAM_RANGE_DB
+    return matplotlib.colormaps[COLOUR_MAP](shown, bytes=True)[..., :3]
+
+
 # Parts of figures
 
 

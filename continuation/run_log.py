@@ -1,7 +1,7 @@
 """Records and printed lines of a training run; only process 0 writes them.
 
-metrics.jsonl: a line an evaluation; tb/: the same for TensorBoard; curves.png; samples/: a validation song as it
-sounds at each evaluation.
+metrics.jsonl: a line an evaluation; tb/: the same for TensorBoard, and how SONGS validation songs sound and look;
+curves.png; samples/: a validation song as it sounds at each evaluation.
 """
 
 import json
@@ -20,6 +20,7 @@ from continuation.training_state import TrainingState
 
 HEALTHY_STD_RATIO = (0.7, 1.4)  # of sampled over true latents
 COLLAPSE_GRACE = 0.1  # share of stage 2 before its samples are checked
+SONGS = 3  # in TensorBoard
 
 
 class RunLog:
@@ -48,6 +49,17 @@ class RunLog:
                 self.board.add_scalar(f"stage{record['stage']}/{name}", value, record["step"])
         self.board.flush()
         plots.plot_curves(self.folder / "curves.png", checkpoint.read_records(self.metrics))
+
+    def show_song(self, state: TrainingState, number: int, x: np.ndarray) -> None:
+        """Add to TensorBoard how a validation pair x (channels, 2 * chunk) sounds now: mono, with spectrograms."""
+        rate = state.config.sample_rate
+        for name, sound in sounds_of(state, x).items():
+            mono = audio.limit_peaks(sound.mean(axis=0, keepdims=True), rate)
+            image = plots.spectrogram_image(mono, rate)
+            self.board.add_audio(f"song{number}/{name}", mono, state.step, rate)
+            # Under a tag of its own: TensorBoard takes one kind of data a tag.
+            self.board.add_image(f"song{number}_spectrogram/{name}", image, state.step, dataformats="HWC")
+        self.board.flush()
 
     def drop_later(self, state: TrainingState) -> None:
         """Remove the evaluations from metrics.jsonl that a resumed run will repeat."""
@@ -92,6 +104,19 @@ def write_sample(folder: Path, state: TrainingState, x: np.ndarray) -> None:
     suffix = "mp3" if rate in audio.MP3_SAMPLE_RATES else "wav"
     path = folder / "samples" / f"stage{state.stage}-step{state.step:07d}.{suffix}"
     audio.encode_audio(path, audio.limit_peaks(y.float().cpu().numpy(), rate), rate)
+
+
+@torch.no_grad()
+def sounds_of(state: TrainingState, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Compute how a validation pair x (channels, 2 * chunk) sounds now: its second chunk, the truth, reconstructed,
+    and in stage 2 its first one, which is heard, continued. Both themselves are there at the stage's step 0 alone."""
+    heard, truth = torch.from_numpy(x).chunk(2, dim=-1)
+    sounds = {"heard": heard, "truth": truth} if state.step == 0 else {}
+    with state.autocast():
+        sounds["reconstruction"] = state.ema.reconstruct(truth[None].to(state.device))[0]
+        if state.stage == 2:
+            sounds["continuation"] = state.ema.generate(heard, truth.shape[-1] / state.config.sample_rate)
+    return {name: sound.float().cpu().numpy() for name, sound in sounds.items()}
 
 
 def line_of(state: TrainingState, record: dict, is_best: bool) -> str:

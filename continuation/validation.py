@@ -4,6 +4,7 @@ Pairs are evenly spaced over the split. Losses are those of training, averaged o
 """
 
 import math
+from collections.abc import Iterable
 from itertools import product
 
 import numpy as np
@@ -29,6 +30,11 @@ def means_of(rows: list[dict]) -> dict[str, float]:
     if "loss" in means:
         means["loss"] = sum(row["loss"] for row in rows) / len(rows)
     return means
+
+
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """Return `count` indices from the first to the last of `total`, or all where there are fewer."""
+    return np.unique(np.linspace(0, total - 1, count).round().astype(int)).tolist()
 
 
 def continuation_distance(truth: Tensor, sound: Tensor, sample_rate: int) -> float:
@@ -65,9 +71,18 @@ class Validation:
 
     def pairs(self, count: int) -> list[int]:
         """Return the numbers of `count` pairs, evenly spaced over the split."""
-        return np.unique(np.linspace(0, len(self.windows) - 1, count).round().astype(int)).tolist()
+        return evenly_spaced(len(self.windows), count)
 
-    def groups(self, pairs: list[int]) -> list[str]:
+    def songs(self, count: int) -> list[int]:
+        """Return the middle pair of each of `count` different songs, evenly spaced over the split; of fewer, where it
+        has fewer."""
+        pairs_of = {}
+        for pair, group in enumerate(self.groups(range(len(self.windows)))):
+            pairs_of.setdefault(group, []).append(pair)
+        songs = list(pairs_of.values())
+        return [songs[i][len(songs[i]) // 2] for i in evenly_spaced(len(songs), count)]
+
+    def groups(self, pairs: Iterable[int]) -> list[str]:
         """Return the group of each pair; songs of one group are the same music."""
         return [self.windows.song(pair)["group"] for pair in pairs]
 

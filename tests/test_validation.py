@@ -43,6 +43,11 @@ def test_reconstruction_loss_that_is_not_finite_at_one_window_length_is_not_left
     assert not math.isfinite(checks.figures(1, codec_learns=True)["loss"])
 
 
+def test_songs_are_different_ones_in_their_middle(checks):
+    assert checks.songs(3) == [2, 4]
+    assert checks.songs(1) == [2]
+
+
 def test_gain_is_what_another_context_costs_more(checks, monkeypatch):
     """With a loss of 1 for a target's own context and of 1.5 for any other."""
     pairs = [pair for pair, _ in checks.encoded_pairs().values()]

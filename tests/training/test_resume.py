@@ -284,6 +284,7 @@ def test_tensorboard_shows_no_step_twice_after_a_kill(command, tmp_path):
     for stage in (1, 2):
         events = EventAccumulator(str(folder / "tb" / f"stage{stage}")).Reload()
         steps[stage] = [event.step for event in events.Scalars(f"stage{stage}/val_loss")]
+        assert [event.step for event in events.Audio("song1/truth")] == [0]
     assert steps == {1: [0, 1, 2, 3], 2: [0, 1, 2, 3, 4, 5, 6]}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import shutil
 import subprocess
@@ -11,13 +12,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import synth
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import CHANNELS, LEGACY, RATE, TINY, assert_same_network, assert_same_tensors, records, write_dataset
 
 import train
 from continuation import checkpoint, latent_encoding, losses, memory, run_log, training_state
 from continuation.dataset import read_meta
+from continuation.layers import CONTEXT_LEVEL
 from model import load_model
 
 # What a run leaves behind
@@ -28,6 +32,35 @@ def test_run_leaves_all_its_files(undisturbed):
     assert {"last.pt", "best.pt", "stage1.pt", "metrics.jsonl", "samples", "tb", "latents"} <= names
     assert len(list((undisturbed / "samples").glob("*.mp3"))) == 4
     assert any((undisturbed / "tb").iterdir())
+
+
+def shown_sounds(folder: Path, stage: int) -> dict:
+    """What TensorBoard plays of a stage, by tag; every sound has a picture of the same step."""
+    events = EventAccumulator(str(folder / "tb" / f"stage{stage}")).Reload()
+    sounds = {tag: events.Audio(tag) for tag in events.Tags()["audio"]}
+    steps = {tag.replace("/", "_spectrogram/"): [sound.step for sound in own] for tag, own in sounds.items()}
+    assert steps == {tag: [image.step for image in events.Images(tag)] for tag in events.Tags()["images"]}
+    return sounds
+
+
+def test_tensorboard_plays_the_truth_once_and_what_the_network_makes_of_it_at_every_evaluation(undisturbed):
+    """Of two songs, all that the validation split has."""
+    stage1 = {"heard": [0], "truth": [0], "reconstruction": [0, 3]}
+    stage2 = {"heard": [0], "truth": [0], "reconstruction": [0, 6], "continuation": [0, 6]}
+    for stage, expected in ((1, stage1), (2, stage2)):
+        steps = {tag: [sound.step for sound in own] for tag, own in shown_sounds(undisturbed, stage).items()}
+        assert steps == {f"song{song}/{name}": own for song in (1, 2) for name, own in expected.items()}
+
+
+def test_tensorboard_plays_the_true_sound(undisturbed, dataset):
+    """The middle pair of the first song are its rows 2 and 3, brought to the level at which the first is heard."""
+    rows = np.load(dataset / "val.npy").astype(float)
+    level = CONTEXT_LEVEL / rows[2].std()
+    sounds = shown_sounds(undisturbed, stage=1)
+    for name, row in (("heard", 2), ("truth", 3)):
+        x, rate = soundfile.read(io.BytesIO(sounds[f"song1/{name}"][0].encoded_audio_string))
+        assert rate == RATE
+        np.testing.assert_allclose(x, level * rows[row, 0], atol=1e-3)
 
 
 def test_latent_cache_is_as_large_as_a_dry_run_says(undisturbed):
@@ -240,6 +273,7 @@ def test_legacy_trains_both_stages_without_a_cache(command, tmp_path):
     assert [(line["stage"], line["step"]) for line in lines] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     assert all({"val_loss", "val_waveform_mse", "val_decoded_mse"} <= line.keys() for line in lines)
     assert lines[1]["epoch"] == 1 / 4  # of 4 fixed pairs
+    assert len(shown_sounds(tmp_path / "ck", stage=2)) == 2 * 4
     assert not (tmp_path / "ck" / "latents").exists()
     assert checkpoint.load(tmp_path / "ck" / "best.pt")["config"]["preset"] == "legacy"
 
