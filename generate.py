@@ -84,6 +84,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     music.add_argument(
         "--seed", type=seed_number, default=0, help="of the first continuation, the next one's is 1 higher"
     )
+    music.add_argument(
+        "--variety", type=not_negative_float, default=0.0,
+        help="how much other seeds change which parts of the input are played: 0 hardly, 2 much",
+    )  # fmt: skip
     sampling = parser.add_argument_group("sampling, of flow networks")
     sampling.add_argument(
         "--steps", type=repetitions, default=SAMPLING_STEPS,
@@ -293,7 +297,7 @@ def say(line: str) -> None:
 
 def continue_song(model, precision, context: np.ndarray, seed: int, args: argparse.Namespace) -> np.ndarray:
     """Generate a continuation; return context and continuation, joined: float32 (channels, samples)."""
-    sampling = {name: getattr(args, name) for name in ("steps", "guidance", "temperature")}
+    sampling = {name: getattr(args, name) for name in ("steps", "guidance", "temperature", "variety")}
     device = next(model.parameters()).device
     with torch.autocast(device.type, precision, enabled=precision is not None):
         whole = model.generate(context, args.seconds, seed, with_input=True, **sampling).float().numpy()

@@ -430,13 +430,14 @@ class ContinuationModel(nn.Module):
     @torch.no_grad()
     def generate(
         self, audio, seconds: float = 10, seed: int = 0, steps: int = SAMPLING_STEPS, guidance: float = GUIDANCE,
-        temperature: float = 1.0, with_input: bool = False,
+        temperature: float = 1.0, variety: float = 0.0, with_input: bool = False,
     ) -> Tensor:  # fmt: skip
         """Generate the continuation of `audio` (channels, samples): (channels, round(seconds x rate)), on the CPU.
 
         The context is the last chunk of `audio`; ValueError where it is shorter. From the second chunk on the core's
         context is the network's own output; the decoder still copies from `audio`, so that sound and level stay those
-        of the song. `with_input` puts the context in front, crossfaded over the 20 ms before the cut, as every chunk.
+        of the song. With `variety` above 0 the shares of the copies depend on the seed too. `with_input` puts the
+        context in front, crossfaded over the 20 ms before the cut, as every chunk.
         """
         config = self.config
         x = torch.as_tensor(audio, dtype=torch.float32)
@@ -447,6 +448,8 @@ class ContinuationModel(nn.Module):
         gain = rms_gain(x[:, -chunk:])
         sound = (gain * x[:, -chunk:])[None].to(self.latent_mean.device)
         copies = self.copies(sound)
+        if copies is not None and variety:
+            copies = copies.varied(variety, int(seed))
         for roll in range(-(-length // chunk)):
             start, heard = roll * chunk, sound[..., -chunk:]
             context = self.encode_context(rms_gain(heard) * heard, copies, start)

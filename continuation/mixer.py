@@ -15,7 +15,6 @@ from continuation.layers import without_autocast
 from continuation.repetition import Copies
 from continuation.spectral import QUIETEST_POWER, STEP_FRAMES, BandLevels
 
-LOOP_LOGIT = 2.0  # added for the loop
 SIMILARITY_LOGIT = 8.0  # added per unit of correlation, of the sound and of the onsets
 ERROR_LOGIT = 8.0  # subtracted per unit of the logarithm of a source's error in a band
 OWN_ERROR = 1.3  # nepers: the error that own sound counts as
@@ -40,8 +39,8 @@ def past_error(past: Tensor, copies: Copies) -> Tensor:
 def copy_logits(past: Tensor, copies: Copies) -> Tensor:
     """Compute the logits of the copies by band from the context's levels (batch, rows, steps): (batch, copies, rows).
     They are larger where the context repeats itself better at the copy's lag."""
-    logits = SIMILARITY_LOGIT * copies.similarity.sum(-1, keepdim=True) - ERROR_LOGIT * past_error(past, copies).log()
-    return torch.cat([logits[:, :1] + LOOP_LOGIT, logits[:, 1:]], dim=1)
+    preference = SIMILARITY_LOGIT * copies.similarity.sum(-1) + copies.bias
+    return preference[..., None] - ERROR_LOGIT * past_error(past, copies).log()
 
 
 def copy_weights(past: Tensor, copies: Copies) -> Tensor:

@@ -4,7 +4,7 @@ A copy can continue the context exactly to the sample, so that tones stay in pha
 context alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -19,6 +19,7 @@ LAG_DISTANCE = 0.01  # of a context's length, between the lags of two candidates
 PATTERN = 0.2  # of a context's length: its end, which is searched for in what precedes it
 SOFTEST_MATCH = 0.01  # of the pattern's power; softer matches have a lower similarity
 LONGER_LAG = 0.07  # added to the score per octave of lag: longer loops repeat more material, less often
+LOOP_BIAS = 2.0  # of the first copy
 SEAM_HOPS = 2  # length of the crossfade between repetitions
 ONSET_WINDOW_HOPS = 4
 ONSET_BANDS = 8
@@ -31,6 +32,7 @@ class Copies:
     context: Tensor  # (batch, channels, samples)
     lags: Tensor  # (batch, copies), in samples
     similarity: Tensor  # (batch, copies, 2): correlation of the sound, and of the onsets, at that lag
+    bias: Tensor  # (batch, copies): added to their logits in the mixer
     hop: int
 
     def play(self, start: int, length: int) -> Tensor:
@@ -38,6 +40,11 @@ class Copies:
         lies before it): (batch, copies, channels, length)."""
         sound = [tile_tail(self.context, lag, start, length, SEAM_HOPS * self.hop) for lag in self.lags.unbind(1)]
         return torch.stack(sound, dim=1)
+
+    def varied(self, variety: float, seed: int) -> "Copies":
+        """Add Gumbel noise of scale `variety` to the bias, drawn from `seed`: other copies get the largest shares."""
+        uniform = torch.rand(self.bias.shape, generator=torch.Generator().manual_seed(seed)).clamp(min=1e-9)
+        return replace(self, bias=self.bias - variety * (-uniform.log()).log().to(self.bias))
 
     def seams(self, length: int) -> list[int]:
         """Return the samples, below `length` and in order, at which a copy of a context (batch of one) restarts."""
@@ -55,7 +62,8 @@ def find_copies(x: Tensor, hop: int, count: int = COPIES) -> Copies:
         best.append(score.argmax(-1))
     best = torch.stack(best, dim=1)
     similarity = torch.stack([sound.gather(1, best), rhythm.gather(1, best)], dim=-1)
-    return Copies(x, lags[best], similarity.clamp(0, 1), hop)
+    bias = LOOP_BIAS * (torch.arange(count, device=x.device) == 0).float().expand(best.shape)
+    return Copies(x, lags[best], similarity.clamp(0, 1), bias, hop)
 
 
 def tile_tail(x: Tensor, lag: Tensor, start: int, length: int, seam: int = 0) -> Tensor:

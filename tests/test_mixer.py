@@ -17,7 +17,7 @@ from continuation.mixer import (
     expectation,
     past_error,
 )
-from continuation.repetition import Copies, find_copies
+from continuation.repetition import LOOP_BIAS, Copies, find_copies
 from continuation.spectral import STEP_FRAMES, BandLevels, band_edges, interpolation, pooling
 from model import ContinuationModel
 
@@ -42,7 +42,8 @@ LAGS = (12, 15, 17)  # in steps
 def copies_of(*similarity: tuple[float, float], lags: tuple[int, ...] = LAGS) -> Copies:
     """Of one context, whose sound is not told, as similar as is said, in sound and in onsets."""
     samples = STEP_FRAMES * HOP * torch.tensor([lags[: len(similarity)]])
-    return Copies(torch.zeros(1, 1, LENGTH), samples, torch.tensor([similarity]), HOP)
+    bias = LOOP_BIAS * (torch.arange(len(similarity)) == 0)[None].float()
+    return Copies(torch.zeros(1, 1, LENGTH), samples, torch.tensor([similarity]), bias, HOP)
 
 
 # Bands

@@ -7,7 +7,7 @@ import torch
 from small_networks import noise
 
 from continuation.layers import crossfade
-from continuation.repetition import COPIES, find_copies, onset_strength, tile_tail
+from continuation.repetition import COPIES, LOOP_BIAS, find_copies, onset_strength, tile_tail
 
 HOP = 20
 
@@ -168,3 +168,12 @@ def test_crossfade_is_a_straight_line_from_one_sound_to_the_other():
     assert faded.shape == (1, 2, 100)
     assert not faded[..., :89].any()
     assert torch.allclose(faded[..., 89:], torch.linspace(0, 1, 11).expand(1, 2, 11))
+
+
+def test_variety_changes_which_copy_is_preferred_with_the_seed():
+    copies = find_copies(0.1 * noise(1, 2, 24000), 120)
+    assert copies.bias[0].tolist() == [LOOP_BIAS] + (len(copies.lags[0]) - 1) * [0.0]
+    assert torch.equal(copies.varied(0.0, 1).bias, copies.bias)
+    preferred = [copies.varied(2.0, seed).bias.argmax().item() for seed in range(20)]
+    assert len(set(preferred)) > 4
+    assert preferred == [copies.varied(2.0, seed).bias.argmax().item() for seed in range(20)]

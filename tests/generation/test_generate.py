@@ -101,9 +101,20 @@ def test_same_seed_same_samples_and_another_seed_others(tmp_path, run, own_sound
     assert not np.array_equal(a, c)
 
 
+def test_variety_makes_seeds_differ_where_copies_are_played(tmp_path, run):
+    for variety in (0, 2):
+        for seed in (1, 2):
+            name = tmp_path / f"{variety}-{seed}.wav"
+            assert run(name, "--variety", variety, "--seed", seed, "--seconds", 2) == 0
+    alike, varied = (
+        np.abs(read(tmp_path / f"{variety}-1.wav") - read(tmp_path / f"{variety}-2.wav")).mean() for variety in (0, 2)
+    )
+    assert varied > 10 * alike
+
+
 def test_sampling_flags_reach_the_network(tmp_path, run, own_sound_is_heard):
     assert run(tmp_path / "a.wav", "--seconds", 1) == 0
-    for flags in (("--steps", 3), ("--guidance", 4), ("--temperature", 0.5)):
+    for flags in (("--steps", 3), ("--guidance", 4), ("--temperature", 0.5), ("--variety", 2)):
         assert run(tmp_path / "b.wav", "--seconds", 1, *flags) == 0
         assert not np.array_equal(read(tmp_path / "a.wav"), read(tmp_path / "b.wav")), flags
 

@@ -193,8 +193,8 @@ def test_interrupted_while_writing_ends_with_75_and_leaves_no_file(tmp_path, run
     [("--start", "-1"), ("--start", "nan"), ("--start", "middle"), ("--start", "1e305"), ("--start", "86401"),
      ("--seconds", "1e305"), ("--seconds", "0"), ("--num_samples", "0"),
      ("--steps", "0"), ("--steps", "1000000000000"), ("--steps", "1e12"), ("--num_samples", "10001"),
-     ("--temperature", "-1"), ("--precision", "fp8"), ("--guidance", "nan"), ("--guidance", "inf"),
-     ("--seed", "-1"), ("--seed", str(2**32))],
+     ("--temperature", "-1"), ("--variety", "-1"), ("--precision", "fp8"), ("--guidance", "nan"),
+     ("--guidance", "inf"), ("--seed", "-1"), ("--seed", str(2**32))],
 )  # fmt: skip
 def test_impossible_values_are_wrong_usage(tmp_path, run, flags):
     with pytest.raises(SystemExit) as caught:
