@@ -33,7 +33,7 @@ from continuation.layers import (
     without_autocast,
 )
 from continuation.legacy import LEGACY_HOP, LegacyCore, LegacyDecoder, LegacyEncoder
-from continuation.mixer import Mixer, copy_weights, expectation
+from continuation.mixer import Mixer, expected_levels
 from continuation.repetition import Copies, find_copies
 from continuation.spectral import STEP_FRAMES, ISTFTHead, band_edges
 from continuation.stems import LongStem, Stem
@@ -335,13 +335,10 @@ class ContinuationModel(nn.Module):
         """Encode the chunk x (batch, channels, samples) as the core's input, with the outlook of `copies` (default:
         of x), which begins `start` samples after the end of the audio that they copy. x is encoded without what
         follows it, as in generation, so that no future leaks into it."""
-        config = self.config
-        latents = self.encode(x).float()
         copies = copies or self.copies(x)
-        played = copies.play(start, config.chunk_samples)
-        levels = self.levels(played.flatten(0, 1)).unflatten(0, played.shape[:2])
-        weights = copy_weights(self.levels(copies.context), copies)
-        return Context(latents, torch.cat(expectation(levels, weights), dim=1))
+        steps = self.config.pair_shapes["outlook"][-1]
+        outlook = expected_levels(self.levels(copies.context), copies, start, steps)
+        return Context(self.encode(x).float(), torch.cat(outlook, dim=1))
 
     def levels(self, x: Tensor) -> Tensor:
         """Compute the levels of audio x (batch, channels, frames * hop), in nepers: (batch, rows, steps)."""

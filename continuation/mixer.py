@@ -36,6 +36,20 @@ def past_error(past: Tensor, copies: Copies) -> Tensor:
     return ((error * known).sum(-1) / known.sum(-1).clamp(min=1)).clamp(min=LEAST_ERROR)
 
 
+def expected_levels(past: Tensor, copies: Copies, start: int, steps: int) -> tuple[Tensor, Tensor]:
+    """Compute the levels expected from the copies in the `steps` from `start` samples after the context's end on, and
+    their uncertainty: weighted mean and mean distance from it, (batch, rows, steps) each.
+
+    past: levels of the context (batch, rows, steps). A copy's levels are taken from it, to the nearest step.
+    """
+    step_samples = STEP_FRAMES * copies.hop
+    time = start + step_samples * torch.arange(steps, device=past.device) + step_samples // 2
+    places = (copies.sources(time) // step_samples).clamp(max=past.shape[-1] - 1)  # (batch, copies, steps)
+    played = past[:, None].expand(-1, places.shape[1], -1, -1)
+    played = played.gather(3, places[:, :, None].expand(-1, -1, past.shape[1], -1))
+    return expectation(played, copy_weights(past, copies))
+
+
 def copy_logits(past: Tensor, copies: Copies) -> Tensor:
     """Compute the logits of the copies by band from the context's levels (batch, rows, steps): (batch, copies, rows).
     They are larger where the context repeats itself better at the copy's lag."""

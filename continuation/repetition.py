@@ -41,6 +41,11 @@ class Copies:
         sound = [tile_tail(self.context, lag, start, length, SEAM_HOPS * self.hop) for lag in self.lags.unbind(1)]
         return torch.stack(sound, dim=1)
 
+    def sources(self, time: Tensor) -> Tensor:
+        """Compute the samples of the context that every copy plays at `time` (n,), counted from its end:
+        (batch, copies, n)."""
+        return self.context.shape[-1] - self.lags[..., None] + time % self.lags[..., None]
+
     def varied(self, variety: float, seed: int) -> "Copies":
         """Add Gumbel noise of scale `variety` to the bias, drawn from `seed`: other copies get the largest shares."""
         uniform = torch.rand(self.bias.shape, generator=torch.Generator().manual_seed(seed)).clamp(min=1e-9)

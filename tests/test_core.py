@@ -169,7 +169,7 @@ def test_copies_agree_on_the_levels_that_follow_where_the_song_repeats_itself(mo
     assert outlook.shape == (1, *model.config.pair_shapes["outlook"])
     levels, spread = outlook.chunk(2, dim=1)
     assert levels.shape == spread.shape == truth.shape
-    assert (levels - truth).abs().mean() < 0.05
+    assert (levels - truth).abs().mean() < 0.1  # they are taken from the nearest step
     assert spread.mean() < 0.05
     assert truth.std() > 0.5
 
@@ -205,15 +205,15 @@ def test_parts_of_a_pair_are_what_is_told_of_its_first_half_and_what_the_second_
 
 
 def test_further_on_the_copies_are_heard_further_on(model, song):
-    """From a start behind the cut on, and trusted as in their own sound, whatever the own sound is by then."""
+    """From a start behind the cut on, to the nearest step, and trusted as in their own sound, whatever the own sound
+    is by then."""
     x, own = song[None, :, :CHUNK], 0.1 * noise(1, 2, CHUNK)
     copies = model.copies(x)
-    context = model.encode_context(own, copies, start=CHUNK)
+    context, at_once = model.encode_context(own, copies, start=CHUNK), model.encode_context(own, copies).outlook
     assert torch.equal(context.latents, model.encode(own))
     levels = torch.stack([model.levels(played) for played in copies.play(CHUNK, CHUNK).unbind(1)], dim=1)
-    expected = expectation(levels, copy_weights(model.levels(x), copies))
-    assert torch.allclose(context.outlook, torch.cat(expected, dim=1), atol=1e-5)
-    assert not torch.allclose(context.outlook, model.encode_context(own, copies).outlook, atol=0.1)
+    expected = torch.cat(expectation(levels, copy_weights(model.levels(x), copies)), dim=1)
+    assert (context.outlook - expected).abs().mean() < 0.3 * (at_once - expected).abs().mean()
 
 
 def test_batch_hears_what_its_songs_hear_alone(model):
