@@ -155,7 +155,7 @@ def notes_on(networks: list[Network], facts: dict[str, dict], pairs: Pairs, spli
         seen = len(facts[network.name]["songs_trained_on"])
         if seen:
             notes.append(f"{network.name} was trained on {seen} of these {len(pairs.songs)} songs: not held out")
-    presets = dict.fromkeys(n.config.preset for n in networks if not n.config.is_legacy) or {"tiny": None}
+    presets = dict.fromkeys(n.config.preset for n in networks if n.config.preset != "legacy") or {"tiny": None}
     expected = [(preset, objective) for preset in presets for objective in ("flow", "mse")] + [("legacy", "mse")]
     there = {(network.config.preset, network.config.objective) for network in networks}
     missing = [f"{preset}-{objective}" for preset, objective in expected if (preset, objective) not in there]

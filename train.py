@@ -46,7 +46,7 @@ def train_step(state: TrainingState, phase: stages.Phase, loss_module: nn.Module
     """
     torch.manual_seed(state.dropout_seed())
     for group in state.optimiser.param_groups:
-        group["lr"] = state.learning_rate() * group["scale"]
+        group["lr"] = state.learning_rate(phase) * group["scale"]
     total = 0.0
     for micro_step in range(phase.accumulate):
         batch = {name: x.to(state.device, non_blocking=True) for name, x in next(batches).items()}
@@ -92,13 +92,13 @@ class Run:
             (self.folder / "samples").mkdir(exist_ok=True)
         while not (state.stage == 2 and state.progress() >= 1 and state.evaluated_at == state.step):
             self.log.open_board(state)
-            if any(phase.reads_cache for phase in self.phases()):
+            if state.reads_cache():
                 self.fill_cache(stop)
             if state.best == math.inf:
                 distributed.barrier()  # until all have searched for last.pt
                 self.save()  # before best.pt: a folder with a best.pt and without a last.pt is refused
                 self.evaluate()
-            for phase in self.phases():
+            for phase in state.phases():
                 self.train_phase(phase, stop)
             if state.evaluated_at != state.step:
                 self.evaluate()
@@ -139,10 +139,6 @@ class Run:
 
     # Data
 
-    def phases(self) -> list[stages.Phase]:
-        """Make the phases of the run's current stage."""
-        return stages.phases_of(self.state.stage, self.state.config, self.args)
-
     def loader(self, phase: stages.Phase):
         """Make the endless loader of the phase's batches, from the run's next item on, for this process."""
         items = phase.items(self.windows["train"], self.open_cache() if phase.reads_cache else None)
@@ -180,7 +176,7 @@ class Run:
         state = self.state
         record = {
             "stage": state.stage, "step": state.step, "phase": phase,
-            "epoch": state.item / stages.pairs_an_epoch(self.args, self.windows["train"]),
+            "epoch": state.item / state.phases()[0].pairs_an_epoch(self.windows["train"]),
             "seconds": sum(state.seconds.values()), "train_loss": train_loss,
         }  # fmt: skip
         record |= self.validate()

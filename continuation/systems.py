@@ -159,7 +159,7 @@ class Network:
 
     def make_systems(self) -> list[System]:
         """Make the systems whose continuations `continue_pair` plays, in the order of their rows."""
-        own = [System(f"{self.name}, own sound", OWN_SOUND, self, self.sampling)] if not self.config.is_legacy else []
+        own = [System(f"{self.name}, own sound", OWN_SOUND, self, self.sampling)] if self.config.has_copies else []
         return [
             System(self.name, NETWORK, self, self.sampling),
             *own,
@@ -286,7 +286,7 @@ class Network:
 
     def loss(self, pair: Pair, encoded: dict[str, Tensor]) -> float:
         """Compute the validation loss of the prediction of an encoded pair."""
-        if self.config.is_legacy:
+        if self.config.learns_waveforms:
             predicted = self.model.predict(Context(encoded["context"], None))
             return metrics.waveform_mse(pair.target, self.sound(self.model.decode(predicted, pair.target.shape[-1])))
         noise = self.draw(pair, LOSS_NOISE).standard_normal(encoded["target"].shape, dtype="float32")

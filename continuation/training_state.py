@@ -91,6 +91,14 @@ class TrainingState:
 
     # Schedule
 
+    def phases(self) -> list[stages.Phase]:
+        """Make the phases of the current stage."""
+        return stages.phases_of(self.stage, self.config, self.args)
+
+    def reads_cache(self) -> bool:
+        """Return whether the stage trains on cached latents."""
+        return any(phase.reads_cache for phase in self.phases())
+
     def stage_steps(self) -> int:
         return self.args.stage1_steps if self.stage == 1 else self.args.stage2_steps
 
@@ -110,10 +118,10 @@ class TrainingState:
         done = self.progress()
         return self.seconds[self.stage] * (1 - done) / done
 
-    def learning_rate(self) -> float:
-        """Return the learning rate: warm-up, constant, and linear cooldown to zero at the stage's end; legacy:
-        constant."""
-        if self.config.is_legacy:
+    def learning_rate(self, phase: stages.Phase) -> float:
+        """Return the learning rate: warm-up, constant, and linear cooldown to zero at the stage's end; constant
+        throughout where the phase says so."""
+        if phase.has_constant_rate:
             return self.args.learning_rate
         warm = min(1.0, (self.step + 1) / WARMUP_STEPS)
         return self.args.learning_rate * warm * min(1.0, (1 - self.progress()) / COOLDOWN_SHARE + 1e-3)
@@ -131,9 +139,8 @@ class TrainingState:
         return self.stage == 1 or self.progress() >= 1 - self.args.joint_share
 
     def joint_has_begun(self) -> bool:
-        """Return whether stage 2 has changed the encoder, so that the cached latents are no longer its own."""
-        codec = self.model.encoder.parameters()
-        return self.stage == 2 and not self.config.is_legacy and any(p in self.optimiser.state for p in codec)
+        """Return whether the stage has changed the encoder, so that the cached latents are no longer its own."""
+        return self.reads_cache() and any(p in self.optimiser.state for p in self.model.encoder.parameters())
 
     # Parts of a step
 
