@@ -21,14 +21,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from continuation import audio, checkpoint, distributed, files, latent_encoding, memory, run_log, signals, stages
-from continuation.cli import INTERRUPTED, UsageError, make_folder, output_code, print_error, steady_output
+from continuation import checkpoint, distributed, files, latent_encoding, memory, run_log, signals, stages
+from continuation.cli import INTERRUPTED, RunError, UsageError, entry_point, make_folder, output_code
 from continuation.dataset import open_dataset
 from continuation.latent_cache import LatentCache
 from continuation.progress import Progress
 from continuation.signals import Stopped
 from continuation.train_args import ARCHITECTURE_FLAGS, SCHEDULES, parse_args
-from continuation.training_state import TrainingError, TrainingState
+from continuation.training_state import TrainingState
 from continuation.validation import Validation
 from continuation.windows import Windows, items_of_rank
 from model import ModelConfig, check_network, load_checkpoint, make_model, with_overrides
@@ -181,7 +181,7 @@ class Run:
         }  # fmt: skip
         record |= self.validate()
         if not math.isfinite(record["val_loss"]):
-            raise TrainingError(f"the validation loss is not finite at step {state.step} of stage {state.stage}")
+            raise RunError(f"the validation loss is not finite at step {state.step} of stage {state.stage}")
         is_best = record["val_loss"] < state.best
         state.evaluations_since_best = 0 if is_best else state.evaluations_since_best + 1
         if is_best:
@@ -339,7 +339,7 @@ def refuse_remains(folder: Path) -> None:
         )
 
 
-@steady_output()
+@entry_point
 def main(args: argparse.Namespace) -> int:
     checkpoint.versions()  # of the code that runs, whatever is checked out before it ends
     folder = Path(args.checkpoint_folder)
@@ -365,15 +365,8 @@ def main(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:  # a second Ctrl-C, which does not wait for the end of the step
         print("interrupted at once: run the same command again to continue from the last save", file=sys.stderr)
         return INTERRUPTED
-    except UsageError as error:
-        print_error(error, args.debug)
-        return 2
-    except (TrainingError, distributed.LostPeerError, OSError, audio.AudioError) as error:
-        print_error(error, args.debug)
-        return 1
-    except torch.cuda.OutOfMemoryError:
-        print_error("the GPU's memory ran out: run the same command with a smaller --batch_size", args.debug)
-        return 1
+    except torch.cuda.OutOfMemoryError as error:
+        raise RunError("the GPU's memory ran out: run the same command with a smaller --batch_size") from error
     return 0
 
 

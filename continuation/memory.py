@@ -32,9 +32,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from continuation import distributed, latent_encoding, losses, muon, stages
-from continuation.cli import UsageError
+from continuation.cli import RunError, UsageError
 from continuation.dataset import Split
-from continuation.training_state import TrainingError, TrainingState
+from continuation.training_state import TrainingState
 from continuation.windows import Windows
 
 PARTS = ("stage1", "latents", "stage2", "joint")  # of a training, in order
@@ -305,7 +305,7 @@ def worst_draw(config) -> dict:
 
 def fitting_plan(plan: Plan, args: argparse.Namespace) -> Plan:
     """Choose the batch of --batch_size auto by the estimate, and on CUDA measure the largest step of every part, with
-    a smaller batch where memory runs out. Raises UsageError or TrainingError where nothing fits."""
+    a smaller batch where memory runs out. Raises UsageError or RunError where nothing fits."""
     if args.batch_size == "auto":
         plan = largest_batch(plan, args.memory_limit)
         if plan is None:
@@ -316,7 +316,7 @@ def fitting_plan(plan: Plan, args: argparse.Namespace) -> Plan:
         try:
             plan, measured = measured_gigabytes(plan)
         except torch.cuda.OutOfMemoryError as error:
-            raise TrainingError("not even one item at a time fits on this GPU: try a smaller --preset") from error
+            raise RunError("not even one item at a time fits on this GPU: try a smaller --preset") from error
         if plan.batch_size < asked:
             print(f"out of memory at --batch_size {asked}: going on with --batch_size {plan.batch_size} "
                   f"--accumulate {plan.accumulate}")  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from continuation import audio, baselines, checkpoint, losses, metrics
-from continuation.cli import UsageError
+from continuation.cli import RunError, UsageError
 from continuation.context import Context
 from continuation.dataset import known_by_group
 from continuation.layers import crossfade
@@ -210,10 +210,10 @@ class Network:
         return torch.from_numpy(np.concatenate(parts, axis=1))[None].to(self.model.latent_mean.device)
 
     def sound(self, x: Tensor) -> np.ndarray:
-        """Convert a decoded batch of one to (channels, samples); FloatingPointError where it is not finite."""
+        """Convert a decoded batch of one to (channels, samples); RunError where it is not finite."""
         x = x[0].float().cpu().numpy()
         if not np.isfinite(x).all():
-            raise FloatingPointError(f"{self.name}: the network's output is not finite")
+            raise RunError(f"{self.name}: the network's output is not finite")
         return x
 
     def encode(self, x: np.ndarray) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from continuation import checkpoint, distributed, stages
-from continuation.cli import UsageError, one_line
+from continuation.cli import RunError, UsageError, one_line
 from continuation.dataset import is_same_dataset
 from continuation.train_args import CORE_FLAGS, changed_settings, settings_of
 from continuation.windows import make_rng
@@ -29,10 +29,6 @@ EMA_DECAY = 0.999
 SKIPPED_STEPS_LIMIT = 50  # steps in a row that fp16 may skip for overflow
 NOT_SIZES = ("preset", "objective", "core_dropout")  # fields of a config that no weight's shape depends on
 CORE_FIELDS = ("objective", *CORE_FLAGS)  # fields that a stage 2 may change from the stage 1 that it starts from
-
-
-class TrainingError(Exception):
-    """Training cannot go on; the message is one clear sentence."""
 
 
 class TrainingState:
@@ -153,13 +149,13 @@ class TrainingState:
         return int(rng.integers(2**62))
 
     def check_finite(self, loss: Tensor, gradient_norm: Tensor) -> None:
-        """Raise TrainingError if one of them is not finite. fp16 may skip SKIPPED_STEPS_LIMIT steps in a row whose
+        """Raise RunError if one of them is not finite. fp16 may skip SKIPPED_STEPS_LIMIT steps in a row whose
         gradients overflow, with a lower loss scale each time."""
         if not math.isfinite(loss.item()):
-            raise TrainingError(f"the loss is {loss.item()} at step {self.step} of stage {self.stage}")
+            raise RunError(f"the loss is {loss.item()} at step {self.step} of stage {self.stage}")
         self.skipped = 0 if math.isfinite(gradient_norm.item()) else self.skipped + 1
         if self.skipped > (SKIPPED_STEPS_LIMIT if self.scaler.is_enabled() else 0):
-            raise TrainingError(
+            raise RunError(
                 f"the gradients are not finite at step {self.step} of stage {self.stage}; "
                 f"last.pt and best.pt hold the last good weights: try a lower --learning_rate"
             )

@@ -247,5 +247,5 @@ def test_overflow_in_fp16_is_skipped_with_a_lower_scale_until_it_happens_too_oft
     next(run.state.model.decoder.parameters()).register_hook(lambda gradient: gradient * float("inf"))
     train.train_step(*given)
     train.train_step(*given)
-    with pytest.raises(train.TrainingError, match="last good weights"):
+    with pytest.raises(train.RunError, match="last good weights"):
         train.train_step(*given)
