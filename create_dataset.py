@@ -39,16 +39,15 @@ from tqdm import tqdm
 
 from continuation import audio, files, manifests, signals
 from continuation.cli import (
-    INTERRUPTED,
     HelpFormatter,
+    RunError,
     UsageError,
     add_debug_flag,
+    entry_point,
     existing_folder,
     listed,
     make_folder,
     output_code,
-    print_error,
-    steady_output,
 )
 from continuation.dataset import SPLITS, known_by_group, read_meta
 from continuation.fingerprint import find_same_music, read_fingerprint
@@ -432,20 +431,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-@steady_output()
+@entry_point
 def main(args: argparse.Namespace) -> int:
     try:
         with signals.sigterm_as_ctrl_c():
             return run(args)
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again", file=sys.stderr)
-        return INTERRUPTED
-    except UsageError as error:
-        print_error(error, args.debug)
-        return 2
     except OSError as error:
-        print_error(f"{error.filename or args.dataset_folder}: {error.strerror or error}", args.debug)
-        return 1
+        raise RunError(f"{error.filename or args.dataset_folder}: {error.strerror or error}") from error
 
 
 if __name__ == "__main__":

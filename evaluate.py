@@ -16,20 +16,20 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from continuation import audio, checkpoint, criteria, files, kad, scorecard, signals
+from continuation import checkpoint, criteria, files, kad, scorecard, signals
 from continuation.cli import (
     INTERRUPTED,
     HelpFormatter,
+    RunError,
     UsageError,
     add_debug_flag,
+    entry_point,
     make_folder,
     not_negative_float,
     one_line,
     positive_int,
-    print_error,
     repetitions,
     seed_number,
-    steady_output,
 )
 from continuation.dataset import SPLITS, open_dataset
 from continuation.evaluator import Evaluator
@@ -155,7 +155,7 @@ def notes_on(networks: list[Network], facts: dict[str, dict], pairs: Pairs, spli
         seen = len(facts[network.name]["songs_trained_on"])
         if seen:
             notes.append(f"{network.name} was trained on {seen} of these {len(pairs.songs)} songs: not held out")
-    presets = dict.fromkeys(n.config.preset for n in networks if not n.config.is_legacy) or {"tiny": None}
+    presets = dict.fromkeys(n.config.preset for n in networks if n.config.preset != "legacy") or {"tiny": None}
     expected = [(preset, objective) for preset in presets for objective in ("flow", "mse")] + [("legacy", "mse")]
     there = {(network.config.preset, network.config.objective) for network in networks}
     missing = [f"{preset}-{objective}" for preset, objective in expected if (preset, objective) not in there]
@@ -277,7 +277,7 @@ def run(args: argparse.Namespace, stop) -> None:
     print(f"done: {card_path}; listen.html, .json, .csv, pictures and sounds are beside it")
 
 
-@steady_output()
+@entry_point
 def main(args: argparse.Namespace) -> int:
     checkpoint.versions()  # of the code that runs, whatever is checked out before it ends
     try:
@@ -286,15 +286,8 @@ def main(args: argparse.Namespace) -> int:
     except (Stopped, KeyboardInterrupt):
         print(f"interrupted by {stop.name}: run the same command again", file=sys.stderr)
         return INTERRUPTED
-    except UsageError as error:
-        print_error(error, args.debug)
-        return 2
-    except (audio.AudioError, OSError, FloatingPointError) as error:
-        print_error(error, args.debug)
-        return 1
-    except torch.cuda.OutOfMemoryError:
-        print_error("the GPU's memory ran out: free some of it, or use --device cpu", args.debug)
-        return 1
+    except torch.cuda.OutOfMemoryError as error:
+        raise RunError("the GPU's memory ran out: free some of it, or use --device cpu") from error
     return 0
 
 

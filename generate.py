@@ -22,10 +22,11 @@ from tqdm import tqdm
 
 from continuation import audio, checkpoint, decoders, signals
 from continuation.cli import (
-    INTERRUPTED,
     HelpFormatter,
+    RunError,
     UsageError,
     add_debug_flag,
+    entry_point,
     listed,
     make_folder,
     not_negative_float,
@@ -33,7 +34,6 @@ from continuation.cli import (
     print_error,
     repetitions,
     seed_number,
-    steady_output,
     up_to_a_day,
 )
 from continuation.song_files import find_songs
@@ -42,7 +42,7 @@ from model import FADE_SECONDS, GUIDANCE, SAMPLING_STEPS, build_model, load_chec
 PRETRAINED = Path(__file__).resolve().parent / "pretrained" / "tiny.pt"
 OUTPUT_SUFFIXES = (".mp3", ".wav", ".flac", ".ogg", ".m4a")
 SHORTEST_SECONDS = 0.1
-SONG_ERRORS = (UsageError, audio.AudioError, OSError, FloatingPointError)  # of one song; the next may succeed
+SONG_ERRORS = (UsageError, RunError, OSError)  # of one song; the next may succeed
 
 
 # Arguments
@@ -302,7 +302,7 @@ def continue_song(model, precision, context: np.ndarray, seed: int, args: argpar
     with torch.autocast(device.type, precision, enabled=precision is not None):
         whole = model.generate(context, args.seconds, seed, with_input=True, **sampling).float().numpy()
     if not np.isfinite(whole).all():
-        raise FloatingPointError("the network's output is not finite; try --precision fp32")
+        raise RunError("the network's output is not finite; try --precision fp32")
     return whole
 
 
@@ -388,23 +388,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-@steady_output()
+@entry_point
 def main(args: argparse.Namespace) -> int:
     try:
         with signals.sigterm_as_ctrl_c():
             return run(args)
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again", file=sys.stderr)
-        return INTERRUPTED
-    except UsageError as error:
-        print_error(error, args.debug)
-        return 2
-    except (audio.AudioError, OSError, FloatingPointError) as error:
-        print_error(error, args.debug)
-        return 1
-    except torch.cuda.OutOfMemoryError:
-        print_error("the GPU has not enough free memory: try --device cpu", args.debug)
-        return 1
+    except torch.cuda.OutOfMemoryError as error:
+        raise RunError("the GPU has not enough free memory: try --device cpu") from error
 
 
 if __name__ == "__main__":

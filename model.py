@@ -110,6 +110,16 @@ class ModelConfig:
         return self.preset == "legacy"
 
     @property
+    def has_copies(self) -> bool:
+        """Whether the decoder mixes copies of the context with its own sound."""
+        return not self.is_legacy
+
+    @property
+    def learns_waveforms(self) -> bool:
+        """Whether every loss is a squared error of the waveform: losses.legacy_step."""
+        return self.is_legacy
+
+    @property
     def hop(self) -> int:
         """Samples per frame."""
         return self.sample_rate // FRAME_RATE_HZ

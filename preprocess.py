@@ -31,8 +31,10 @@ from continuation import audio, decoders, files, manifests
 from continuation.cli import (
     INTERRUPTED,
     HelpFormatter,
+    RunError,
     UsageError,
     add_debug_flag,
+    entry_point,
     environment_int,
     existing_folder,
     listed,
@@ -41,8 +43,6 @@ from continuation.cli import (
     output_code,
     positive_float,
     positive_int,
-    print_error,
-    steady_output,
     up_to_a_day,
 )
 from continuation.signals import StopSignals
@@ -419,16 +419,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-@steady_output()
+@entry_point
 def main(args: argparse.Namespace) -> int:
     try:
         return run(args)
-    except UsageError as error:
-        print_error(error, args.debug)
-        return 2
     except OSError as error:
-        print_error(f"cannot write to {args.output_folder}: {error.strerror or error}", args.debug)
-        return 1
+        raise RunError(f"cannot write to {args.output_folder}: {error.strerror or error}") from error
 
 
 if __name__ == "__main__":

@@ -21,14 +21,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from continuation import audio, checkpoint, distributed, files, latent_encoding, memory, run_log, signals, stages
-from continuation.cli import INTERRUPTED, UsageError, make_folder, output_code, print_error, steady_output
+from continuation import checkpoint, distributed, files, latent_encoding, memory, run_log, signals, stages
+from continuation.cli import INTERRUPTED, RunError, UsageError, entry_point, make_folder, output_code
 from continuation.dataset import open_dataset
 from continuation.latent_cache import LatentCache
 from continuation.progress import Progress
 from continuation.signals import Stopped
 from continuation.train_args import ARCHITECTURE_FLAGS, SCHEDULES, parse_args
-from continuation.training_state import TrainingError, TrainingState
+from continuation.training_state import TrainingState
 from continuation.validation import Validation
 from continuation.windows import Windows, items_of_rank
 from model import ModelConfig, check_network, load_checkpoint, make_model, with_overrides
@@ -46,7 +46,7 @@ def train_step(state: TrainingState, phase: stages.Phase, loss_module: nn.Module
     """
     torch.manual_seed(state.dropout_seed())
     for group in state.optimiser.param_groups:
-        group["lr"] = state.learning_rate() * group["scale"]
+        group["lr"] = state.learning_rate(phase) * group["scale"]
     total = 0.0
     for micro_step in range(phase.accumulate):
         batch = {name: x.to(state.device, non_blocking=True) for name, x in next(batches).items()}
@@ -92,13 +92,13 @@ class Run:
             (self.folder / "samples").mkdir(exist_ok=True)
         while not (state.stage == 2 and state.progress() >= 1 and state.evaluated_at == state.step):
             self.log.open_board(state)
-            if any(phase.reads_cache for phase in self.phases()):
+            if state.reads_cache():
                 self.fill_cache(stop)
             if state.best == math.inf:
                 distributed.barrier()  # until all have searched for last.pt
                 self.save()  # before best.pt: a folder with a best.pt and without a last.pt is refused
                 self.evaluate()
-            for phase in self.phases():
+            for phase in state.phases():
                 self.train_phase(phase, stop)
             if state.evaluated_at != state.step:
                 self.evaluate()
@@ -139,10 +139,6 @@ class Run:
 
     # Data
 
-    def phases(self) -> list[stages.Phase]:
-        """Make the phases of the run's current stage."""
-        return stages.phases_of(self.state.stage, self.state.config, self.args)
-
     def loader(self, phase: stages.Phase):
         """Make the endless loader of the phase's batches, from the run's next item on, for this process."""
         items = phase.items(self.windows["train"], self.open_cache() if phase.reads_cache else None)
@@ -180,12 +176,12 @@ class Run:
         state = self.state
         record = {
             "stage": state.stage, "step": state.step, "phase": phase,
-            "epoch": state.item / stages.pairs_an_epoch(self.args, self.windows["train"]),
+            "epoch": state.item / state.phases()[0].pairs_an_epoch(self.windows["train"]),
             "seconds": sum(state.seconds.values()), "train_loss": train_loss,
         }  # fmt: skip
         record |= self.validate()
         if not math.isfinite(record["val_loss"]):
-            raise TrainingError(f"the validation loss is not finite at step {state.step} of stage {state.stage}")
+            raise RunError(f"the validation loss is not finite at step {state.step} of stage {state.stage}")
         is_best = record["val_loss"] < state.best
         state.evaluations_since_best = 0 if is_best else state.evaluations_since_best + 1
         if is_best:
@@ -343,7 +339,7 @@ def refuse_remains(folder: Path) -> None:
         )
 
 
-@steady_output()
+@entry_point
 def main(args: argparse.Namespace) -> int:
     checkpoint.versions()  # of the code that runs, whatever is checked out before it ends
     folder = Path(args.checkpoint_folder)
@@ -369,15 +365,8 @@ def main(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:  # a second Ctrl-C, which does not wait for the end of the step
         print("interrupted at once: run the same command again to continue from the last save", file=sys.stderr)
         return INTERRUPTED
-    except UsageError as error:
-        print_error(error, args.debug)
-        return 2
-    except (TrainingError, distributed.LostPeerError, OSError, audio.AudioError) as error:
-        print_error(error, args.debug)
-        return 1
-    except torch.cuda.OutOfMemoryError:
-        print_error("the GPU's memory ran out: run the same command with a smaller --batch_size", args.debug)
-        return 1
+    except torch.cuda.OutOfMemoryError as error:
+        raise RunError("the GPU's memory ran out: run the same command with a smaller --batch_size") from error
     return 0
 
 

@@ -2,11 +2,12 @@
 codes, and printing."""
 
 import argparse
+import functools
 import math
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -72,6 +73,10 @@ def seed_number(text: str) -> int:
 
 class UsageError(Exception):
     """Wrong usage, or an input or folder that is refused (exit code 2); the message is one clear sentence."""
+
+
+class RunError(Exception):
+    """What was asked for cannot be done, or not to its end (exit code 1); the message is one clear sentence."""
 
 
 def environment_int(environment: Mapping[str, str], name: str, least: int = 0) -> int:
@@ -191,6 +196,28 @@ def output_code() -> int:
     its reader only closed the pipe."""
     sys.stdout.flush()
     return int(sys.stdout.error is not None and not isinstance(sys.stdout.error, BrokenPipeError))
+
+
+def entry_point(main: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """Decorate the main of a script: its output is steady, and what it raises becomes one sentence on stderr and the
+    exit code: 2 of a UsageError, 1 of a RunError or OSError, INTERRUPTED of a KeyboardInterrupt."""
+
+    @functools.wraps(main)
+    @steady_output()
+    def main_with_exit_code(args: argparse.Namespace) -> int:
+        try:
+            return main(args)
+        except KeyboardInterrupt:
+            print("interrupted: run the same command again", file=sys.stderr)
+            return INTERRUPTED
+        except UsageError as error:
+            print_error(error, args.debug)
+            return 2
+        except (RunError, OSError) as error:
+            print_error(error, args.debug)
+            return 1
+
+    return main_with_exit_code
 
 
 def open_standard_files() -> None:

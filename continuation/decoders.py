@@ -35,6 +35,7 @@ import numpy as np
 import soundfile
 
 from continuation import containers, mp3_scan
+from continuation.cli import RunError
 
 BLOCK_FRAMES = 65536
 READ_FRAMES = 4096
@@ -46,7 +47,7 @@ DOUBLE_MONO = ("-af", "pan=stereo|FL=FL+FC|FR=FR+FC")  # stereo, where FC is mis
 LARGEST_LENGTH = 1 << 48  # samples: longer than a century
 
 
-class AudioError(Exception):
+class AudioError(RunError):
     """An audio file that cannot be read or written; the message is one clear sentence."""
 
 

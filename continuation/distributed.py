@@ -15,14 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from continuation.cli import UsageError, environment_int
+from continuation.cli import RunError, UsageError, environment_int
 
 TIMEOUT = timedelta(minutes=30)  # longest wait, as while process 0 evaluates
 LOST_PEER_WORDS = ("closed by peer", "reset by peer", "broken pipe", "timed out", "connection refused")
-
-
-class LostPeerError(Exception):
-    """Another process of this run has ended; the message is one clear sentence."""
 
 
 def environment() -> tuple[int, int, int]:
@@ -43,7 +39,7 @@ def environment() -> tuple[int, int, int]:
 def process_group(device: torch.device):
     """Join the other processes of this run, on this process's own GPU; all but process 0 print errors only.
 
-    Raises UsageError without MASTER_ADDR and MASTER_PORT, LostPeerError when another process has ended.
+    Raises UsageError without MASTER_ADDR and MASTER_PORT, RunError when another process has ended.
     """
     rank, local_rank, count = environment()
     if count == 1:
@@ -66,7 +62,7 @@ def process_group(device: torch.device):
         is_lost = isinstance(error, dist.DistError) or any(word in str(error).lower() for word in LOST_PEER_WORDS)
         if not is_lost:
             raise
-        raise LostPeerError(f"process {rank} of {count} has lost the others: {str(error).splitlines()[0]}") from error
+        raise RunError(f"process {rank} of {count} has lost the others: {str(error).splitlines()[0]}") from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -35,8 +35,8 @@ class Evaluator:
     def __init__(self, networks: list[Network], predictions: list[System], sample_rate: int, seed: int):
         self.networks, self.predictions, self.rate, self.seed = networks, predictions, sample_rate, seed
         self.continuing = [network for network in networks if network.continues]
-        modern = [network for network in networks if not network.config.is_legacy]
-        self.comb_rates = (modern or networks)[0].comb_rates()  # of systems without a network
+        framewise = [network for network in networks if network.config.latent_samples == network.config.hop]
+        self.comb_rates = (framewise or networks)[0].comb_rates()  # of systems without a network
         self.embedders = {"mel": kad.mel_statistics}
         if kad.find_weights():
             self.embedders["musicnn"] = kad.Embedder()

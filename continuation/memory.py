@@ -32,9 +32,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from continuation import distributed, latent_encoding, losses, muon, stages
-from continuation.cli import UsageError
+from continuation.cli import RunError, UsageError
 from continuation.dataset import Split
-from continuation.training_state import TrainingError, TrainingState
+from continuation.training_state import TrainingState
 from continuation.windows import Windows
 
 PARTS = ("stage1", "latents", "stage2", "joint")  # of a training, in order
@@ -62,10 +62,10 @@ class Plan:
 
 def parts_of(config, args: argparse.Namespace) -> tuple[str, ...]:
     """Return the parts of the training that the flags ask for."""
+    phases = stages.phases_of(2, config, args)
     parts = ["stage1"] * (args.stage1_from is None)
-    if config.is_legacy:
-        return (*parts, "stage2")
-    return (*parts, "latents", *["stage2"] * (args.joint_share < 1), *["joint"] * (args.joint_share > 0))
+    parts += ["latents"] * any(phase.reads_cache for phase in phases)
+    return (*parts, *("joint" if phase.name == stages.Joint.name else "stage2" for phase in phases))
 
 
 # Estimate and measurement
@@ -155,8 +155,9 @@ def checkpoint_gigabytes(plan: Plan) -> float:
     numbers = 0
     with torch.device("meta"):
         model = plan.network(plan.config)
+    has_muon = isinstance(stages.make_optimiser(model, stage=2, learning_rate=0.0), muon.Muon)
     for parameter in model.parameters():
-        state = 1 if muon.is_matrix(parameter) and not plan.config.is_legacy else 2  # momentum, or Adam's moments
+        state = 1 if has_muon and muon.is_matrix(parameter) else 2  # momentum, or Adam's moments
         numbers += (2 + state) * parameter.numel()
     return 4 * numbers / 1e9
 
@@ -222,6 +223,7 @@ class Rehearsal:
         args = SimpleNamespace(
             batch_size=plan.batch_size, accumulate=plan.accumulate, latent_variants=1, seed=0, learning_rate=0.0,
             stage1_steps=2, stage2_steps=2, max_minutes=None, compile=False,
+            joint_share=float(part == "joint"),  # all of stage 2, or nothing
         )  # fmt: skip
         device = torch.device(plan.device)
         with device:
@@ -255,7 +257,7 @@ class Rehearsal:
         """Run the part of an evaluation that takes the most memory; with small batches it can be the peak."""
         config, chunk, ema = self.config, self.config.chunk_samples, self.state.ema
         x = self.zeros(1, config.channels, 2 * chunk)
-        if config.is_legacy:
+        if config.learns_waveforms:
             losses.legacy_step(ema, {"x": x}, predict=True)
             return
         with self.state.autocast():
@@ -275,12 +277,7 @@ class Rehearsal:
 def rehearsed_phase(plan: Plan, part: str, args) -> stages.Phase:
     """Make the phase of a part, with the random draw that takes most memory, and without communication, since other
     processes may have run out of memory before."""
-    stage = 1 if part == "stage1" else 2
-    if plan.config.is_legacy:
-        phase = stages.Legacy(plan.config, args, 1.0, stage)
-    else:
-        kinds = {"stage1": stages.Reconstruct, "latents": stages.Predict, "stage2": stages.Predict}
-        phase = (kinds | {"joint": stages.Joint})[part](plan.config, args, 1.0)
+    (phase,) = stages.phases_of(1 if part == "stage1" else 2, plan.config, args)
     phase.spectral_draw = lambda step: worst_draw(plan.config)
     phase.mean_over_processes = lambda own: own
     return phase
@@ -308,7 +305,7 @@ def worst_draw(config) -> dict:
 
 def fitting_plan(plan: Plan, args: argparse.Namespace) -> Plan:
     """Choose the batch of --batch_size auto by the estimate, and on CUDA measure the largest step of every part, with
-    a smaller batch where memory runs out. Raises UsageError or TrainingError where nothing fits."""
+    a smaller batch where memory runs out. Raises UsageError or RunError where nothing fits."""
     if args.batch_size == "auto":
         plan = largest_batch(plan, args.memory_limit)
         if plan is None:
@@ -319,7 +316,7 @@ def fitting_plan(plan: Plan, args: argparse.Namespace) -> Plan:
         try:
             plan, measured = measured_gigabytes(plan)
         except torch.cuda.OutOfMemoryError as error:
-            raise TrainingError("not even one item at a time fits on this GPU: try a smaller --preset") from error
+            raise RunError("not even one item at a time fits on this GPU: try a smaller --preset") from error
         if plan.batch_size < asked:
             print(f"out of memory at --batch_size {asked}: going on with --batch_size {plan.batch_size} "
                   f"--accumulate {plan.accumulate}")  # fmt: skip
@@ -338,7 +335,7 @@ def print_plan(plan: Plan, args: argparse.Namespace, meta: dict, splits: dict[st
         hours = len(split.rows) * meta["chunk_samples"] / meta["sample_rate"] / 3600
         print(f"{name}: {len(split.songs)} songs, {len(split.pairs)} pairs, {hours:.2f} hours")
     windows = Windows(splits["train"], meta)
-    stages.print_stages(args, windows, first=2 if args.stage1_from else 1)
+    stages.print_stages(plan.config, args, windows, first=2 if args.stage1_from else 1)
     cache = cache_gigabytes(plan, args.latent_variants * len(windows))
     one = checkpoint_gigabytes(plan)
     print(f"latent cache: {cache:.3f} GB")

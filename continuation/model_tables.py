@@ -39,7 +39,7 @@ def chunk_on_meta(config) -> Tensor:
 def context_on_meta(config) -> Context:
     shapes = config.pair_shapes
     latents, outlook = (torch.zeros(1, *shapes[part], device="meta") for part in ("context", "outlook"))
-    return Context(latents, None if config.is_legacy else outlook)
+    return Context(latents, outlook if config.has_copies else None)
 
 
 def gigaflops(model) -> dict[str, float]:

@@ -139,7 +139,7 @@ def announce(state: TrainingState, windows: dict) -> None:
     print(f"{state.config.preset}, {state.config.objective}: {parameter_counts(model)} parameters on "
           f"{state.device.type}, {str(state.precision or 'fp32').removeprefix('torch.')}")  # fmt: skip
     print("pairs: " + ", ".join(f"{name} {len(own)}" for name, own in windows.items()))
-    stages.print_stages(args, windows["train"], first=state.stage)
+    stages.print_stages(state.config, args, windows["train"], first=state.stage)
     if args.max_minutes:
         print(f"at most {args.max_minutes:g} minutes in all, {sum(state.seconds.values()) / 60:.1f} spent")
 

@@ -31,13 +31,14 @@ class Phase:
     """A part of a stage.
 
     name: the `phase` of metrics.jsonl; stage: 1 or 2; reads_cache: whether its items are cached latents.
+    has_constant_rate: whether its learning rate neither warms up nor cools down.
     end: progress of its stage, 0..1, at which it ends.
     args: the command line; seed, batch_size, accumulate and latent_variants are used.
     """
 
     name: str
     stage: int
-    reads_cache = False
+    reads_cache = has_constant_rate = False
 
     def __init__(self, config, args: argparse.Namespace, end: float):
         self.config, self.args, self.end = config, args, end
@@ -54,6 +55,10 @@ class Phase:
     def loss(self, model: nn.Module, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss (batch,) and its parts."""
         raise NotImplementedError
+
+    def pairs_an_epoch(self, windows: Windows) -> int:
+        """Return the number of pairs per epoch; windows: of the training split."""
+        return len(windows)
 
     def spectral_draw(self, step: int) -> dict:
         """Draw window length and stereo basis of the spectral losses of a step."""
@@ -122,7 +127,7 @@ class Joint(Predict):
 class Legacy(Phase):
     """Either stage of the legacy network: fixed pairs, squared error of the waveform, nothing frozen, no cache."""
 
-    name = "legacy"
+    name, has_constant_rate = "legacy", True
 
     def __init__(self, config, args, end: float, stage: int):
         super().__init__(config, args, end)
@@ -136,6 +141,9 @@ class Legacy(Phase):
 
     def loss(self, model, batch, step):
         return losses.legacy_step(model, batch, predict=self.stage == 2)
+
+    def pairs_an_epoch(self, windows):
+        return len(self.items(windows, None).pairs)  # fixed ones, about half of all
 
 
 def phases_of(stage: int, config, args: argparse.Namespace) -> list[Phase]:
@@ -208,26 +216,20 @@ def make_loader(
 # Amount of training
 
 
-def pairs_an_epoch(args: argparse.Namespace, windows: Windows) -> int:
-    """Return the number of pairs per epoch; the legacy network uses about half of them."""
-    return len(FixedPairItems(windows, args.seed, 1).pairs) if args.preset == "legacy" else len(windows)
-
-
 def items_a_step(args: argparse.Namespace) -> int:
     """Return the items per optimiser step, of all processes."""
     return args.batch_size * args.accumulate * distributed.world_size()
 
 
-def print_stages(args: argparse.Namespace, windows: Windows, first: int) -> None:
-    """Print steps and epochs of the stages from `first` on; windows: of the training split."""
-    joint_share = 0 if args.preset == "legacy" else args.joint_share
-    before_joint = math.ceil(args.stage2_steps * (1 - joint_share))
+def print_stages(config, args: argparse.Namespace, windows: Windows, first: int) -> None:
+    """Print steps and epochs of every phase of the stages from `first` on; windows: of the training split."""
     items = items_a_step(args)
-    for stage, name, steps in (
-        (1, "stage 1", args.stage1_steps),
-        (2, "stage 2", before_joint),
-        (2, "stage 2, joint part", args.stage2_steps - before_joint),
-    ):
-        if stage >= first and steps:
-            epochs = steps * items / pairs_an_epoch(args, windows)
-            print(f"{name}: {steps} steps of {items} items, {epochs:.1f} epochs")
+    for stage, stage_steps in ((1, args.stage1_steps), (2, args.stage2_steps))[first - 1 :]:
+        begin = 0
+        for phase in phases_of(stage, config, args):
+            end = math.ceil(stage_steps * phase.end)
+            if steps := end - begin:
+                name = f"stage {stage}, joint part" if phase.name == Joint.name else f"stage {stage}"
+                epochs = steps * items / phase.pairs_an_epoch(windows)
+                print(f"{name}: {steps} steps of {items} items, {epochs:.1f} epochs")
+            begin = end

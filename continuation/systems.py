@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from continuation import audio, baselines, checkpoint, losses, metrics
-from continuation.cli import UsageError
+from continuation.cli import RunError, UsageError
 from continuation.context import Context
 from continuation.dataset import known_by_group
 from continuation.layers import crossfade
@@ -159,7 +159,7 @@ class Network:
 
     def make_systems(self) -> list[System]:
         """Make the systems whose continuations `continue_pair` plays, in the order of their rows."""
-        own = [System(f"{self.name}, own sound", OWN_SOUND, self, self.sampling)] if not self.config.is_legacy else []
+        own = [System(f"{self.name}, own sound", OWN_SOUND, self, self.sampling)] if self.config.has_copies else []
         return [
             System(self.name, NETWORK, self, self.sampling),
             *own,
@@ -210,10 +210,10 @@ class Network:
         return torch.from_numpy(np.concatenate(parts, axis=1))[None].to(self.model.latent_mean.device)
 
     def sound(self, x: Tensor) -> np.ndarray:
-        """Convert a decoded batch of one to (channels, samples); FloatingPointError where it is not finite."""
+        """Convert a decoded batch of one to (channels, samples); RunError where it is not finite."""
         x = x[0].float().cpu().numpy()
         if not np.isfinite(x).all():
-            raise FloatingPointError(f"{self.name}: the network's output is not finite")
+            raise RunError(f"{self.name}: the network's output is not finite")
         return x
 
     def encode(self, x: np.ndarray) -> Tensor:
@@ -286,7 +286,7 @@ class Network:
 
     def loss(self, pair: Pair, encoded: dict[str, Tensor]) -> float:
         """Compute the validation loss of the prediction of an encoded pair."""
-        if self.config.is_legacy:
+        if self.config.learns_waveforms:
             predicted = self.model.predict(Context(encoded["context"], None))
             return metrics.waveform_mse(pair.target, self.sound(self.model.decode(predicted, pair.target.shape[-1])))
         noise = self.draw(pair, LOSS_NOISE).standard_normal(encoded["target"].shape, dtype="float32")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from continuation import checkpoint, distributed, stages
-from continuation.cli import UsageError, one_line
+from continuation.cli import RunError, UsageError, one_line
 from continuation.dataset import is_same_dataset
 from continuation.train_args import CORE_FLAGS, changed_settings, settings_of
 from continuation.windows import make_rng
@@ -29,10 +29,6 @@ EMA_DECAY = 0.999
 SKIPPED_STEPS_LIMIT = 50  # steps in a row that fp16 may skip for overflow
 NOT_SIZES = ("preset", "objective", "core_dropout")  # fields of a config that no weight's shape depends on
 CORE_FIELDS = ("objective", *CORE_FLAGS)  # fields that a stage 2 may change from the stage 1 that it starts from
-
-
-class TrainingError(Exception):
-    """Training cannot go on; the message is one clear sentence."""
 
 
 class TrainingState:
@@ -91,6 +87,14 @@ class TrainingState:
 
     # Schedule
 
+    def phases(self) -> list[stages.Phase]:
+        """Make the phases of the current stage."""
+        return stages.phases_of(self.stage, self.config, self.args)
+
+    def reads_cache(self) -> bool:
+        """Return whether the stage trains on cached latents."""
+        return any(phase.reads_cache for phase in self.phases())
+
     def stage_steps(self) -> int:
         return self.args.stage1_steps if self.stage == 1 else self.args.stage2_steps
 
@@ -110,10 +114,10 @@ class TrainingState:
         done = self.progress()
         return self.seconds[self.stage] * (1 - done) / done
 
-    def learning_rate(self) -> float:
-        """Return the learning rate: warm-up, constant, and linear cooldown to zero at the stage's end; legacy:
-        constant."""
-        if self.config.is_legacy:
+    def learning_rate(self, phase: stages.Phase) -> float:
+        """Return the learning rate: warm-up, constant, and linear cooldown to zero at the stage's end; constant
+        throughout where the phase says so."""
+        if phase.has_constant_rate:
             return self.args.learning_rate
         warm = min(1.0, (self.step + 1) / WARMUP_STEPS)
         return self.args.learning_rate * warm * min(1.0, (1 - self.progress()) / COOLDOWN_SHARE + 1e-3)
@@ -131,9 +135,8 @@ class TrainingState:
         return self.stage == 1 or self.progress() >= 1 - self.args.joint_share
 
     def joint_has_begun(self) -> bool:
-        """Return whether stage 2 has changed the encoder, so that the cached latents are no longer its own."""
-        codec = self.model.encoder.parameters()
-        return self.stage == 2 and not self.config.is_legacy and any(p in self.optimiser.state for p in codec)
+        """Return whether the stage has changed the encoder, so that the cached latents are no longer its own."""
+        return self.reads_cache() and any(p in self.optimiser.state for p in self.model.encoder.parameters())
 
     # Parts of a step
 
@@ -146,13 +149,13 @@ class TrainingState:
         return int(rng.integers(2**62))
 
     def check_finite(self, loss: Tensor, gradient_norm: Tensor) -> None:
-        """Raise TrainingError if one of them is not finite. fp16 may skip SKIPPED_STEPS_LIMIT steps in a row whose
+        """Raise RunError if one of them is not finite. fp16 may skip SKIPPED_STEPS_LIMIT steps in a row whose
         gradients overflow, with a lower loss scale each time."""
         if not math.isfinite(loss.item()):
-            raise TrainingError(f"the loss is {loss.item()} at step {self.step} of stage {self.stage}")
+            raise RunError(f"the loss is {loss.item()} at step {self.step} of stage {self.stage}")
         self.skipped = 0 if math.isfinite(gradient_norm.item()) else self.skipped + 1
         if self.skipped > (SKIPPED_STEPS_LIMIT if self.scaler.is_enabled() else 0):
-            raise TrainingError(
+            raise RunError(
                 f"the gradients are not finite at step {self.step} of stage {self.stage}; "
                 f"last.pt and best.pt hold the last good weights: try a lower --learning_rate"
             )

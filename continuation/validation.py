@@ -65,8 +65,8 @@ class Validation:
         """
         if codec_learns:
             self.cached = None
-        if self.config.is_legacy:
-            return self.legacy(stage)
+        if self.config.learns_waveforms:
+            return self.waveform_errors(stage)
         return self.reconstruction() if stage == 1 else self.prediction()
 
     def pairs(self, count: int) -> list[int]:
@@ -182,9 +182,9 @@ class Validation:
         rng = make_rng(self.seed, "validation", pair)
         return torch.from_numpy(rng.standard_normal(shape, dtype="float32")).to(self.model.latent_mean.device)
 
-    def legacy(self, stage: int) -> dict[str, float]:
-        """Compute the measures of the legacy network: squared errors of the waveform; the context gain is that of the
-        decoded prediction."""
+    def waveform_errors(self, stage: int) -> dict[str, float]:
+        """Return the loss and its parts, squared errors of the waveform; the context gain is that of the decoded
+        prediction."""
         pairs, rows = self.pairs(2 * DECODED), []
         groups = self.groups(pairs)
         cut = self.config.chunk_samples

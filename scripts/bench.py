@@ -33,14 +33,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from continuation import audio, checkpoint, decoders, files, signals
 from continuation.cli import (
-    INTERRUPTED,
+    RunError,
     UsageError,
     add_debug_flag,
+    entry_point,
     make_folder,
     one_line,
-    print_error,
     print_note,
-    steady_output,
 )
 from continuation.fingerprint import Fingerprinter
 
@@ -71,14 +70,6 @@ class Sizes:
 
 QUICK = Sizes(165, 6, 40, 2, (10, 100), 6, (1, 4, 16), 3, variants=False)
 FULL = Sizes(5400, 20, 180, 3, (10, 100, 1000), 40, (1, 2, 4, 8, 16), 6, variants=True)
-
-
-class OutOfTimeError(Exception):
-    """The time for the whole is up."""
-
-
-class CommandError(Exception):
-    """A command failed; the message is one sentence."""
 
 
 @dataclass
@@ -113,7 +104,7 @@ class Bench:
     def run(self, *command: object) -> tuple[float, str]:
         """Run a command in the project's folder; return its seconds and its output.
 
-        Raises CommandError where it fails, and OutOfTimeError, after killing it, where it takes too long.
+        Raises RunError where it fails, and subprocess.TimeoutExpired, after killing it, where it takes too long.
         """
         began = time.perf_counter()
         with subprocess.Popen(
@@ -122,9 +113,6 @@ class Bench:
         ) as process:  # fmt: skip
             try:
                 printed, errors = process.communicate(timeout=max(0.0, self.deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                kill(process)
-                raise OutOfTimeError from None
             except BaseException:
                 kill(process)
                 raise
@@ -132,7 +120,7 @@ class Bench:
         if process.returncode:
             reason = (errors.strip().splitlines() or ["it says nothing"])[-1]
             name = next((part for part in map(str, command) if part.endswith(".py")), command[0])
-            raise CommandError(f"{name} ended with {process.returncode}: {reason}")
+            raise RunError(f"{name} ended with {process.returncode}: {reason}")
         return taken, printed
 
     def script(self, name: str, **flags) -> tuple[float, str]:
@@ -147,7 +135,7 @@ class Bench:
             try:
                 for name in order:
                     measured[name].append(rivals[name]())
-            except OutOfTimeError:
+            except subprocess.TimeoutExpired:
                 if number == 0:
                     raise
                 break
@@ -433,9 +421,9 @@ def measure(bench: Bench) -> tuple[list[Table], list[str]]:
         began = time.monotonic()
         try:
             tables.append(section(bench))
-        except OutOfTimeError:
+        except subprocess.TimeoutExpired:
             missing.append(f"{section.__name__}: the time was up")
-        except (CommandError, FileNotFoundError) as error:  # of an earlier part that is missing too
+        except (RunError, FileNotFoundError) as error:  # of an earlier part that is missing too
             missing.append(f"{section.__name__}: {error}")
         print_note(f"{section.__name__}: {time.monotonic() - began:.0f} s")
     return tables, missing
@@ -507,20 +495,10 @@ def run(args: argparse.Namespace) -> int:
     return int(any("the time was up" not in sentence for sentence in missing))
 
 
-@steady_output()
+@entry_point
 def main(args: argparse.Namespace) -> int:
-    try:
-        with signals.sigterm_as_ctrl_c():
-            return run(args)
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again", file=sys.stderr)
-        return INTERRUPTED
-    except UsageError as error:
-        print_error(error, args.debug)
-        return 2
-    except OSError as error:
-        print_error(error, args.debug)
-        return 1
+    with signals.sigterm_as_ctrl_c():
+        return run(args)
 
 
 if __name__ == "__main__":

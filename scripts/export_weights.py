@@ -4,7 +4,7 @@
 
 The file is a checkpoint that generate.py, evaluate.py and model.load_model read like best.pt. It lists the songs that
 the network was trained on, so that evaluate.py can report songs that are not held out.
-Exit codes: 0 done, 1 failed, 2 wrong usage or refused input.
+Exit codes: 0 done, 1 failed, 2 wrong usage or refused input, 75 interrupted: run the same command again.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from continuation import checkpoint
-from continuation.cli import UsageError, add_debug_flag, make_folder, one_line, print_error, steady_output
+from continuation.cli import UsageError, add_debug_flag, entry_point, make_folder, one_line
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -35,18 +35,11 @@ def export(source: Path, target: Path) -> None:
     checkpoint.save(target, checkpoint.network_alone(state))
 
 
-@steady_output()
+@entry_point
 def main(args: argparse.Namespace) -> int:
-    try:
-        if args.output.suffix != ".pt" or args.output.is_dir():
-            raise UsageError(f"{args.output} is not the name of a .pt file")
-        export(args.checkpoint_folder / checkpoint.BEST_NAME, args.output)
-    except UsageError as error:
-        print_error(error, args.debug)
-        return 2
-    except OSError as error:
-        print_error(error, args.debug)
-        return 1
+    if args.output.suffix != ".pt" or args.output.is_dir():
+        raise UsageError(f"{args.output} is not the name of a .pt file")
+    export(args.checkpoint_folder / checkpoint.BEST_NAME, args.output)
     print(one_line(f"{args.output}: {args.output.stat().st_size / 1e6:.2f} MB"))
     return 0
 

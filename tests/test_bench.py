@@ -5,6 +5,7 @@ from __future__ import annotations
 import cProfile
 import json
 import statistics
+import subprocess
 import sys
 import time
 
@@ -34,13 +35,13 @@ def test_rounds_end_with_the_time_and_the_first_must_be_whole(small):
     def measure(name, last):
         turns[name] += 1
         if turns[name] > last:
-            raise bench.OutOfTimeError
+            raise subprocess.TimeoutExpired("command", 1)
         return turns[name]
 
     turns = {"a": 0, "b": 0}
     assert small.alternate({"a": lambda: measure("a", 1), "b": lambda: measure("b", 9)}) == {"a": [1], "b": [1, 2]}
     turns = {"a": 0, "b": 0}
-    with pytest.raises(bench.OutOfTimeError):
+    with pytest.raises(subprocess.TimeoutExpired):
         small.alternate({"a": lambda: measure("a", 1), "b": lambda: measure("b", 0)})
 
 
@@ -75,7 +76,7 @@ def test_a_song_more_is_what_it_added_since_the_last_count():
 def test_command_is_timed_and_its_failure_is_one_sentence(small):
     seconds, printed = small.run(sys.executable, "-c", "import time; time.sleep(0.2); print('done')")
     assert seconds >= 0.2 and printed == "done\n"
-    with pytest.raises(bench.CommandError, match=r"ended with 3: second$"):
+    with pytest.raises(bench.RunError, match=r"ended with 3: second$"):
         small.run(sys.executable, "-c", "import sys; print('first\\nsecond', file=sys.stderr); sys.exit(3)")
 
 
@@ -83,7 +84,7 @@ def test_command_is_killed_with_its_children_when_the_time_is_up(small, tmp_path
     small.deadline = time.monotonic() + 0.5
     child = f"import time; time.sleep(2); open({str(tmp_path / 'alive')!r}, 'w')"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    with pytest.raises(bench.OutOfTimeError):
+    with pytest.raises(subprocess.TimeoutExpired):
         small.run(sys.executable, "-c", code)
     time.sleep(2.5)
     assert not (tmp_path / "alive").exists()
@@ -91,10 +92,10 @@ def test_command_is_killed_with_its_children_when_the_time_is_up(small, tmp_path
 
 def test_what_is_missing_is_said_and_does_not_stop_the_rest(small, monkeypatch):
     def fail(_):
-        raise bench.CommandError("train.py ended with 1: why")
+        raise bench.RunError("train.py ended with 1: why")
 
     def time_is_up(_):
-        raise bench.OutOfTimeError
+        raise subprocess.TimeoutExpired("command", 1)
 
     for name in ("measure_preprocess", "measure_create_dataset", "measure_cost_per_song"):
         monkeypatch.setattr(bench, name, lambda _: bench.Table("title", ("", "seconds"), [("a", 1)], {"a": 1.0}))

@@ -23,7 +23,7 @@ SMALL = with_overrides("tiny", sample_rate=8000, channels=2, chunk_samples=24000
 
 def plan(config=SMALL, **fields) -> memory.Plan:
     """Of a training on the CPU in fp32, unless `fields` say otherwise."""
-    parts = ("stage1", "stage2") if config.is_legacy else memory.PARTS
+    parts = memory.PARTS if config.has_copies else ("stage1", "stage2")
     given = {"parts": parts, "batch_size": 8, "accumulate": 1, "device": "cpu", "precision": None}
     given |= {"network": make_model, "train_step": train.train_step}
     return memory.Plan(config=config, **given | fields)
@@ -108,7 +108,7 @@ def new_run(arguments, tmp_path):
         (tmp_path / "ck" / "samples").mkdir(parents=True)
         run = train.Run(arguments(flags))
         run.state.begin_stage(stage)
-        if stage == 2 and not run.state.config.is_legacy:
+        if run.state.reads_cache():
             run.fill_cache(tiny.NotStopped)
         return run, train.make_plan(run.args, run.meta, run.device)
 
@@ -128,7 +128,7 @@ PHASES = [
 @pytest.mark.parametrize(("flags", "stage", "phase", "part"), PHASES)
 def test_rehearsed_part_has_the_batches_and_the_trained_weights_of_the_phase(new_run, flags, stage, phase, part):
     run, given = new_run(flags, stage)
-    phase = run.phases()[phase]
+    phase = run.state.phases()[phase]
     rehearsal = memory.Rehearsal(given, part)
     batches = [next(iter(run.loader(phase))), rehearsal.batch()]
     real, rehearsed = ({name: (x.shape, x.dtype) for name, x in batch.items()} for batch in batches)
@@ -147,7 +147,7 @@ def test_estimate_is_what_a_small_training_allocates(new_run, monkeypatch, flags
     with memory.Allocations() as allocations:
         run, given = new_run(flags, stage)
         allocations.peak = allocations.bytes
-        phase = run.phases()[phase]
+        phase = run.state.phases()[phase]
         stages.freeze_all_but(run.state.model, phase.trained(run.state.model))
         batches = iter(run.loader(phase))
         for _ in range(2):

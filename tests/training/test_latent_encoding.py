@@ -145,7 +145,7 @@ def test_cached_context_does_not_change_when_the_target_audio_is_replaced_by_noi
         run.open_cache().clear()
         run.state.begin_stage(2)
         run.fill_cache(NotStopped)
-        batches.append(next(iter(run.loader(run.phases()[0]))))
+        batches.append(next(iter(run.loader(run.state.phases()[0]))))
     first, second = batches
     for part in ("context", "outlook"):
         assert torch.equal(first[part], second[part])
@@ -167,7 +167,7 @@ def test_both_phases_of_stage_2_read_the_same_pairs(new_run):
     run = new_run()
     run.state.begin_stage(2)
     run.fill_cache(NotStopped)
-    predict, joint = (phase.items(run.windows["train"], run.open_cache()) for phase in run.phases())
+    predict, joint = (phase.items(run.windows["train"], run.open_cache()) for phase in run.state.phases())
     for item in (0, 5):
         assert all(np.array_equal(joint[item][name], value) for name, value in predict[item].items())
 

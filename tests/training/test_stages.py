@@ -25,7 +25,7 @@ def test_frozen_parameters_do_not_move_in_2a_and_do_move_in_2b(new_run):
     run = new_run()
     run.state.begin_stage(2)
     run.fill_cache(NotStopped)
-    predict, joint = run.phases()
+    predict, joint = run.state.phases()
     parts = parts_of(run.state.model)
     before, averaged = [snapshot(part) for part in parts], snapshot(run.state.ema.encoder)
     run.train_phase(predict, NotStopped)
@@ -42,7 +42,7 @@ def test_step_of_the_joint_part_takes_the_same_items_however_they_are_cut(new_ru
     run = new_run(more=more)
     run.state.begin_stage(2)
     run.fill_cache(NotStopped)
-    joint = run.phases()[1]
+    joint = run.state.phases()[1]
     train.train_step(run.state, joint, distributed.loss_module(joint, run.state.model), iter(run.loader(joint)))
     assert run.state.item == 16
 
@@ -51,7 +51,7 @@ def test_stage_1_trains_encoder_and_decoder_and_leaves_the_core(new_run):
     run = new_run()
     parts = parts_of(run.state.model)
     before = [snapshot(part) for part in parts]
-    run.train_phase(run.phases()[0], NotStopped)
+    run.train_phase(run.state.phases()[0], NotStopped)
     assert [moved(*pair) for pair in zip(parts, before, strict=True)] == [True, False, True]
 
 
@@ -59,7 +59,7 @@ def test_stage_1_trains_encoder_and_decoder_and_leaves_the_core(new_run):
 def test_joint_share_says_which_phases_stage_2_has(new_run, share, names):
     run = new_run(more=f"--joint_share {share}")
     run.state.begin_stage(2)
-    assert [phase.name for phase in run.phases()] == names
+    assert [phase.name for phase in run.state.phases()] == names
 
 
 def test_stage_2_starts_from_the_averaged_weights_of_the_best_of_stage_1(undisturbed, new_run):
@@ -109,7 +109,7 @@ def test_batch_of_the_joint_part_has_crops_and_pairs(new_run):
     run = new_run()
     run.state.begin_stage(2)
     run.fill_cache(NotStopped)
-    batch = next(iter(run.loader(run.phases()[1])))
+    batch = next(iter(run.loader(run.state.phases()[1])))
     shapes = {name: (2, *shape) for name, shape in run.state.config.pair_shapes.items()}
     assert {name: tuple(batch[name].shape) for name in shapes} == shapes
     assert batch["x"].shape == (2, CHANNELS, RATE)  # a second
@@ -118,9 +118,9 @@ def test_batch_of_the_joint_part_has_crops_and_pairs(new_run):
 
 def test_learning_rate_warms_up_stays_and_cools_down_to_nearly_zero(new_run):
     run = new_run(more="--stage1_steps 1000 --learning_rate 0.5")
-    rates = {}
+    (phase,), rates = run.state.phases(), {}
     for run.state.step in (0, 49, 100, 599, 800, 999):
-        rates[run.state.step] = run.state.learning_rate() / 0.5
+        rates[run.state.step] = run.state.learning_rate(phase) / 0.5
     assert rates[0] == pytest.approx(1 / training_state.WARMUP_STEPS)
     assert rates[49] == pytest.approx(50 / training_state.WARMUP_STEPS)
     assert rates[100] == rates[599] == 1
@@ -158,7 +158,7 @@ def overfit(run: train.Run, batch: dict, loss_of, parts: list, steps: int, rate:
 @pytest.mark.slow
 def test_one_batch_can_be_overfit_in_stage_1(new_run):
     run = new_run(more="--encoder_widths 32 32 --decoder_widths 32 32 --latent_channels 16")
-    phase = run.phases()[0]
+    phase = run.state.phases()[0]
     batch = next(iter(run.loader(phase)))
     draw = {"sample_rate": RATE, "size": 512, "in_mid_side": False}
 
@@ -174,7 +174,7 @@ def test_one_batch_can_be_overfit_in_stage_2(new_run):
     run = new_run(more="--core_width 64 --core_layers 2 --core_dropout 0")
     run.state.begin_stage(2)
     run.fill_cache(NotStopped)
-    phase = run.phases()[0]
+    phase = run.state.phases()[0]
     batch = next(iter(run.loader(phase)))
     batch["time"][:] = 0.0
     first, last = overfit(
@@ -197,7 +197,7 @@ def test_legacy_freezes_nothing_in_stage_2_and_has_no_core_loss_in_stage_1(new_r
         run.state.begin_stage(stage)
         parts = (run.state.model.encoder, run.state.model.core, run.state.model.decoder)
         before = [snapshot(part) for part in parts]
-        run.train_phase(run.phases()[0], NotStopped)
+        run.train_phase(run.state.phases()[0], NotStopped)
         assert [moved(*pair) for pair in zip(parts, before, strict=True)] == expected
 
 
@@ -206,7 +206,7 @@ def test_accumulated_micro_batches_are_one_large_batch(new_run):
     found = []
     for more in ("--batch_size 4", "--batch_size 1 --accumulate 4"):
         run = new_run(LEGACY, more)
-        phase = run.phases()[0]
+        phase = run.state.phases()[0]
         stages.freeze_all_but(run.state.model, phase.trained(run.state.model))
         module = distributed.loss_module(phase, run.state.model)
         loss = train.train_step(run.state, phase, module, iter(run.loader(phase))).item()
@@ -234,7 +234,7 @@ def test_overflow_in_fp16_is_skipped_with_a_lower_scale_until_it_happens_too_oft
     monkeypatch.setattr(training_state, "SKIPPED_STEPS_LIMIT", 2)
     run = new_run()
     run.state.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    (phase,) = run.phases()
+    (phase,) = run.state.phases()
     given = run.state, phase, distributed.loss_module(phase, run.state.model), iter(run.loader(phase))
     before = snapshot(run.state.model.decoder)
     overflow = next(run.state.model.decoder.parameters()).register_hook(lambda gradient: gradient * float("inf"))
@@ -247,5 +247,5 @@ def test_overflow_in_fp16_is_skipped_with_a_lower_scale_until_it_happens_too_oft
     next(run.state.model.decoder.parameters()).register_hook(lambda gradient: gradient * float("inf"))
     train.train_step(*given)
     train.train_step(*given)
-    with pytest.raises(train.TrainingError, match="last good weights"):
+    with pytest.raises(train.RunError, match="last good weights"):
         train.train_step(*given)

@@ -124,7 +124,7 @@ def test_number_of_data_workers_changes_nothing(undisturbed, command, tmp_path):
 def test_data_workers_are_forked_whatever_python_takes_by_default(new_run):
     run = new_run()
     for run.args.num_workers, context in ((0, None), (1, multiprocessing.get_context("fork"))):
-        assert run.loader(run.phases()[0]).multiprocessing_context is context
+        assert run.loader(run.state.phases()[0]).multiprocessing_context is context
 
 
 @pytest.mark.parametrize(
