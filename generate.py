@@ -69,7 +69,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )  # fmt: skip
     files.add_argument(
         "--with_input", action="store_true",
-        help="write the heard seconds before the continuation, all at the song's own sample rate and channels",
+        help="write the input before the continuation, all at the song's own sample rate and channels",
     )  # fmt: skip
     files.add_argument(
         "--plot", metavar="PNG", type=Path,
@@ -77,7 +77,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )  # fmt: skip
     music = parser.add_argument_group("music")
     music.add_argument(
-        "--start", type=start_seconds, default=0.0, help="where the heard seconds begin, s; or 'end': the last ones"
+        "--start", type=start_seconds, default=0.0, help="where the input begins, s; or 'end': its last seconds"
     )
     music.add_argument("--seconds", type=length_seconds, default=10.0, help="length of the continuation, s")
     music.add_argument("--num_samples", type=repetitions, default=1, help="how many; above 1: NAME-1, NAME-2 ...")
@@ -276,12 +276,12 @@ def read_context(
         say(f"note: {path}: {note}")
     need, found = samples / sample_rate, length / sample_rate
     if length < samples:
-        raise UsageError(f"{path} is {found:.2f} s long, and the network needs to hear {need:g} s")
+        raise UsageError(f"{path} is {found:.2f} s long, and the network needs {need:g} s")
     if length < first + samples:
         latest = math.floor(100 * (found - need)) / 100
         raise UsageError(
             f"{path} is {found:.2f} s long: --start {start:g} leaves less than the {need:g} s that the network "
-            f"needs to hear, start at {latest:g} at the latest"
+            f"needs, start at {latest:g} at the latest"
         )
     begin = length - samples if start is None else first
     return audio.from_int16(audio.to_int16(last)), begin / sample_rate
@@ -306,17 +306,17 @@ def continue_song(model, precision, context: np.ndarray, seed: int, args: argpar
     return whole
 
 
-def join(heard: np.ndarray, rate: int, whole: np.ndarray, whole_rate: int) -> np.ndarray:
+def join(original: np.ndarray, rate: int, whole: np.ndarray, whole_rate: int) -> np.ndarray:
     """Join the context, at the song's own rate and channels, and its continuation.
 
-    heard: the context, float32 (channels, samples); whole: the network's output, of the context and the continuation.
+    original: the context, float32 (channels, samples); whole: the network's output, context and continuation.
     The two are crossfaded over the FADE_SECONDS before the cut, where `whole` already fades to the network's output.
     """
-    whole = audio.resample(whole, whole_rate, rate, channels=len(heard))
-    cut, fade = heard.shape[1], round(FADE_SECONDS * rate)
+    whole = audio.resample(whole, whole_rate, rate, channels=len(original))
+    cut, fade = original.shape[1], round(FADE_SECONDS * rate)
     ramp = np.linspace(0, 1, fade, dtype=np.float32)
-    faded = heard[:, cut - fade :] * (1 - ramp) + whole[:, cut - fade : cut] * ramp
-    return np.concatenate([heard[:, : cut - fade], faded, whole[:, cut:]], axis=1)
+    faded = original[:, cut - fade :] * (1 - ramp) + whole[:, cut - fade : cut] * ramp
+    return np.concatenate([original[:, : cut - fade], faded, whole[:, cut:]], axis=1)
 
 
 def write_sound(path: Path, sound: np.ndarray, sample_rate: int) -> None:
@@ -338,10 +338,10 @@ def continue_task(task: Task, model, precision, args: argparse.Namespace) -> Non
     """Write all continuations of one song, and their pictures."""
     config = model.config
     context, begin = read_context(task.source, config.sample_rate, config.channels, config.chunk_samples, args.start)
-    cut, rate, heard = context.shape[1], config.sample_rate, None
+    cut, rate, original = context.shape[1], config.sample_rate, None
     if args.with_input:
         rate, channels = audio.native_format(task.source)
-        heard = audio.load_audio(task.source, rate, channels, begin, cut / config.sample_rate)
+        original = audio.load_audio(task.source, rate, channels, begin, cut / config.sample_rate)
     check_rate(task.output, rate)
     for flag, path in (("--output", task.output), ("--plot", task.plot)):
         if path:
@@ -351,7 +351,7 @@ def continue_task(task: Task, model, precision, args: argparse.Namespace) -> Non
         whole = continue_song(model, precision, context, args.seed + number - 1, args)
         taken = time.perf_counter() - began
         path, plot = (numbered(name, number, args.num_samples) for name in (task.output, task.plot))
-        sound = whole[:, cut:] if heard is None else join(heard, rate, whole, config.sample_rate)
+        sound = whole[:, cut:] if original is None else join(original, rate, whole, config.sample_rate)
         write_sound(path, sound, rate)
         speed = (whole.shape[1] - cut) / config.sample_rate / taken
         length = f"{sound.shape[1] / rate:.2f} s"

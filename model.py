@@ -458,8 +458,8 @@ class ContinuationModel(nn.Module):
         if copies is not None and variety:
             copies = copies.varied(variety, int(seed))
         for roll in range(-(-length // chunk)):
-            start, heard = roll * chunk, sound[..., -chunk:]
-            context = self.encode_context(rms_gain(heard) * heard, copies, start)
+            start, past = roll * chunk, sound[..., -chunk:]
+            context = self.encode_context(rms_gain(past) * past, copies, start)
             own_seed = (int(seed) + roll * SEED_STRIDE) % 2**32  # other noise in every chunk, within 32 bits
             predicted = self.predict(context, steps, guidance, own_seed, temperature)
             before, after = self.decode_continuation(context, predicted, copies, start)

@@ -104,10 +104,10 @@ class Evaluator:
         context, truth = Sound(pair.context, self.rate), Sound(pair.target, self.rate)
         own = {kind: embed(pair.context, self.rate) for kind, embed in self.embedders.items()}
         for system, played in continuations.items():
-            heard = context if played.context is pair.context else Sound(played.context, self.rate)
+            past = context if played.context is pair.context else Sound(played.context, self.rate)
             sound = truth if played.sound is pair.target else Sound(played.sound, self.rate)
             rates = system.network.comb_rates() if system.network else self.comb_rates
-            measures = metrics.continuation_measures(heard, truth, sound, played.seams)
+            measures = metrics.continuation_measures(past, truth, sound, played.seams)
             del measures["join_click_percentile_truth"]  # it is in the truth's own row
             measures |= metrics.combs_above_truth(truth, sound, *rates)
             self.add("continuation", system.name, pair.song, measures)

@@ -109,13 +109,13 @@ def write_sample(folder: Path, state: TrainingState, x: np.ndarray) -> None:
 @torch.no_grad()
 def sounds_of(state: TrainingState, x: np.ndarray) -> dict[str, np.ndarray]:
     """Compute how a validation pair x (channels, 2 * chunk) sounds now: its second chunk, the truth, reconstructed,
-    and in stage 2 its first one, which is heard, continued. Both themselves are there at the stage's step 0 alone."""
-    heard, truth = torch.from_numpy(x).chunk(2, dim=-1)
-    sounds = {"heard": heard, "truth": truth} if state.step == 0 else {}
+    and in stage 2 its first one, the context, continued. Both themselves are there at the stage's step 0 alone."""
+    context, truth = torch.from_numpy(x).chunk(2, dim=-1)
+    sounds = {"context": context, "truth": truth} if state.step == 0 else {}
     with state.autocast():
         sounds["reconstruction"] = state.ema.reconstruct(truth[None].to(state.device))[0]
         if state.stage == 2:
-            sounds["continuation"] = state.ema.generate(heard, truth.shape[-1] / state.config.sample_rate)
+            sounds["continuation"] = state.ema.generate(context, truth.shape[-1] / state.config.sample_rate)
     return {name: sound.float().cpu().numpy() for name, sound in sounds.items()}
 
 

@@ -146,13 +146,13 @@ class Validation:
     def against_repetition(self, number: int) -> dict[str, float]:
         """Compute the distances from the true continuation: of the one-step continuation, and of two without a
         network, the loop and the input repeated."""
-        heard, truth = self.audio(number).split(self.config.chunk_samples, dim=-1)
-        copies = self.model.copies(heard)
+        past, truth = self.audio(number).split(self.config.chunk_samples, dim=-1)
+        copies = self.model.copies(past)
         with self.autocast():
-            predicted = self.model.predict(self.model.encode_context(heard, copies), steps=1)
+            predicted = self.model.predict(self.model.encode_context(past, copies), steps=1)
             continuation = self.model.decode(predicted, truth.shape[-1], copies)
         looped = copies.play(0, truth.shape[-1])[:, 0]
-        sounds = {"continuation": continuation, "loop": looped, "input_repeated": heard}
+        sounds = {"continuation": continuation, "loop": looped, "input_repeated": past}
         return {name: continuation_distance(truth, sound, self.config.sample_rate) for name, sound in sounds.items()}
 
     def spectral_draws(self) -> list[tuple[int, bool]]:
@@ -208,20 +208,20 @@ class Validation:
         for pair in self.pairs(DECODED):
             x = self.audio(pair)
             cut = self.config.chunk_samples
-            heard = x[..., :cut]
-            copies = self.model.copies(heard)
+            past = x[..., :cut]
+            copies = self.model.copies(past)
             with self.autocast():
-                context, target = self.model.encode_context(heard, copies), self.encode_pair(x)["target"]
+                context, target = self.model.encode_context(past, copies), self.encode_pair(x)["target"]
                 sampled, mean = self.model.predict(context), self.model.predict(context, steps=1)
                 decoded = self.model.decode(sampled, cut, copies)
                 mean = self.model.decode(mean, cut, copies).float()
-                again = self.model.reconstruct(heard).float()
+                again = self.model.reconstruct(past).float()
             decoded, sampled = decoded[0].float().cpu().numpy(), sampled.float()
             truth = x[0, :, cut:].cpu().numpy()
             rows.append({
                 "latent_std_ratio": (sampled.std(-1) / target.std(-1).clamp(min=1e-5)).median().item(),
                 "loudness_ratio_db": metrics.loudness_ratio_db(truth, decoded),
                 "decoded_mse": losses.waveform_mse(x[..., cut:], mean).item(),
-                "waveform_mse": losses.waveform_mse(heard, again).item(),
+                "waveform_mse": losses.waveform_mse(past, again).item(),
             })  # fmt: skip
         return means_of(rows)

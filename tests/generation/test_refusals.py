@@ -48,7 +48,7 @@ def test_song_shorter_than_the_context_is_refused_with_both_lengths(tmp_path, re
     short = synth.write(tmp_path / "short.wav", synth.tone(440, 9.5, 44100), 44100)
     for start in ("0", "end", "3"):
         error = refuses("--start", start, source=short)
-        assert "short.wav is 9.50 s long, and the network needs to hear 10 s" in error
+        assert "short.wav is 9.50 s long, and the network needs 10 s" in error
 
 
 def test_song_with_a_sample_that_is_not_finite_is_refused(tmp_path, refuses):

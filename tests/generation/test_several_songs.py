@@ -60,7 +60,7 @@ def test_a_bad_song_does_not_stop_the_others_and_is_named_at_the_end(tmp_path, r
     assert names_in(tmp_path / "out") == ["more/one.mp3", "more/two.mp3", "one.mp3"]
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 3
-    assert "network needs to hear 10 s" in errors[0] and "bad.mp3: no audio" in errors[1]
+    assert "network needs 10 s" in errors[0] and "bad.mp3: no audio" in errors[1]
     assert errors[2].startswith("error: 2 of 5 songs are not continued: ")
     assert "a short one.wav" in errors[2] and "bad.mp3" in errors[2]
 

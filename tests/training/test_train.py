@@ -45,8 +45,8 @@ def shown_sounds(folder: Path, stage: int) -> dict:
 
 def test_tensorboard_plays_the_truth_once_and_what_the_network_makes_of_it_at_every_evaluation(undisturbed):
     """Of two songs, all that the validation split has."""
-    stage1 = {"heard": [0], "truth": [0], "reconstruction": [0, 3]}
-    stage2 = {"heard": [0], "truth": [0], "reconstruction": [0, 6], "continuation": [0, 6]}
+    stage1 = {"context": [0], "truth": [0], "reconstruction": [0, 3]}
+    stage2 = {"context": [0], "truth": [0], "reconstruction": [0, 6], "continuation": [0, 6]}
     for stage, expected in ((1, stage1), (2, stage2)):
         steps = {tag: [sound.step for sound in own] for tag, own in shown_sounds(undisturbed, stage).items()}
         assert steps == {f"song{song}/{name}": own for song in (1, 2) for name, own in expected.items()}
@@ -57,7 +57,7 @@ def test_tensorboard_plays_the_true_sound(undisturbed, dataset):
     rows = np.load(dataset / "val.npy").astype(float)
     level = CONTEXT_LEVEL / rows[2].std()
     sounds = shown_sounds(undisturbed, stage=1)
-    for name, row in (("heard", 2), ("truth", 3)):
+    for name, row in (("context", 2), ("truth", 3)):
         x, rate = soundfile.read(io.BytesIO(sounds[f"song1/{name}"][0].encoded_audio_string))
         assert rate == RATE
         np.testing.assert_allclose(x, level * rows[row, 0], atol=1e-3)
