@@ -31,7 +31,7 @@ from continuation.cli import UsageError, one_line, print_note
 # 7: no copies of the context, phases predicted above the complex bins
 # 6: only noise above the complex bins; 5: repetition without the beat; 4: no repetition of the sound in the core;
 # 3: no convolutional head in the core; 2: complex bins up to 1500 Hz; 1: no long stem, no long-term prediction
-FORMAT_VERSION = 9
+FORMAT_VERSION = 10
 LAST_NAME = "last.pt"
 BEST_NAME = "best.pt"
 NETWORK_KEYS = {"config": dict, "ema": dict, "stage": int, "step": int}  # keys that every checkpoint has

@@ -201,7 +201,7 @@ def test_checkpoint_of_an_earlier_day_generates_and_trains_on(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     write_dataset(Path("dataset"))
     Path("checkpoints").mkdir()
-    shutil.copy(Path(__file__).parent.parent / "files" / "checkpoint-format-9.pt", "checkpoints/last.pt")
+    shutil.copy(Path(__file__).parent.parent / "files" / "checkpoint-format-10.pt", "checkpoints/last.pt")
     model = load_model("checkpoints/last.pt")
     assert torch.isfinite(model.generate(synth.song(0, 3, 1600, CHANNELS), seconds=3)).all()
     flags = (
