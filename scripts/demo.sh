@@ -71,8 +71,8 @@ with the weights in the box:  $work/before.mp3, $work/before.png
 trained on the songs:         $work/after.mp3, $work/after.png
 training curves:              $work/checkpoints/curves.png
 
-Listen for the join at 10 seconds: beat, notes and loudness should go on. The network plays copies of what it heard,
-chosen by frequency band, at levels that it predicts.
+Listen for the join at 10 seconds: beat, notes and loudness should go on. The network plays copies of the input, in every
+frequency band those at whose lag the input has repeated itself best.
 
 EOF
 "$python" scripts/demo_report.py figures "$work/checkpoints"
