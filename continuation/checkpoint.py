@@ -28,6 +28,7 @@ import torch
 from continuation import files
 from continuation.cli import UsageError, one_line, print_note
 
+# 9: band levels predicted by the core; 8: weights in the mixer
 # 7: no copies of the context, phases predicted above the complex bins
 # 6: only noise above the complex bins; 5: repetition without the beat; 4: no repetition of the sound in the core;
 # 3: no convolutional head in the core; 2: complex bins up to 1500 Hz; 1: no long stem, no long-term prediction

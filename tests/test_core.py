@@ -163,13 +163,13 @@ def test_untrained_head_leaves_the_noise_as_it_is(context):
 
 
 def test_copies_agree_on_the_levels_that_follow_where_the_song_repeats_itself(model, song):
-    x = song[None, :, :1237].repeat(1, 1, 8)
+    x = song[None, :, :1240].repeat(1, 1, 8)  # half a step beside whole steps
     outlook = model.encode_context(x[..., :CHUNK]).outlook
     truth = model.levels(x[..., CHUNK : 2 * CHUNK])
     assert outlook.shape == (1, *model.config.pair_shapes["outlook"])
     levels, spread = outlook.chunk(2, dim=1)
     assert levels.shape == spread.shape == truth.shape
-    assert (levels - truth).abs().mean() < 0.1  # they are taken from the nearest step
+    assert (levels - truth).abs().mean() < 0.05
     assert spread.mean() < 0.05
     assert truth.std() > 0.5
 

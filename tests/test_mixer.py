@@ -15,6 +15,7 @@ from continuation.mixer import (
     copy_logits,
     copy_weights,
     expectation,
+    expected_levels,
     past_error,
 )
 from continuation.repetition import LOOP_BIAS, Copies, find_copies
@@ -153,6 +154,16 @@ def test_outlook_is_the_weighted_mean_of_the_copies_levels_and_the_mean_distance
     assert mean.shape == spread.shape == (1, BANDS, STEPS)
     assert torch.allclose(mean[0, :, 0], torch.tensor([3.0] + (BANDS - 1) * [1.8]))
     assert torch.allclose(spread[0, :, 0], torch.tensor([1.0] + (BANDS - 1) * [0.32]))
+
+
+@pytest.mark.parametrize("start", [0, 30])
+def test_expected_levels_of_a_context_that_repeats_itself_are_what_follows(start):
+    """From any step behind the context's end on, and no copy disagrees that has a weight."""
+    song = periodic(noise(1, BANDS, 3 * STEPS), LAGS[1])
+    past, begin = song[..., :STEPS], STEPS + start
+    levels, spread = expected_levels(past, EQUAL, start * STEP_FRAMES * HOP, 40)
+    assert torch.allclose(levels, song[..., begin : begin + 40], atol=1e-4)
+    assert spread.max() < 1e-4
 
 
 def test_copies_that_are_alike_agree():
