@@ -365,7 +365,7 @@ class ContinuationModel(nn.Module):
 
     def copies(self, x: Tensor) -> Copies | None:
         """Find the copies of the context x (batch, channels, samples) for the decoder to mix; legacy: None."""
-        return find_copies(x, self.config.hop)
+        return find_copies(x, self.config.hop).with_multiples()
 
     def decode(self, z: Tensor, length: int | None = None, copies: Copies | None = None, start: int = 0) -> Tensor:
         """Decode latents to audio (batch, channels, length); length None: all samples of the latents. With `copies`

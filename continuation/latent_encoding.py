@@ -17,13 +17,14 @@ from continuation.training_state import TrainingState
 from continuation.windows import WindowItems, Windows
 
 CACHE_BATCH = 4  # windows per batch and process
+CACHE_VERSION = 2  # raised when windows, copies or outlook change
 
 
 def cache_key(state: TrainingState) -> str:
-    """Hash everything that the cached latents depend on: encoder, dataset, seed of the windows, and format."""
-    key = [state.meta, state.args.seed, checkpoint.FORMAT_VERSION]
+    """Hash everything that the cached latents depend on: encoder, dataset, seed of the windows, and versions."""
+    key = [state.meta, state.args.seed, checkpoint.FORMAT_VERSION, CACHE_VERSION]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
-    for tensor in state.model.encoder.state_dict().values():
+    for tensor in state.ema.encoder.state_dict().values():
         digest.update(tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
 

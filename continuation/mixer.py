@@ -23,13 +23,14 @@ PAST_SHARE = 0.8  # end of the context in which the past error of each lag is me
 LOUDEST_CORRECTION = 1.0  # nepers: largest correction of a band's power over all decoded frames
 
 
-def past_error(past: Tensor, copies: Copies) -> Tensor:
-    """Compute the error of each lag as a predictor of the context itself: the mean distance of its last levels
-    (batch, rows, steps) from those one lag earlier, in nepers, at least LEAST_ERROR: (batch, copies, rows)."""
+def past_error(past: Tensor, lags: Tensor, hop: int) -> Tensor:
+    """Compute the error of each of `lags` (batch, copies), in samples, as a predictor of the context itself: the mean
+    distance of its last levels (batch, rows, steps) from those one lag earlier, in nepers, at least LEAST_ERROR:
+    (batch, copies, rows)."""
     steps = past.shape[-1]
     end = torch.arange(steps - round(PAST_SHARE * steps), steps, device=past.device)
-    step_samples = STEP_FRAMES * copies.hop
-    before = end - ((copies.lags + step_samples // 2) // step_samples)[..., None]  # (batch, copies, steps)
+    step_samples = STEP_FRAMES * hop
+    before = end - ((lags + step_samples // 2) // step_samples)[..., None]  # (batch, copies, steps)
     places = before.clamp(min=0)[:, :, None].expand(-1, -1, past.shape[1], -1)
     error = (past[:, None].expand(-1, before.shape[1], -1, -1).gather(3, places) - past[:, None, :, end]).abs()
     known = (before >= 0)[:, :, None]
@@ -52,9 +53,11 @@ def expected_levels(past: Tensor, copies: Copies, start: int, steps: int) -> tup
 
 def copy_logits(past: Tensor, copies: Copies) -> Tensor:
     """Compute the logits of the copies by band from the context's levels (batch, rows, steps): (batch, copies, rows).
-    They are larger where the context repeats itself better at the copy's lag."""
+    They are larger where the context repeats itself better at the copy's lag; the error of a multiple, which little of
+    the context tells, is the mean of its own and that of its base lag."""
     preference = SIMILARITY_LOGIT * copies.similarity.sum(-1) + copies.bias
-    return preference[..., None] - ERROR_LOGIT * past_error(past, copies).log()
+    error = (past_error(past, copies.lags, copies.hop) + past_error(past, copies.base_lags, copies.hop)) / 2
+    return preference[..., None] - ERROR_LOGIT * error.log()
 
 
 def copy_weights(past: Tensor, copies: Copies) -> Tensor:

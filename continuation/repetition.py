@@ -20,6 +20,8 @@ PATTERN = 0.2  # of a context's length: its end, which is searched for in what p
 SOFTEST_MATCH = 0.01  # of the pattern's power; softer matches have a lower similarity
 LONGER_LAG = 0.07  # added to the score per octave of lag: longer loops repeat more material, less often
 LOOP_BIAS = 2.0  # of the first copy
+MULTIPLES = 4  # first lags of which the longest multiple is played too
+LONGEST_MULTIPLE = 0.9  # of a context's length
 SEAM_HOPS = 2  # length of the crossfade between repetitions
 ONSET_WINDOW_HOPS = 4
 ONSET_BANDS = 8
@@ -31,7 +33,8 @@ class Copies:
 
     context: Tensor  # (batch, channels, samples)
     lags: Tensor  # (batch, copies), in samples
-    similarity: Tensor  # (batch, copies, 2): correlation of the sound, and of the onsets, at that lag
+    base_lags: Tensor  # (batch, copies), in samples: lags of the repetitions that were found; `lags` are multiples
+    similarity: Tensor  # (batch, copies, 2): correlation of the sound, and of the onsets, at the base lag
     bias: Tensor  # (batch, copies): added to their logits in the mixer
     hop: int
 
@@ -45,6 +48,19 @@ class Copies:
         """Compute the samples of the context that every copy plays at `time` (n,), counted from its end:
         (batch, copies, n)."""
         return self.context.shape[-1] - self.lags[..., None] + time % self.lags[..., None]
+
+    def with_multiples(self) -> "Copies":
+        """Add copies at the longest multiple, within the context, of each of the first MULTIPLES lags. They play more
+        of the context, and each of its beats in the same place of the bar."""
+        lags, bias = self.lags[:, :MULTIPLES], self.bias[:, :MULTIPLES]
+        factor = int(LONGEST_MULTIPLE * self.context.shape[-1]) // lags
+        return replace(
+            self,
+            lags=torch.cat([self.lags, factor.clamp(min=1) * lags], dim=1),
+            base_lags=torch.cat([self.base_lags, lags], dim=1),
+            similarity=torch.cat([self.similarity, self.similarity[:, :MULTIPLES]], dim=1),
+            bias=torch.cat([self.bias, bias.masked_fill(factor < 2, -torch.inf)], dim=1),
+        )
 
     def varied(self, variety: float, seed: int) -> "Copies":
         """Add Gumbel noise of scale `variety` to the bias, drawn from `seed`: other copies get the largest shares."""
@@ -68,7 +84,7 @@ def find_copies(x: Tensor, hop: int, count: int = COPIES) -> Copies:
     best = torch.stack(best, dim=1)
     similarity = torch.stack([sound.gather(1, best), rhythm.gather(1, best)], dim=-1)
     bias = LOOP_BIAS * (torch.arange(count, device=x.device) == 0).float().expand(best.shape)
-    return Copies(x, lags[best], similarity.clamp(0, 1), bias, hop)
+    return Copies(x, lags[best], lags[best], similarity.clamp(0, 1), bias, hop)
 
 
 def tile_tail(x: Tensor, lag: Tensor, start: int, length: int, seam: int = 0) -> Tensor:

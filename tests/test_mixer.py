@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def copies_of(*similarity: tuple[float, float], lags: tuple[int, ...] = LAGS) ->
     """Of one context, whose sound is not told, as similar as is said, in sound and in onsets."""
     samples = STEP_FRAMES * HOP * torch.tensor([lags[: len(similarity)]])
     bias = LOOP_BIAS * (torch.arange(len(similarity)) == 0)[None].float()
-    return Copies(torch.zeros(1, 1, LENGTH), samples, torch.tensor([similarity]), bias, HOP)
+    return Copies(torch.zeros(1, 1, LENGTH), samples, samples, torch.tensor([similarity]), bias, HOP)
 
 
 # Bands
@@ -117,7 +118,7 @@ EQUAL = copies_of((0.5, 0.5), (0.5, 0.5), (0.5, 0.5))
 
 @pytest.mark.parametrize("copy", [0, 1, 2])
 def test_past_error_is_the_least_at_the_lag_of_a_context_that_repeats_itself(copy):
-    error = past_error(periodic(noise(1, BANDS, STEPS), LAGS[copy]), EQUAL)
+    error = past_error(periodic(noise(1, BANDS, STEPS), LAGS[copy]), EQUAL.lags, HOP)
     assert error.shape == (1, 3, BANDS)
     assert torch.equal(error[:, copy], torch.full((1, BANDS), LEAST_ERROR))
     others = [other for other in range(3) if other != copy]
@@ -129,12 +130,13 @@ def test_past_error_is_the_mean_distance_of_levels_from_those_a_lag_before(lag):
     """Over the last 60 of 75 steps, as far as there is something a lag before."""
     past, first = noise(1, BANDS, STEPS), max(15, lag)
     expected = (past[..., first:] - past[..., first - lag : STEPS - lag]).abs().mean(-1)
-    assert torch.allclose(past_error(past, copies_of((0.5, 0.5), lags=(lag,)))[:, 0], expected)
+    lags = torch.tensor([[lag * STEP_FRAMES * HOP]])
+    assert torch.allclose(past_error(past, lags, HOP)[:, 0], expected)
 
 
 def test_copies_are_weighed_by_a_power_of_their_error_and_weights_add_up_to_1():
     past, copies = noise(2, BANDS, STEPS), copies_of((0.2, 0.2), (0.5, 0.5), (0.5, 0.5))
-    weights, error = copy_weights(past, copies), past_error(past, copies)
+    weights, error = copy_weights(past, copies), past_error(past, copies.lags, HOP)
     assert torch.allclose(weights.sum(1), torch.ones(2, BANDS))
     assert torch.allclose(weights[:, 1] / weights[:, 2], (error[:, 2] / error[:, 1]) ** ERROR_LOGIT, rtol=1e-2)
 
@@ -180,6 +182,15 @@ def test_logits_grow_with_similarity_and_most_for_the_loop():
     loop, twin, worse = logits[0, :, 0].tolist()
     assert loop > twin > worse
     assert torch.equal(logits, logits[..., :1].expand_as(logits))
+
+
+def test_error_of_a_multiple_is_the_mean_of_its_own_and_that_of_its_base_lag():
+    past = noise(1, BANDS, STEPS)
+    lags, base_lags = (STEP_FRAMES * HOP * torch.tensor([steps]) for steps in ([12, 36], [12, 12]))
+    copies = replace(copies_of((0.5, 0.5), (0.5, 0.5)), lags=lags, base_lags=base_lags, bias=torch.zeros(1, 2))
+    base, multiple = past_error(past, lags, HOP).unbind(1)
+    found = copy_logits(past, copies)
+    assert torch.allclose(found[:, 1] - found[:, 0], -ERROR_LOGIT * ((base + multiple) / 2 / base).log(), atol=1e-4)
 
 
 def test_mixer_has_no_weights(mixer):

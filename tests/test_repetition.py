@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_networks import noise
@@ -154,6 +156,19 @@ def test_copies_of_a_batch_do_not_hear_each_other():
     both, alone = find_copies(songs, HOP), find_copies(songs[1:], HOP)
     assert torch.equal(both.lags[1:], alone.lags)
     assert torch.equal(both.play(0, 9000)[1:], alone.play(0, 9000))
+
+
+def test_multiples_of_the_first_lags_are_copies_too():
+    """As long as the context allows; a lag that has none within it gets no weight."""
+    song = noise(1, 2, 20000)
+    copies = find_copies(song, HOP, count=5)
+    found = torch.tensor([[3000, 10000, 4000, 9000, 2000]])
+    more = replace(copies, lags=found, base_lags=found).with_multiples()
+    assert more.lags.tolist() == [[3000, 10000, 4000, 9000, 2000, 18000, 10000, 16000, 18000]]
+    assert more.base_lags.tolist() == [[3000, 10000, 4000, 9000, 2000, 3000, 10000, 4000, 9000]]
+    assert torch.equal(more.similarity[:, 5:], copies.similarity[:, :4])
+    assert more.bias.tolist() == [[LOOP_BIAS, 0, 0, 0, 0, LOOP_BIAS, -torch.inf, 0, 0]]
+    assert torch.equal(more.play(0, 9000)[:, 5], song[..., 2000:11000])
 
 
 def test_seams_are_where_copies_begin_anew():
