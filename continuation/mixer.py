@@ -53,8 +53,8 @@ def expected_levels(past: Tensor, copies: Copies, start: int, steps: int) -> tup
 
 def copy_logits(past: Tensor, copies: Copies) -> Tensor:
     """Compute the logits of the copies by band from the context's levels (batch, rows, steps): (batch, copies, rows).
-    They are larger where the context repeats itself better at the copy's lag. Little of the context tells the error of
-    a multiple: it is averaged with that of its base lag."""
+    They are larger where the context repeats itself better at the copy's lag. Little of the context tells the error
+    of a multiple: it is averaged with that of its base lag."""
     preference = SIMILARITY_LOGIT * copies.similarity.sum(-1) + copies.bias
     error = (past_error(past, copies.lags, copies.hop) + past_error(past, copies.base_lags, copies.hop)) / 2
     return preference[..., None] - ERROR_LOGIT * error.log()
