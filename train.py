@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from continuation import checkpoint, distributed, files, latent_encoding, memory, run_log, signals, stages
+from continuation.batches import items_of_rank
 from continuation.cli import INTERRUPTED, RunError, UsageError, entry_point, make_folder, output_code
 from continuation.dataset import open_dataset
 from continuation.latent_cache import LatentCache
@@ -30,7 +31,7 @@ from continuation.signals import Stopped
 from continuation.train_args import ARCHITECTURE_FLAGS, SCHEDULES, parse_args
 from continuation.training_state import TrainingState
 from continuation.validation import Validation
-from continuation.windows import Windows, items_of_rank
+from continuation.windows import Windows
 from model import ModelConfig, check_network, load_checkpoint, make_model, with_overrides
 
 GRADIENT_NORM = 1.0

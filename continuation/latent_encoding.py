@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from continuation import checkpoint, distributed, files, stages
+from continuation.batches import WindowItems
 from continuation.latent_cache import LatentCache
 from continuation.training_state import TrainingState
-from continuation.windows import WindowItems, Windows
+from continuation.windows import Windows
 
 CACHE_BATCH = 4  # windows per batch and process
 CACHE_VERSION = 2  # raised when windows, copies or outlook change

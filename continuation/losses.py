@@ -201,7 +201,7 @@ def flow_loss(velocity_of, target: Tensor, noise: Tensor, time: Tensor) -> Tenso
 def prediction_loss(model, batch: dict) -> Tensor:
     """Compute the flow loss of predicting from a context: (batch,).
 
-    batch: the tensors of ContinuationModel.encode_pair and windows.sample_flow.
+    batch: the tensors of ContinuationModel.encode_pair and batches.sample_flow.
     """
     time, noise = batch["time"], batch["flow_noise"]
     if model.config.objective == "mse":

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from continuation import distributed, losses, muon, signals
+from continuation.batches import CropItems, FixedPairItems, JointItems, PairItems
 from continuation.latent_cache import LatentCache
-from continuation.windows import CropItems, FixedPairItems, JointItems, PairItems, Windows, make_rng
+from continuation.windows import Windows, make_rng
 
 CROP_SECONDS = 1  # length of an item of stage 1
 WEIGHT_DECAY = 0.01

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import fake_windows
+import numpy as np
 import pytest
 import synth
 import torch
@@ -15,8 +17,9 @@ from private_slurm import PrivateSlurm
 from small_networks import RATE, small_context, small_network
 
 import preprocess
-from continuation import song_workers
+from continuation import audio, song_workers
 from continuation.context import Context
+from continuation.windows import Windows
 from model import ContinuationModel
 
 SLOW_FIXTURES = {"slurm", "chromium", "scores"}  # a cluster, a browser, a whole evaluation
@@ -96,3 +99,21 @@ def song() -> torch.Tensor:
 @pytest.fixture(scope="module")
 def context() -> Context:
     return small_context()
+
+
+@pytest.fixture
+def counting(monkeypatch) -> Windows:
+    """Windows whose samples are their own numbers: left counts up from 0, right down. Levels are left alone."""
+    monkeypatch.setattr("continuation.windows.rms_gain", lambda context: 32768.0)
+    left = np.arange(sum(fake_windows.SONG_ROWS) * fake_windows.CHUNK, dtype=np.int16).reshape(
+        -1, 1, fake_windows.CHUNK
+    )
+    return fake_windows.windows_of(np.concatenate([left, -left], axis=1))
+
+
+@pytest.fixture
+def noisy() -> Windows:
+    x = synth.noise(
+        0, sum(fake_windows.SONG_ROWS) * fake_windows.CHUNK / fake_windows.RATE, fake_windows.RATE, channels=2
+    )
+    return fake_windows.windows_of(audio.to_int16(x).reshape(2, -1, fake_windows.CHUNK).transpose(1, 0, 2))

@@ -22,8 +22,8 @@ from tiny import NETWORK, write_dataset
 
 import train
 from continuation import distributed
+from continuation.batches import items_of_rank
 from continuation.cli import UsageError
-from continuation.windows import items_of_rank
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "tests" / "run_quietly.py"

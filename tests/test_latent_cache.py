@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from fake_windows import SHAPE
 
+from continuation.batches import PairItems, PairSampler
 from continuation.cli import UsageError
 from continuation.latent_cache import LatentCache
-from continuation.windows import PairItems, PairSampler
 
 SHAPES = {"context": SHAPE, "outlook": (6, 5), "target": SHAPE}
 

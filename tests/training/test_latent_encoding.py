@@ -13,7 +13,8 @@ import torch
 from tiny import CHANNELS, CHUNK, RATE, NotStopped
 
 from continuation import audio, latent_encoding
-from continuation.windows import WindowItems, Windows
+from continuation.batches import WindowItems
+from continuation.windows import Windows
 
 # The cache
 
