@@ -221,14 +221,14 @@ class Decoder(nn.Module):
         magnitudes of ISTFTHead too. start: samples from the context's end to the first latent."""
         spectrum, magnitudes = self.head(self.trunk(z))
         if copies is not None:
-            spectrum = self.mixer(*self.sources(spectrum, copies, start), copies)
+            spectrum = self.mixer(self.sources(spectrum, copies, start), copies)
         return self.head.audio(spectrum), magnitudes
 
-    def sources(self, own: Tensor, copies: Copies, start: int) -> tuple[Tensor, Tensor]:
-        """Compute the spectra to mix, the decoder's own and the copies', and the spectrum of the context."""
+    def sources(self, own: Tensor, copies: Copies, start: int) -> Tensor:
+        """Compute the spectra to mix, the decoder's own and the copies'."""
         sound = copies.play(start, own.shape[-1] * self.head.hop)
         played = self.head.spectrum(sound.flatten(0, 1)).unflatten(0, sound.shape[:2])
-        return torch.cat([own[:, None], played], dim=1), self.head.spectrum(copies.context)
+        return torch.cat([own[:, None], played], dim=1)
 
 
 # The core
@@ -347,7 +347,7 @@ class ContinuationModel(nn.Module):
         follows it, as in generation, so that no future leaks into it."""
         copies = copies or self.copies(x)
         steps = self.config.pair_shapes["outlook"][-1]
-        outlook = expected_levels(self.levels(copies.context), copies, start, steps)
+        outlook = expected_levels(copies, start, steps)
         return Context(self.encode(x).float(), torch.cat(outlook, dim=1))
 
     def levels(self, x: Tensor) -> Tensor:
@@ -365,7 +365,7 @@ class ContinuationModel(nn.Module):
 
     def copies(self, x: Tensor) -> Copies | None:
         """Find the copies of the context x (batch, channels, samples) for the decoder to mix; legacy: None."""
-        return find_copies(x, self.config.hop).with_multiples()
+        return replace(find_copies(x, self.config.hop).with_multiples(), levels=self.levels(x))
 
     def decode(self, z: Tensor, length: int | None = None, copies: Copies | None = None, start: int = 0) -> Tensor:
         """Decode latents to audio (batch, channels, length); length None: all samples of the latents. With `copies`

@@ -37,32 +37,35 @@ def past_error(past: Tensor, lags: Tensor, hop: int) -> Tensor:
     return ((error * known).sum(-1) / known.sum(-1).clamp(min=1)).clamp(min=LEAST_ERROR)
 
 
-def expected_levels(past: Tensor, copies: Copies, start: int, steps: int) -> tuple[Tensor, Tensor]:
+def expected_levels(copies: Copies, start: int, steps: int) -> tuple[Tensor, Tensor]:
     """Compute the levels expected from the copies in the `steps` from `start` samples after the context's end on, and
     their uncertainty: weighted mean and mean distance from it, (batch, rows, steps) each.
 
-    past: levels of the context (batch, rows, steps). A copy's levels are taken from it, to the nearest step.
+    A copy's levels are taken from those of the context, to the nearest step.
     """
+    past = copies.levels
     step_samples = STEP_FRAMES * copies.hop
     time = start + step_samples * torch.arange(steps, device=past.device) + step_samples // 2
-    places = (copies.sources(time) // step_samples).clamp(max=past.shape[-1] - 1)  # (batch, copies, steps)
+    places = (copies.places(time) // step_samples).clamp(max=past.shape[-1] - 1)  # (batch, copies, steps)
     played = past[:, None].expand(-1, places.shape[1], -1, -1)
     played = played.gather(3, places[:, :, None].expand(-1, -1, past.shape[1], -1))
-    return expectation(played, copy_weights(past, copies))
+    return expectation(played, copy_weights(copies))
 
 
-def copy_logits(past: Tensor, copies: Copies) -> Tensor:
-    """Compute the logits of the copies by band from the context's levels (batch, rows, steps): (batch, copies, rows).
+def copy_logits(copies: Copies) -> Tensor:
+    """Compute the logits of the copies by band: (batch, copies, rows).
+
     They are larger where the context repeats itself better at the copy's lag. Little of the context tells the error
-    of a multiple: it is averaged with that of its base lag."""
+    of a multiple: it is averaged with that of its base lag.
+    """
     preference = SIMILARITY_LOGIT * copies.similarity.sum(-1) + copies.bias
-    error = (past_error(past, copies.lags, copies.hop) + past_error(past, copies.base_lags, copies.hop)) / 2
-    return preference[..., None] - ERROR_LOGIT * error.log()
+    errors = [past_error(copies.levels, lags, copies.hop) for lags in (copies.lags, copies.base_lags)]
+    return preference[..., None] - ERROR_LOGIT * (sum(errors) / 2).log()
 
 
-def copy_weights(past: Tensor, copies: Copies) -> Tensor:
+def copy_weights(copies: Copies) -> Tensor:
     """Compute the weights of the copies by band, with sum 1 over the copies: (batch, copies, rows)."""
-    return copy_logits(past, copies).softmax(1)
+    return copy_logits(copies).softmax(1)
 
 
 def expectation(levels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,12 +88,11 @@ class Mixer(nn.Module):
         super().__init__()
         self.bands = BandLevels(bins)
 
-    def forward(self, sources: Tensor, past: Tensor, copies: Copies) -> Tensor:
-        """Mix the sources (batch, 1 + copies, channels, bins, frames) to (batch, channels, bins, frames); past:
-        spectrum of the context (batch, channels, bins, frames)."""
+    def forward(self, sources: Tensor, copies: Copies) -> Tensor:
+        """Mix the sources (batch, 1 + copies, channels, bins, frames) to (batch, channels, bins, frames)."""
         with without_autocast(sources):
             own_logit = -ERROR_LOGIT * math.log(OWN_ERROR)
-            logits = F.pad(copy_logits(self.bands(past), copies), (0, 0, 1, 0), value=own_logit)
+            logits = F.pad(copy_logits(copies), (0, 0, 1, 0), value=own_logit)
             shares = logits.softmax(1).unflatten(2, (sources.shape[2], -1))  # (batch, sources, channels, bands)
             mixed = (sources * self.bands.to_bins(shares)).sum(1)
             return mixed * self.power_correction(sources, mixed, shares)

@@ -37,6 +37,7 @@ class Copies:
     similarity: Tensor  # (batch, copies, 2): correlation of the sound, and of the onsets, at the base lag
     bias: Tensor  # (batch, copies): added to their logits in the mixer
     hop: int
+    levels: Tensor | None = None  # (batch, rows, steps) of the context, for the mixer; None: not computed
 
     def play(self, start: int, length: int) -> Tensor:
         """Compute the samples start .. start + length of every copy, counted from the context's end (a negative start
@@ -44,10 +45,10 @@ class Copies:
         sound = [tile_tail(self.context, lag, start, length, SEAM_HOPS * self.hop) for lag in self.lags.unbind(1)]
         return torch.stack(sound, dim=1)
 
-    def sources(self, time: Tensor) -> Tensor:
-        """Compute the samples of the context that every copy plays at `time` (n,), counted from its end:
+    def places(self, time: Tensor) -> Tensor:
+        """Return the samples of the context that every copy plays at `time` (n,), counted from its end:
         (batch, copies, n)."""
-        return self.context.shape[-1] - self.lags[..., None] + time % self.lags[..., None]
+        return self.context.shape[-1] + tile_position(time, self.lags[..., None])
 
     def with_multiples(self) -> "Copies":
         """Add copies at the longest multiple, within the context, of each of the first MULTIPLES lags. They play more
@@ -93,14 +94,19 @@ def tile_tail(x: Tensor, lag: Tensor, start: int, length: int, seam: int = 0) ->
     earlier. The last `seam` samples of every repetition crossfade into those that precede the tile in x."""
     time = start + torch.arange(length, device=x.device)
     lag = lag[:, None]
-    repetition = (time // lag).clamp(min=0)
-    source = x.shape[-1] - lag + time - repetition * lag  # (batch, length)
+    position = tile_position(time, lag)
+    source = x.shape[-1] + position  # (batch, length)
     own = gather_samples(x, source)
-    into_seam = time - (repetition + 1) * lag + seam
     if not seam:
         return own
+    into_seam = position + seam
     weight = (into_seam.clamp(min=0) / seam) * (source >= lag)  # nothing precedes x's first sample
     return own.lerp(gather_samples(x, (source - lag).clamp(min=0)), weight[:, None].to(x.dtype))
+
+
+def tile_position(time: Tensor, lag: Tensor) -> Tensor:
+    """Return which sample, from the end (negative), a tile of the last `lag` samples plays at `time` after it."""
+    return torch.where(time < 0, time, time % lag) - lag
 
 
 def gather_samples(x: Tensor, places: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from continuation.mixer import (
     expected_levels,
     past_error,
 )
-from continuation.repetition import LOOP_BIAS, Copies, find_copies
+from continuation.repetition import LOOP_BIAS, Copies
 from continuation.spectral import STEP_FRAMES, BandLevels, band_edges, interpolation, pooling
 from model import ContinuationModel
 
@@ -41,11 +41,15 @@ def mixer() -> Mixer:
 LAGS = (12, 15, 17)  # in steps
 
 
-def copies_of(*similarity: tuple[float, float], lags: tuple[int, ...] = LAGS) -> Copies:
-    """Of one context, whose sound is not told, as similar as is said, in sound and in onsets."""
+def copies_of(
+    *similarity: tuple[float, float], lags: tuple[int, ...] = LAGS, past: torch.Tensor | None = None
+) -> Copies:
+    """Of one context, whose sound is not told, as similar as is said, in sound and in onsets; past: its levels, by
+    default the same at every lag."""
+    past = torch.zeros(1, BANDS, STEPS) if past is None else past
     samples = STEP_FRAMES * HOP * torch.tensor([lags[: len(similarity)]])
     bias = LOOP_BIAS * (torch.arange(len(similarity)) == 0)[None].float()
-    return Copies(torch.zeros(1, 1, LENGTH), samples, samples, torch.tensor([similarity]), bias, HOP)
+    return Copies(torch.zeros(1, 1, LENGTH), samples, samples, torch.tensor([similarity]), bias, HOP, past)
 
 
 # Bands
@@ -135,8 +139,9 @@ def test_past_error_is_the_mean_distance_of_levels_from_those_a_lag_before(lag):
 
 
 def test_copies_are_weighed_by_a_power_of_their_error_and_weights_add_up_to_1():
-    past, copies = noise(2, BANDS, STEPS), copies_of((0.2, 0.2), (0.5, 0.5), (0.5, 0.5))
-    weights, error = copy_weights(past, copies), past_error(past, copies.lags, HOP)
+    past = noise(2, BANDS, STEPS)
+    copies = copies_of((0.2, 0.2), (0.5, 0.5), (0.5, 0.5), past=past)
+    weights, error = copy_weights(copies), past_error(past, copies.lags, HOP)
     assert torch.allclose(weights.sum(1), torch.ones(2, BANDS))
     assert torch.allclose(weights[:, 1] / weights[:, 2], (error[:, 2] / error[:, 1]) ** ERROR_LOGIT, rtol=1e-2)
 
@@ -144,7 +149,7 @@ def test_copies_are_weighed_by_a_power_of_their_error_and_weights_add_up_to_1():
 def test_every_band_trusts_the_copy_at_whose_lag_it_has_repeated_itself():
     low, high = BANDS // 3, BANDS - BANDS // 3
     past = torch.cat([periodic(noise(1, low, STEPS), LAGS[1]), periodic(noise(1, high, STEPS), LAGS[2])], dim=1)
-    weights = copy_weights(past, EQUAL)
+    weights = copy_weights(replace(EQUAL, levels=past))
     assert weights[:, 1, :low].min() > 0.999
     assert weights[:, 2, low:].min() > 0.999
 
@@ -163,21 +168,23 @@ def test_expected_levels_of_a_context_that_repeats_itself_are_what_follows(start
     """From any step behind the context's end on, and no copy disagrees that has a weight."""
     song = periodic(noise(1, BANDS, 3 * STEPS), LAGS[1])
     past, begin = song[..., :STEPS], STEPS + start
-    levels, spread = expected_levels(past, EQUAL, start * STEP_FRAMES * HOP, 40)
+    levels, spread = expected_levels(replace(EQUAL, levels=past), start * STEP_FRAMES * HOP, 40)
     assert torch.allclose(levels, song[..., begin : begin + 40], atol=1e-4)
     assert spread.max() < 1e-4
 
 
 def test_copies_that_are_alike_agree():
     levels = noise(1, 1, BANDS, STEPS)
-    mean, spread = expectation(levels.expand(1, 3, -1, -1), copy_weights(noise(1, BANDS, STEPS, seed=1), EQUAL))
+    mean, spread = expectation(
+        levels.expand(1, 3, -1, -1), copy_weights(replace(EQUAL, levels=noise(1, BANDS, STEPS, seed=1)))
+    )
     assert torch.allclose(mean, levels[:, 0], atol=1e-5)
     assert spread.abs().max() < 1e-5
 
 
 def test_logits_grow_with_similarity_and_most_for_the_loop():
     """In a context that is the same at every lag."""
-    logits = copy_logits(torch.zeros(1, BANDS, STEPS), copies_of((0.5, 0.5), (0.5, 0.5), (0.3, 0.5)))
+    logits = copy_logits(copies_of((0.5, 0.5), (0.5, 0.5), (0.3, 0.5)))
     assert logits.shape == (1, 3, BANDS)
     loop, twin, worse = logits[0, :, 0].tolist()
     assert loop > twin > worse
@@ -187,9 +194,10 @@ def test_logits_grow_with_similarity_and_most_for_the_loop():
 def test_error_of_a_multiple_is_the_mean_of_its_own_and_that_of_its_base_lag():
     past = noise(1, BANDS, STEPS)
     lags, base_lags = (STEP_FRAMES * HOP * torch.tensor([steps]) for steps in ([12, 36], [12, 12]))
-    copies = replace(copies_of((0.5, 0.5), (0.5, 0.5)), lags=lags, base_lags=base_lags, bias=torch.zeros(1, 2))
+    copies = copies_of((0.5, 0.5), (0.5, 0.5), past=past)
+    copies = replace(copies, lags=lags, base_lags=base_lags, bias=torch.zeros(1, 2))
     base, multiple = past_error(past, lags, HOP).unbind(1)
-    found = copy_logits(past, copies)
+    found = copy_logits(copies)
     assert torch.allclose(found[:, 1] - found[:, 0], -ERROR_LOGIT * ((base + multiple) / 2 / base).log(), atol=1e-4)
 
 
@@ -210,8 +218,8 @@ def test_what_repeats_itself_is_played_as_it_was(model):
 
 @torch.no_grad()
 def test_lone_perfect_copy_among_poor_ones_is_played_to_the_bin(mixer):
-    sources = mixer_noise(4)
-    mixed = mixer(sources, periodic_spectrum(LAGS[0]), copies_of((1.0, 1.0), (0.1, 0.1), (0.1, 0.1)))
+    sources, past = mixer_noise(4), mixer.bands(periodic_spectrum(LAGS[0]))
+    mixed = mixer(sources, copies_of((1.0, 1.0), (0.1, 0.1), (0.1, 0.1), past=past))
     error = (mixed - sources[:, 1]).abs().square().mean()
     assert error < 1e-3 * sources[:, 1].abs().square().mean()
 
@@ -221,7 +229,7 @@ def test_bands_that_repeat_themselves_at_different_lags_each_play_their_copy(mix
     """Copies that are equally similar on the whole: the loop is played where nothing speaks for another."""
     sources, middle = mixer_noise(4), band_edges(BINS)[BANDS // 2]
     past = torch.cat([periodic_spectrum(LAGS[1])[:, :, :middle], periodic_spectrum(LAGS[2])[:, :, middle:]], dim=2)
-    mixed = mixer(sources, past, EQUAL)
+    mixed = mixer(sources, replace(EQUAL, levels=mixer.bands(past)))
     for copy, bins in ((2, slice(0, middle - 10)), (3, slice(middle + 10, None))):
         played = sources[:, copy, :, bins]
         assert (mixed[:, :, bins] - played).abs().square().mean() < 0.02 * played.abs().square().mean()
@@ -239,23 +247,21 @@ def mixer_noise(sources: int, seed: int = 0) -> torch.Tensor:
 
 
 ALIKE = copies_of((0.9, 0.9), (0.9, 0.9))
-SILENCE = torch.zeros(1, 1, BINS, STEPS * STEP_FRAMES, dtype=torch.cfloat)  # the same at every lag
 
 
 @torch.no_grad()
 def test_copies_that_are_alike_are_played_as_they_are(mixer):
     swell = 0.3 * torch.sin(torch.arange(STEPS) / STEPS * 6.2832)
     sources = spectra(swell, swell, swell)
-    assert torch.allclose(mixer(sources, SILENCE, ALIKE), sources[:, 1], rtol=1e-3, atol=1e-4)
+    assert torch.allclose(mixer(sources, ALIKE), sources[:, 1], rtol=1e-3, atol=1e-4)
 
 
 @torch.no_grad()
 def test_own_sound_is_played_where_the_context_does_not_repeat_itself_and_nowhere_else(mixer):
-    unlike = copies_of((0.0, 0.0), (0.0, 0.0))
-    changing = spectra(3 * noise(STEPS))[:, 0]  # by more than OWN_ERROR from step to step
+    changing = mixer.bands(spectra(3 * noise(STEPS))[:, 0])  # by more than OWN_ERROR from step to step
     sources = mixer_noise(3)
-    for past, own in ((changing, True), (SILENCE, False)):
-        mixed = mixer(sources, past, unlike)
+    for past, own in ((changing, True), (None, False)):
+        mixed = mixer(sources, copies_of((0.0, 0.0), (0.0, 0.0), past=past))
         error = (mixed - sources[:, 0]).abs().square().mean() / sources[:, 0].abs().square().mean()
         assert (error < 0.02) == own
 
@@ -269,10 +275,7 @@ def test_every_band_gets_the_power_that_the_copies_have(mixer):
     sources, tilt = mixer_noise(4), torch.linspace(1, 0.3, BINS)[:, None]
     sources = torch.cat([5 * sources[:, :1], tilt * sources[:, 1:]], dim=1)
     copies = copies_of((0.6, 0.6), (0.6, 0.6), (0.6, 0.6))
-    power = (
-        mixer.bands.power(x).mean(-1)
-        for x in (mixer(sources, SILENCE, copies), sources[:, 1:].mean(1), sources[:, 1:])
-    )
+    power = (mixer.bands.power(x).mean(-1) for x in (mixer(sources, copies), sources[:, 1:].mean(1), sources[:, 1:]))
     mixed, added, each = power
     assert torch.allclose(mixed[0], each[0].mean(0), rtol=0.1)
     assert (added < 0.5 * each.mean(1)).all()
@@ -315,5 +318,5 @@ def test_songs_of_a_batch_do_not_hear_each_other(model):
 @pytest.mark.parametrize("latents", [100, 101, 299])
 @torch.no_grad()
 def test_any_number_of_latents_is_decoded_with_copies(model, latents):
-    copies = find_copies(0.1 * noise(1, 2, LENGTH), HOP)
+    copies = model.copies(0.1 * noise(1, 2, LENGTH))
     assert model.decode(noise(1, 4, latents), copies=copies, start=-HOP).shape == (1, 2, latents * HOP)
