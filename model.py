@@ -191,12 +191,13 @@ class Encoder(nn.Module):
         self.to_posterior = nn.Conv1d(second, 2 * config.latent_channels, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode audio (batch, channels, samples) as mean and log-variance (batch, latent_channels, latents) each."""
         x = F.pad(x, (0, -x.shape[-1] % self.alignment))
         x = self.blocks_before(self.stem(x) + self.long_stem(x))
         x = self.pool(self.before_pool(x)) + self.beside_pool(x)
         x = self.norm(self.blocks_after(x))
         mean, log_variance = self.to_posterior(x).chunk(2, dim=1)
-        return mean, log_variance.clamp(-12, 4)  # (batch, latent_channels, latents) each
+        return mean, log_variance.clamp(-12, 4)
 
 
 class Decoder(nn.Module):
@@ -290,7 +291,8 @@ class Core(nn.Module):
         """Compute the tokens of the next chunk: (batch, tokens, core_width). The context's latents are standardised.
 
         context_share (batch,), 0..1, default 1: share of the context's latents, its end, that is kept; the rest is
-        replaced by the null vector. At 0 the outlook is zeroed too: the prediction is unconditional.
+        replaced by the null vector. The outlook stays, a summary of the whole context; at 0 it is zeroed too: the
+        prediction is unconditional.
         """
         if context_share is None:
             context_share = torch.ones_like(context.latents[:, 0, 0])
@@ -299,7 +301,7 @@ class Core(nn.Module):
         is_given = (age <= context_share[:, None])[:, :, None]
         context_tokens = torch.where(is_given, context_tokens, self.no_context.to(context_tokens.dtype))
         expected, spread = context.outlook.chunk(2, dim=1)
-        outlook = torch.cat([expected - expected.mean(-1, keepdim=True), spread], dim=1)
+        outlook = torch.cat([expected - expected.mean(-1, keepdim=True), spread], dim=1)  # no band's loudness
         outlook = outlook * (context_share > 0)[:, None, None]
         tokens = torch.cat([context_tokens, self.from_outlook(patchify(outlook, self.steps_per_token))], dim=1)
         angles = rotary_angles(tokens.shape[1], self.angle_size, tokens.device)
@@ -399,6 +401,7 @@ class ContinuationModel(nn.Module):
         self.latent_std.lerp_((mean_square - mean.square()).clamp(min=0).sqrt()[:, None], momentum)
 
     def standardise(self, z: Tensor) -> Tensor:
+        """Scale latents to mean 0 and standard deviation 1 by channel."""
         return (z - self.latent_mean) / self.latent_std
 
     def destandardise(self, z: Tensor) -> Tensor:
@@ -412,9 +415,10 @@ class ContinuationModel(nn.Module):
         seed: int = 0,
         temperature: float = 1.0,
     ) -> Tensor:
-        """Predict the latents (batch, latent_channels, latents) of the next chunk from the context of one chunk.
+        """Predict the latents (batch, latent_channels, latents) of the next chunk from the context of one chunk: the
+        sampler.
 
-        They are sampled by Euler steps of the rectified flow from noise (standard deviation `temperature`, drawn from
+        They are drawn by Euler steps of the rectified flow from noise (standard deviation `temperature`, drawn from
         `seed`) to data (Liu et al. 2022), with classifier-free guidance (Ho and Salimans 2022; 1 is none). Networks
         with the mse objective, and legacy, take one step from zero.
         """
@@ -573,6 +577,7 @@ def exceeds_base(config: ModelConfig) -> bool:
 
 
 def on_meta(config: ModelConfig) -> ContinuationModel:
+    """Make a network without memory for its weights, for their shapes."""
     with torch.device("meta"):
         return make_model(config).eval()
 

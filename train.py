@@ -87,26 +87,30 @@ class Run:
         self.log = run_log.RunLog(self.folder)
 
     def train(self, stop) -> None:
-        """Train the remaining stages and phases of the run. Raises Stopped at a stop signal."""
-        state = self.state
+        """Train the remaining stages of the run. Raises Stopped at a stop signal."""
         if distributed.is_main():
             (self.folder / "samples").mkdir(exist_ok=True)
-        while not (state.stage == 2 and state.progress() >= 1 and state.evaluated_at == state.step):
-            self.log.open_board(state)
-            if state.reads_cache():
-                self.fill_cache(stop)
-            if state.best == math.inf:
-                distributed.barrier()  # until all have searched for last.pt
-                self.save()  # before best.pt: a folder with a best.pt and without a last.pt is refused
-                self.evaluate()
-            for phase in state.phases():
-                self.train_phase(phase, stop)
-            if state.evaluated_at != state.step:
-                self.evaluate()
-            if state.stage == 2:
-                break
+        if self.state.stage == 1:
+            self.train_stage(stop)
             self.finish_stage1()
+        if not self.state.is_finished():
+            self.train_stage(stop)
         self.save()
+
+    def train_stage(self, stop) -> None:
+        """Train the remaining phases of the current stage."""
+        state = self.state
+        self.log.open_board(state)
+        if state.reads_cache():
+            self.fill_cache(stop)
+        if state.best == math.inf:
+            distributed.barrier()  # until all have searched for last.pt
+            self.save()  # before best.pt: a folder with a best.pt and without a last.pt is refused
+            self.evaluate()
+        for phase in state.phases():
+            self.train_phase(phase, stop)
+        if state.evaluated_at != state.step:
+            self.evaluate()
 
     def train_phase(self, phase: stages.Phase, stop) -> None:
         """Train until the phase has ended: step, evaluate, save."""
@@ -148,6 +152,7 @@ class Run:
         return stages.make_loader(items, numbers, phase.batch_size, self.device, self.args.num_workers)
 
     def open_cache(self) -> LatentCache:
+        """Open the cache of the training split's latents."""
         pairs, shapes = len(self.windows["train"]), self.state.config.pair_shapes
         return LatentCache(self.folder / "latents", self.args.latent_variants, shapes, pairs)
 
@@ -174,6 +179,7 @@ class Run:
         state.evaluations_since_best = int(since)
 
     def evaluate_main(self, train_loss: float | None, phase: str) -> None:
+        """Validate, log and save the best on process 0. Raises RunError where the loss is not finite."""
         state = self.state
         record = {
             "stage": state.stage, "step": state.step, "phase": phase,
@@ -198,20 +204,23 @@ class Run:
         """Compute the val_* measures of the EMA weights, at step 0 those of the continuation too."""
         figures = self.validation.figures(self.state.stage, self.state.codec_learns())
         if self.state.stage == 2 or self.state.step == 0:
-            figures = self.validation.continuation() | figures  # those in both are over more pairs there
+            figures = self.validation.continuation() | figures  # what is in both is over more pairs in the latter
         return {f"val_{name}": value for name, value in figures.items()}
 
     def write_sample(self) -> None:
+        """Write the first validation pair, as it sounds now, to samples/."""
         x = self.windows["val"].pair(0)[:, : self.state.config.chunk_samples]
         run_log.write_sample(self.folder, self.state, x)
 
     def show_songs(self) -> None:
+        """Show a pair of each of a few validation songs in TensorBoard."""
         for number, pair in enumerate(self.validation.songs(run_log.SONGS), start=1):
             self.log.show_song(self.state, number, self.windows["val"].pair(pair))
 
     # Save and resume
 
     def save(self, name: str = checkpoint.LAST_NAME) -> None:
+        """Save the run's state on process 0; last.pt keeps its predecessors."""
         if not distributed.is_main():
             return
         if name == checkpoint.LAST_NAME:

@@ -82,10 +82,12 @@ def leave(code: int) -> None:
 
 
 def rank() -> int:
+    """Return the number of this process, 0 in a single one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 

@@ -30,9 +30,11 @@ class LatentCache:
         self._arrays = {}
 
     def path(self, part: str, variant: int) -> Path:
+        """Return the path of the array of a part (of PARTS) and variant."""
         return self.folder / f"{part}-{variant}.npy"
 
     def array(self, part: str, variant: int) -> np.ndarray:
+        """Open the array of a part and variant, fp16 (pairs, ...), memory-mapped. Raises UsageError."""
         if (part, variant) not in self._arrays:
             self._arrays[part, variant] = files.open_array(self.path(part, variant), np.float16, self.shapes[part])
         return self._arrays[part, variant]

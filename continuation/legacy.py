@@ -7,6 +7,8 @@ LEGACY_HOP = 40  # samples per latent
 
 
 class LegacyEncoder(nn.Module):
+    """Audio (batch, channels, samples) -> latents (batch, 64, samples / LEGACY_HOP), and None for their variance."""
+
     def __init__(self, channels: int):
         super().__init__()
         self.first = nn.Conv1d(channels, 128, 9, stride=2, padding=4)
@@ -20,6 +22,8 @@ class LegacyEncoder(nn.Module):
 
 
 class LegacyCore(nn.Module):
+    """Latents of the input -> latents of the continuation, one transformer layer."""
+
     def __init__(self):
         super().__init__()
         self.layer = nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, batch_first=True)

@@ -232,7 +232,8 @@ def predict_step(model, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute stage 2b's loss (batch,), that of stage 1 plus that of stage 2a, and its parts."""
+    """Compute stage 2b's loss (batch,), that of stage 1 for the codec plus that of stage 2a for the core, and its
+    parts."""
     reconstruction, parts = reconstruct_step(model, batch, draw)
     prediction, predicted = predict_step(model, batch)
     return reconstruction + prediction, parts | predicted

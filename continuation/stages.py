@@ -1,8 +1,8 @@
 """The phases of both training stages, the optimiser, and the loader of batches.
 
 Stage 1 is one phase, reconstruction. Stage 2 has two, which share steps, optimiser and schedule: prediction on cached
-latents, then the full network. A phase supplies its trained parts, its items and its loss; the loop of train.py is
-the same for all of them.
+latents, then core and codec side by side. A phase supplies its trained parts, its items and its loss; the loop of
+train.py is the same for all of them.
 """
 
 import argparse
@@ -109,8 +109,9 @@ class Predict(Phase):
 
 
 class Joint(Predict):
-    """Stage 2b: the full network is trained. Pairs still come from the cache, since the encoder changes little and
-    encoding them again would take half of the time."""
+    """Stage 2b: core and codec are trained side by side, each by its own loss, with common steps, schedule and
+    gradient clipping. Pairs still come from the cache, since the encoder changes little and encoding them again
+    would take half of the time: so no gradient passes from the core to the encoder."""
 
     name = "joint"
 
@@ -166,6 +167,7 @@ def crop_samples(config) -> int:
 
 
 def freeze_all_but(model: nn.Module, parts: list[nn.Module]) -> None:
+    """Let only `parts` of the network have gradients."""
     model.requires_grad_(False)
     for part in parts:
         part.requires_grad_(True)
@@ -189,6 +191,7 @@ def make_optimiser(model: nn.Module, stage: int, learning_rate: float) -> torch.
 
 
 def parameters_of(*parts: nn.Module) -> list[nn.Parameter]:
+    """List the parameters of the parts."""
     return [parameter for part in parts for parameter in part.parameters()]
 
 

@@ -5,6 +5,8 @@
     state.resume(checkpoint.load("last.pt"), folder)
 
 train.py updates it at every step; memory.py does the same on fake tensors.
+A resumed run takes the same steps as an undisturbed one: weights, EMA, optimiser and clock are restored; `item` is
+the number of the next item, whose random draws depend on it alone (batches.py); every step seeds its dropout anew.
 """
 
 import argparse
@@ -77,6 +79,7 @@ class TrainingState:
                 part.compile()
 
     def begin_interval(self, phase: str) -> None:
+        """Begin to sum up losses and steps for the next evaluation."""
         self.interval = {"phase": phase, "loss": 0.0, "steps": 0}
 
     def add_to_interval(self, loss: float, seconds: float) -> None:
@@ -96,6 +99,7 @@ class TrainingState:
         return any(phase.reads_cache for phase in self.phases())
 
     def stage_steps(self) -> int:
+        """Return the current stage's number of steps."""
         return self.args.stage1_steps if self.stage == 1 else self.args.stage2_steps
 
     def stage_seconds(self) -> float:
@@ -130,6 +134,10 @@ class TrainingState:
         """Return whether the phase is over, by its share of the stage or by early stopping."""
         return self.progress() >= phase.end or self.should_stop_early()
 
+    def is_finished(self) -> bool:
+        """Return whether the run has done all its steps, and has evaluated the last one."""
+        return self.stage == 2 and self.progress() >= 1 and self.evaluated_at == self.step
+
     def codec_learns(self) -> bool:
         """Return whether encoder and decoder are trained at this point of the stage."""
         return self.stage == 1 or self.progress() >= 1 - self.args.joint_share
@@ -145,6 +153,7 @@ class TrainingState:
         return nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision)
 
     def dropout_seed(self) -> int:
+        """Draw the seed of this step's dropout, another one in every process."""
         rng = make_rng(self.args.seed, "dropout", self.stage, self.step, distributed.rank())
         return int(rng.integers(2**62))
 
@@ -206,7 +215,6 @@ class TrainingState:
     def resume(self, saved: dict, folder: Path) -> None:
         """Continue from the saved state of a folder; UsageError where settings differ that may not."""
         self.refuse_another_run(saved, folder)
-        self.stage = saved["stage"]
         self.model.load_state_dict(saved["weights"])
         self.ema.load_state_dict(saved["ema"])
         self.begin_stage(saved["stage"])
@@ -229,6 +237,7 @@ class TrainingState:
         print(f"continuing {folder} at stage {self.stage}, step {self.step}")
 
     def refuse_another_run(self, saved: dict, folder: Path) -> None:
+        """Raise UsageError where the saved state is of another run."""
         differing = self.differences(saved)
         for name in ("stage1_steps", "stage2_steps"):
             if self.settings[name] < saved["settings"][name]:

@@ -15,6 +15,8 @@ def rotary_angles(positions: int, size: int, device) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate x (batch, heads, positions, size) by rotary position embedding (Su et al. 2021); angles: their cosines
+    and sines."""
     cosine, sine = (a.to(x.dtype) for a in angles)
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cosine - b * sine, a * sine + b * cosine], dim=-1)

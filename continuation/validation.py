@@ -91,6 +91,7 @@ class Validation:
         return self.batch(self.windows.pair(pair))
 
     def batch(self, x: np.ndarray) -> Tensor:
+        """Make a batch of one from x, on the device of the model."""
         return torch.from_numpy(x)[None].to(self.model.latent_mean.device)
 
     def reconstruction(self) -> dict[str, float]:
@@ -179,6 +180,7 @@ class Validation:
             return {name: part.half().float() for name, part in self.model.encode_pair(x).items()}
 
     def noise(self, pair: int, shape: tuple[int, ...]) -> Tensor:
+        """Draw a pair's noise, the same at every evaluation."""
         rng = make_rng(self.seed, "validation", pair)
         return torch.from_numpy(rng.standard_normal(shape, dtype="float32")).to(self.model.latent_mean.device)
 

@@ -108,7 +108,7 @@ FAULTS = [
     (with_figure("continuation", "copy_index", 0.71), "copy index"),
     (with_figure("continuation", "memorisation", 0.01), "memorisation"),
     (with_figure("continuation", "latent_std_ratio_median", 0.8), "ratio, median"),
-    (with_figure("continuation", "latent_std_ratio_worst_decile", 1.3), "ratio, worst decile"),
+    (with_figure("continuation", "latent_std_ratio_worst_decile", 1.3), "ratio, the larger"),
     (with_figure("reconstruction", "comb_hop_db", 1.1), "reconstruction: comb"),
     (with_figure("continuation", "comb_latent_db", 1.1), "continuation: comb"),
     (with_entry(3.1, "hum", "reconstruction", NAME, "db"), "reconstruction: no multiple"),
