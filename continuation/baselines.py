@@ -22,6 +22,7 @@ class Loop(NamedTuple):
     """The end of a context, repeated."""
 
     sound: np.ndarray
+    longest: np.ndarray  # the same at the longest multiple of its lag that the context allows
     seams: list[int]  # samples at which it restarts
     correlation: float  # 0..1, of the context with itself at the loop's lag
 
@@ -30,7 +31,8 @@ def loop(context: np.ndarray, sample_rate: int) -> Loop:
     """Repeat the end of the context at the lag at which it repeats itself best, at sample resolution."""
     copies = find_copies(torch.from_numpy(context)[None], sample_rate // FRAME_RATE_HZ, count=1)
     length = context.shape[-1]
-    return Loop(copies.play(0, length)[0, 0].numpy(), copies.seams(length), copies.similarity[0, 0, 0].item())
+    sound, longest = copies.with_multiples().play(0, length)[0].numpy()
+    return Loop(sound, longest, copies.seams(length), copies.similarity[0, 0, 0].item())
 
 
 def tempo_locked_loop(context: np.ndarray, sample_rate: int) -> np.ndarray | None:

@@ -63,12 +63,13 @@ SILENCE = System("silence", BASELINE)
 INPUT_REPEATED = System("input repeated", BASELINE)
 TEMPO_LOCKED_LOOP = System("tempo-locked loop", BASELINE)
 LOOP = System("loop", BASELINE)
+LONGEST_LOOP = System("loop, longest multiple", BASELINE)
 OTHER_SONG = System("another song", BASELINE)
 OTHER_PASSAGE = System("same song elsewhere", BASELINE)
 COPY_ORACLE = System("oracle of copies", BASELINE)
 TRUTH = System("truth", REAL)
 
-BASELINES = (SILENCE, INPUT_REPEATED, TEMPO_LOCKED_LOOP, LOOP, OTHER_SONG, OTHER_PASSAGE, COPY_ORACLE)
+BASELINES = (SILENCE, INPUT_REPEATED, TEMPO_LOCKED_LOOP, LOOP, LONGEST_LOOP, OTHER_SONG, OTHER_PASSAGE, COPY_ORACLE)
 REAL_AUDIO = (LOOP, OTHER_SONG, OTHER_PASSAGE)  # baselines that every codec encodes too
 
 
@@ -101,6 +102,7 @@ def play_baselines(pair: Pair, loop: baselines.Loop, sample_rate: int) -> dict[S
         INPUT_REPEATED: pair.context,
         TEMPO_LOCKED_LOOP: baselines.tempo_locked_loop(pair.context, sample_rate),
         LOOP: loop.sound,
+        LONGEST_LOOP: loop.longest,
         OTHER_SONG: pair.other_song,
         OTHER_PASSAGE: pair.other_passage,
         COPY_ORACLE: baselines.copy_oracle(pair.context, pair.target, sample_rate),

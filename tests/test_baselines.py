@@ -37,6 +37,16 @@ def test_loop_goes_on_as_a_song_that_repeats_itself_and_says_how_exactly(period)
     assert loop.seams == list(range(lag, SECONDS * RATE, lag))
 
 
+def test_longest_loop_plays_all_of_the_bars_that_differ_where_the_loop_plays_one():
+    """Bars of 2 s, alike but for a hiss of their own: at 8 s the four last bars come in their order."""
+    bar, own = repeated(2 * RATE, 0), 0.1 * synth.noise(1, 2 * SECONDS, RATE, channels=2)
+    context, _ = halves(bar + own)
+    loop = baselines.loop(context, RATE)
+    lag = loop.seams[0]
+    assert lag % (2 * RATE) == 0
+    np.testing.assert_array_equal(loop.longest[:, : 7 * RATE], context[:, 2 * RATE : 9 * RATE])
+
+
 def test_loop_of_what_never_repeats_itself_is_its_end_and_says_so():
     context, truth = halves(synth.noise(0, 2 * SECONDS, RATE, channels=2))
     loop = baselines.loop(context, RATE)
