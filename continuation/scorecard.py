@@ -46,8 +46,9 @@ EXPLANATIONS = {
     "continuation": "Ten seconds after ten seconds of input, against the true ones. Another song and same song "
     "elsewhere are real audio at the input's level. Loop: the end of the input over and over at the lag at which it "
     "repeats itself best, exact to the sample; longest multiple: at that of its lag within nine tenths of the "
-    "input. Oracle of copies: by band and 80 ms the best of 12 such copies, chosen by the truth. One step: the flow's conditional mean. Own sound: decoded without copies. Ceiling: that of "
-    "the true latents in place of predicted ones.",
+    "input. Oracle of copies: by band and 80 ms the best of 12 such copies, chosen by the truth. One step: "
+    "the flow's conditional mean. Own sound: decoded without copies. Ceiling: that of the true latents in place of "
+    "predicted ones.",
     "context": "Loss of the prediction with another context minus that with the true one, same target, noise and "
     "times; of legacy the squared error of the decoded waveform. An interval above 0 says that the context is used; "
     "against the same song elsewhere it says that this passage is continued, and not only its timbre met.",
