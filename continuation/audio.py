@@ -10,16 +10,16 @@ are read.
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
-from scipy import ndimage
 
 from continuation import decoders, files
 from continuation.decoders import BLOCK_FRAMES, READ_FRAMES, AudioError, FfmpegMissing, FfmpegSource, SoundfileSource
@@ -37,6 +37,7 @@ LARGEST_SAMPLE = 1e10  # int32 as floats reaches 2**31
 LOUDEST_PEAK = 1.5  # a lossy decoder overshoots by less: louder samples are not of full scale 1
 LOUD_SHARE = 0.01  # of the time
 SCALE_SECONDS = 30
+MOST_KEPT_FRAMES = SCALE_SECONDS * 96000
 # MPEG 1, 2 and 2.5 layer III know no other rates.
 MP3_SAMPLE_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
@@ -116,14 +117,20 @@ class Decoder:
 
     def _cleaned(self, source: SoundfileSource | FfmpegSource) -> Iterator[np.ndarray]:
         """Yield blocks (n, channels) at the file's rate, of full scale 1; count and zero non-finite samples."""
-        gain = np.float32(_scale_gain(source))
+        blocks, known = source.blocks(), len(self.notes)
+        beginning = _beginning(source, blocks)
+        notes_at_end, self.notes[known:] = self.notes[known:], []  # of a short file: a clip may not get there
+        gain = np.float32(_scale_gain(source, beginning))
         if gain < 1:
             self.notes.append(f"far louder than full scale: scaled by {20 * np.log10(gain):.1f} dB")
-        for block in source.blocks():
-            bad = ~_is_finite(block)
+        for block in itertools.chain(beginning, blocks):
             self._total += block.size
-            self._nonfinite += int(bad.sum())
-            yield _map_channels(np.where(bad, np.float32(0), block) * gain, self.channels)
+            if not _all_finite(block):
+                bad = ~_is_finite(block)
+                self._nonfinite += int(bad.sum())
+                block = np.where(bad, np.float32(0), block)
+            yield _map_channels(block * gain if gain < 1 else block, self.channels)
+        self.notes += notes_at_end
 
     def _check_totals(self) -> None:
         if not self._total:
@@ -137,25 +144,48 @@ def _is_finite(x: np.ndarray) -> np.ndarray:
     return np.abs(x) < LARGEST_SAMPLE
 
 
-def _scale_gain(source: SoundfileSource | FfmpegSource) -> float:
+def _all_finite(x: np.ndarray) -> bool:
+    """Return whether all samples are finite as `_is_finite` says, without a copy; NaN compares as false."""
+    return bool(x.max(initial=0) < LARGEST_SAMPLE and x.min(initial=0) > -LARGEST_SAMPLE)
+
+
+def _beginning(source: SoundfileSource | FfmpegSource, blocks: Iterator[np.ndarray]) -> list[np.ndarray]:
+    """Take from `blocks` those whose scale is checked, where they are not too large to keep."""
+    frames = SCALE_SECONDS * source.sample_rate
+    beginning: list[np.ndarray] = []
+    if source.is_integer or frames > MOST_KEPT_FRAMES:
+        return beginning
+    while frames >= 0 and (block := next(blocks, None)) is not None:
+        beginning.append(block)
+        frames -= len(block)
+    return beginning
+
+
+def _scale_gain(source: SoundfileSource | FfmpegSource, beginning: list[np.ndarray]) -> float:
     """Return the gain that scales a file to full scale 1: below 1 for samples of another scale, such as int16.
 
-    The first half minute decides whether the scale is another one, the peak of the whole file which, so that the gain
-    does not depend on where reading stops. A single burst, as in a damaged mp3, is no other scale.
+    The first half minute, `beginning` where it was kept, decides whether the scale is another one, the peak of the
+    whole file which, so that the gain does not depend on where reading stops. A single burst, as in a damaged mp3, is
+    no other scale.
     """
-    if source.is_integer:
+    if source.is_integer or (beginning and not _peak_of_other_scale(beginning, source.sample_rate)):
         return 1.0
-    peak, loud_parts, parts = 0.0, 0, 0
     with closing(source.reopened()) as again:
-        for block in again.blocks():
-            x = np.where(_is_finite(block), np.abs(block), np.float32(0))
-            peaks = [float(x[start : start + READ_FRAMES].max()) for start in range(0, len(x), READ_FRAMES)]
-            peak, parts = max(peak, *peaks), parts + len(peaks)
-            loud_parts += sum(peak > LOUDEST_PEAK for peak in peaks)
-            is_scale = loud_parts > LOUD_SHARE * parts
-            if not is_scale and parts * READ_FRAMES > SCALE_SECONDS * again.sample_rate:
-                return 1.0
-    return PEAK_LIMIT / peak if loud_parts > LOUD_SHARE * parts else 1.0
+        peak = _peak_of_other_scale(again.blocks(), again.sample_rate)
+    return PEAK_LIMIT / peak if peak else 1.0
+
+
+def _peak_of_other_scale(blocks: Iterable[np.ndarray], sample_rate: int) -> float:
+    """Return the peak of blocks (n, channels) of another scale, 0 where half a minute, or all, is of full scale 1."""
+    peak, loud_parts, parts = 0.0, 0, 0
+    for block in blocks:
+        x = np.where(_is_finite(block), np.abs(block), np.float32(0)).ravel()
+        peaks = np.maximum.reduceat(x, np.arange(0, len(x), READ_FRAMES * block.shape[1]))
+        peak, parts = max(peak, float(peaks.max())), parts + len(peaks)
+        loud_parts += int((peaks > LOUDEST_PEAK).sum())
+        if loud_parts <= LOUD_SHARE * parts and parts * READ_FRAMES > SCALE_SECONDS * sample_rate:
+            return 0.0
+    return peak if loud_parts > LOUD_SHARE * parts else 0.0
 
 
 def load_audio(
@@ -231,6 +261,8 @@ def limit_peaks(x: np.ndarray, sample_rate: int) -> np.ndarray:
 
     The gain is 1 except within LIMITER_SECONDS of a peak, so that one peak does not make a minute softer.
     """
+    from scipy import ndimage  # here, because the workers of preprocess.py start faster without it
+
     size = 2 * round(LIMITER_SECONDS * sample_rate) + 1
     needed = np.minimum(1, PEAK_LIMIT / np.maximum(np.abs(x).max(axis=0), PEAK_LIMIT))
     lowest = ndimage.minimum_filter1d(needed, size, mode="nearest")

@@ -204,9 +204,9 @@ class SoundfileSource:
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Yield all blocks; from where libsndfile stops, those of ffmpeg, if it reads further."""
-        parts = itertools.chain(self._parts(), self._rest())
-        while some := list(itertools.islice(parts, BLOCK_FRAMES // READ_FRAMES)):
-            yield np.concatenate(some)
+        for block in itertools.chain(self._parts(), self._rest()):
+            self._frames_read += len(block)
+            yield block
         promised = _promised_frames(self._file)
         if self._frames_read < promised:
             lack = mp3_scan.cut_note(self._frames_read / self.sample_rate, promised / self.sample_rate)
@@ -215,17 +215,21 @@ class SoundfileSource:
             self._notes.append(self._damage)
 
     def _parts(self) -> Iterator[np.ndarray]:
-        """Yield small blocks, because the block in which an error occurs is lost."""
-        while True:
+        """Yield the blocks up to the first error. The block in which it occurs is lost: there they are small."""
+        try:
+            yield from self._read(BLOCK_FRAMES)
+            return
+        except soundfile.LibsndfileError:
+            known = self._frames_read // READ_FRAMES
+        with closing(self.reopened()) as again:
             try:
-                part = self._file.read(READ_FRAMES, dtype="float32", always_2d=True)
+                yield from itertools.islice(again._read(READ_FRAMES), known, None)
             except soundfile.LibsndfileError as error:
                 self._damage = f"damaged at {self._frames_read / self.sample_rate:.2f} s: {error.error_string}"
-                return
-            if not len(part):
-                return
-            self._frames_read += len(part)
-            yield part
+
+    def _read(self, frames: int) -> Iterator[np.ndarray]:
+        while len(block := self._file.read(frames, dtype="float32", always_2d=True)):
+            yield block
 
     def _rest(self) -> Iterator[np.ndarray]:
         """Yield the blocks of ffmpeg after a damaged place. Where ffmpeg reports no error, nothing is damaged."""
@@ -242,8 +246,8 @@ class SoundfileSource:
             skip = self._frames_read
             for block in source.blocks():
                 part, skip = block[skip:], max(0, skip - len(block))
-                self._frames_read += len(part)
-                yield from np.split(part, range(READ_FRAMES, len(part), READ_FRAMES)) if len(part) else ()
+                if len(part):
+                    yield part
         if not complaints:
             self._damage = ""
 

@@ -19,8 +19,10 @@ from continuation.cli import UsageError
 FINGERPRINTS_PER_SECOND = 4
 FINGERPRINT_SECONDS = 300  # of a song's beginning
 FINGERPRINT_BANDS = 32
+_MOST_FRAMES = FINGERPRINT_SECONDS * FINGERPRINTS_PER_SECOND
 SAME_MUSIC_SIMILARITY = 0.38  # see docs/experiments.md
 _BAND_EDGES_HZ = np.rint(np.geomspace(250, 3000, FINGERPRINT_BANDS + 2)).astype(int)
+_FFT_FRAMES = 8  # at once: a fast FFT, in bounded memory
 _TIME_LAG = 2  # fingerprint frames
 _SILENCE = 1e-6  # of a song's loudest frame: -60 dB
 _SEGMENT_FRAMES = 30 * FINGERPRINTS_PER_SECOND
@@ -49,27 +51,33 @@ class Fingerprinter:
         if self._is_full():
             return
         joined = block if self._rest is None else np.concatenate([self._rest, block], axis=1)
-        start, second = 0, len(self._window)
-        while start + second <= joined.shape[1] and not self._is_full():
-            self._energies.append(self._band_energies(joined[:, start : start + second]))
-            start += self._hop
-        self._rest = joined[:, start:].copy()
+        frames = max(0, 1 + (joined.shape[1] - len(self._window)) // self._hop)
+        for first in range(0, frames, _FFT_FRAMES):
+            last = min(first + _FFT_FRAMES, frames)
+            span = joined[:, first * self._hop : (last - 1) * self._hop + len(self._window)]
+            self._energies += list(self._band_energies(span))
+        del self._energies[_MOST_FRAMES:]
+        self._rest = joined[:, frames * self._hop :].copy()
 
     def result(self) -> str:
         """Return the compressed matrix int8 (frames, bands) as text, at most 8 kB; see `read_fingerprint`."""
         bits = np.zeros((0, FINGERPRINT_BANDS), np.int8)
         if len(self._energies) > _TIME_LAG:
             bits = _sign_bits(np.stack(self._energies).astype(np.float64))
-        return base64.b64encode(zlib.compress(bits.tobytes(), 9)).decode("ascii")
+        return base64.b64encode(zlib.compress(bits.tobytes())).decode("ascii")
 
     def _is_full(self) -> bool:
-        return len(self._energies) == FINGERPRINT_SECONDS * FINGERPRINTS_PER_SECOND
+        return len(self._energies) == _MOST_FRAMES
 
-    def _band_energies(self, second: np.ndarray) -> np.ndarray:
-        spectrum = np.fft.rfft(second * self._window)[:, : _BAND_EDGES_HZ[-1]]
-        power = np.zeros(_BAND_EDGES_HZ[-1])  # a low sample rate has nothing in the upper bands
-        power[: spectrum.shape[1]] = (np.abs(spectrum) ** 2).sum(axis=0)
-        return np.add.reduceat(power, _BAND_EDGES_HZ[:-1])
+    def _band_energies(self, x: np.ndarray) -> np.ndarray:
+        """Return the energies (frames, bands + 1) of all whole frames in x (channels, n)."""
+        from scipy import fft  # here, because of all programs only the workers of preprocess.py need it
+
+        seconds = np.lib.stride_tricks.sliding_window_view(x, len(self._window), axis=1)[:, :: self._hop]
+        spectra = fft.rfft(seconds * self._window)[..., : _BAND_EDGES_HZ[-1]]
+        power = np.zeros((spectra.shape[1], _BAND_EDGES_HZ[-1]))  # a low sample rate has nothing in the upper bands
+        power[:, : spectra.shape[2]] = (spectra.real**2 + spectra.imag**2).sum(axis=0)
+        return np.add.reduceat(power, _BAND_EDGES_HZ[:-1], axis=1)
 
 
 def _sign_bits(energies: np.ndarray) -> np.ndarray:
@@ -90,9 +98,8 @@ def read_fingerprint(text: str) -> np.ndarray:
     """
     if not text:
         return np.zeros((0, FINGERPRINT_BANDS), np.int8)
-    most_bytes = FINGERPRINT_SECONDS * FINGERPRINTS_PER_SECOND * FINGERPRINT_BANDS
     try:
-        data = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), most_bytes)
+        data = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), _MOST_FRAMES * FINGERPRINT_BANDS)
         return np.frombuffer(data, np.int8).reshape(-1, FINGERPRINT_BANDS)
     except (ValueError, zlib.error) as error:
         raise UsageError(f"damaged fingerprint: {error}") from error
