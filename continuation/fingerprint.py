@@ -27,7 +27,7 @@ _TIME_LAG = 2  # fingerprint frames
 _SILENCE = 1e-6  # of a song's loudest frame: -60 dB
 _SEGMENT_FRAMES = 30 * FINGERPRINTS_PER_SECOND
 _LEAST_FRAMES = 32  # of a song of 9 s; fewer frames agree with anything
-_QUERY_SONGS, _LONGER_SONGS = 8, 16  # a block: their products take some 50 MB
+_QUERY_SONGS, _QUERY_FRAMES, _LONGER_SONGS = 8, 10800, 16  # a block, of more songs if all are short: its products take some 50 MB
 
 
 class Fingerprinter:
@@ -99,7 +99,8 @@ def read_fingerprint(text: str) -> np.ndarray:
     if not text:
         return np.zeros((0, FINGERPRINT_BANDS), np.int8)
     try:
-        data = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), _MOST_FRAMES * FINGERPRINT_BANDS)
+        compressed = base64.b64decode(text, validate=True)
+        data = zlib.decompressobj().decompress(compressed, _MOST_FRAMES * FINGERPRINT_BANDS)
         return np.frombuffer(data, np.int8).reshape(-1, FINGERPRINT_BANDS)
     except (ValueError, zlib.error) as error:
         raise UsageError(f"damaged fingerprint: {error}") from error
@@ -119,8 +120,9 @@ def find_same_music(
     order = [i for i in order if len(fingerprints[i]) >= _LEAST_FRAMES]
     longest = max((len(fingerprints[i]) for i in order), default=0)
     length = -(-(longest + _SEGMENT_FRAMES) // 90) * 90  # 2 * 3**2 * 5 times a small number: a fast FFT
-    for first in range(0, len(order), _QUERY_SONGS):
-        queries = order[first : first + _QUERY_SONGS]
+    query_songs = max(_QUERY_SONGS, _QUERY_FRAMES // length)
+    for first in range(0, len(order), query_songs):
+        queries = order[first : first + query_songs]
         owners, segments = _segments([fingerprints[i] for i in queries])
         if not len(segments):
             continue
@@ -129,11 +131,12 @@ def find_same_music(
         for second in range(first, len(order), _LONGER_SONGS):
             others = order[second : second + _LONGER_SONGS]
             best = _best_agreement([fingerprints[i] for i in others], spectra, length) / sizes
-            for k, i in enumerate(queries):
-                for m, j in enumerate(others):
-                    similarity = best[m, owners == k].max(initial=0.0)
-                    if first + k < second + m and similarity >= threshold:
-                        yield i, j, float(similarity)
+            similarities = np.zeros((len(others), len(queries)), np.float32)
+            np.maximum.at(similarities, (slice(None), owners), best)
+            is_same = similarities >= threshold
+            for m, k in np.argwhere(is_same):
+                if first + k < second + m:
+                    yield queries[k], others[m], float(similarities[m, k])
 
 
 def _segments(fingerprints: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
