@@ -27,7 +27,8 @@ _TIME_LAG = 2  # fingerprint frames
 _SILENCE = 1e-6  # of a song's loudest frame: -60 dB
 _SEGMENT_FRAMES = 30 * FINGERPRINTS_PER_SECOND
 _LEAST_FRAMES = 32  # of a song of 9 s; fewer frames agree with anything
-_QUERY_SONGS, _QUERY_FRAMES, _LONGER_SONGS = 8, 10800, 16  # a block, of more songs if all are short: its products take some 50 MB
+_QUERY_SONGS, _LONGER_SONGS = 8, 16  # a block: their products take some 50 MB
+_QUERY_FRAMES = 10800  # of a block with more queries, when all songs are short
 
 
 class Fingerprinter:
