@@ -11,7 +11,7 @@ set -euo pipefail
 unset CDPATH  # where it is exported, cd may go elsewhere, and prints
 
 STAGE1_STEPS=300 STAGE2_STEPS=300  # a machine that is busy with other things does as many as fit into the time
-TRAINING_MINUTES=6
+TRAINING_MINUTES=4
 SAMPLE_RATE=12000  # Hz; the network hears and plays up to half of it
 START_SECONDS=10   # where the input begins in the held-out song
 
