@@ -420,7 +420,7 @@ class ContinuationModel(nn.Module):
 
         They are drawn by Euler steps of the rectified flow from noise (standard deviation `temperature`, drawn from
         `seed`) to data (Liu et al. 2022), with classifier-free guidance (Ho and Salimans 2022; 1 is none). Networks
-        with the mse objective, and legacy, take one step from zero.
+        with the mse objective take one step from zero.
         """
         if self.config.objective == "mse":
             steps, guidance, temperature = 1, 1.0, 0.0

@@ -4,8 +4,8 @@
     audio.encode_audio("copy.mp3", x, sample_rate=24000)
 
 There is one decoding path: `Decoder` streams a file in blocks of bounded memory, `load_audio` collects these blocks.
-Arrays are float32 (channels, samples) with full scale 1 unless said otherwise. See decoders.py for how files
-are read.
+Arrays are float32 (channels, samples) with full scale 1 unless said otherwise. decoders.py reads files, by libsndfile
+and, where that cannot, by ffmpeg.
 """
 
 from __future__ import annotations

@@ -3,15 +3,15 @@
     items = CropItems(windows, noise_shape, crop_samples, seed)
     items[17]["x"]                                          # float32 (channels, crop_samples)
 
-Keys and shapes of a batch (batch = items a process and micro-step):
+Keys and shapes of a batch (batch = items a process and micro-step), all float32:
 
 stage 1 (CropItems)     x                                   (batch, channels, samples of 1 s)
                         posterior_noise, robust_noise       (batch, latent_channels, latents of 1 s)
-stage 2 (PairItems)     context, target                     (batch, latent_channels, latents of a chunk)
-                        outlook                             (batch, 2 * rows, steps), see context.py
+stage 2a (PairItems)    context, target                     (batch, latent_channels, latents of a chunk)
+                        outlook                             (batch, 2 * channels * bands, 25 a second)
                         flow_noise, context_noise           as target
                         time, context_share                 (batch,)
-joint part (JointItems) those of stage 1 and of stage 2
+stage 2b (JointItems)   those of stage 1 and of stage 2a
 legacy (FixedPairItems) x                                   (batch, channels, 2 * chunk)
 
 Every random draw has its own generator, keyed by seed, purpose and item number (windows.make_rng): an item does not

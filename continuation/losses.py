@@ -1,6 +1,12 @@
 """Training losses: reconstruction in stage 1, prediction in stage 2.
 
-Every loss has one value per item of the batch, (batch,), so that the mean over a batch does not depend on how it is
+    stage 1                 reconstruct_step, of the codec
+    stage 2a                predict_step, of the core on cached latents
+    stage 2b, joint part    joint_step, both side by side
+    legacy                  legacy_step
+
+stages.py says when each begins, and draws the window length and stereo basis of a step. The mixer has no weights: no loss
+trains it. Every loss has one value per item of the batch, (batch,), so that the mean over a batch does not depend on how it is
 split over accumulation steps or processes.
 """
 

@@ -7,6 +7,7 @@
 train.py updates it at every step; memory.py does the same on fake tensors.
 A resumed run takes the same steps as an undisturbed one: weights, EMA, optimiser and clock are restored; `item` is
 the number of the next item, whose random draws depend on it alone (batches.py); every step seeds its dropout anew.
+It is bit-identical on the CPU, with as many processes and without --max_minutes.
 """
 
 import argparse
