@@ -6,8 +6,8 @@
     legacy                  legacy_step
 
 stages.py says when each begins, and draws the window length and stereo basis of a step. The mixer has no weights: no
-loss trains it. Every loss has one value per item of the batch, (batch,), so that the mean over a batch does not depend
-on how it is split over accumulation steps or processes.
+loss trains it. Every loss has one value per item of the batch, (batch,), so that the mean over a batch does not
+depend on how it is split over accumulation steps or processes.
 """
 
 import math
