@@ -37,7 +37,7 @@ LARGEST_SAMPLE = 1e10  # int32 as floats reaches 2**31
 LOUDEST_PEAK = 1.5  # a lossy decoder overshoots by less: louder samples are not of full scale 1
 LOUD_SHARE = 0.01  # of the time
 SCALE_SECONDS = 30
-MOST_KEPT_FRAMES = SCALE_SECONDS * 96000
+MOST_KEPT_FRAMES = SCALE_SECONDS * 96000  # 23 MB in stereo; beyond it the beginning is decoded twice
 # MPEG 1, 2 and 2.5 layer III know no other rates.
 MP3_SAMPLE_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole way on two CPU cores (9 minutes beside another job): the weights in the box continue a song, are trained on
+# The whole way on two CPU cores: the weights in the box continue a song, are trained on
 # its songs for a few minutes, and continue it again.
 #
 #   bash scripts/demo.sh              with songs that it synthesises
