@@ -37,7 +37,7 @@ REAL = "real"  # the true continuation
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of a flow's sampler: Euler steps, and classifier-free guidance (1: none)."""
+    """Settings of a flow's sampler: its steps, and classifier-free guidance (1: none)."""
 
     steps: int
     guidance: float

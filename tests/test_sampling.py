@@ -23,12 +23,20 @@ def standard(model: ContinuationModel, context: Context) -> Context:
 
 
 def test_guidance_1_is_the_plain_flow(model, context):
-    z = noise(2, 4, 200, seed=5)
+    z, velocities = noise(2, 4, 200, seed=5), []
     tokens = model.core(standard(model, context))
     for step in range(3):
-        z = z + model.core.head(z, tokens, torch.full((2,), step / 3)) / 3
+        velocities.append(model.core.head(z, tokens, torch.full((2,), step / 3)))
+        z = z + (velocities[0] if step == 0 else 1.5 * velocities[-1] - 0.5 * velocities[-2]) / 3
     predicted = model.predict(context, steps=3, guidance=1.0, seed=5)
     assert torch.equal(predicted, model.destandardise(z))
+
+
+def test_a_flow_that_speeds_up_ends_where_it_should(model, context, monkeypatch):
+    monkeypatch.setattr(model.core.head, "forward", lambda z, tokens, time: 2 * time[:, None, None].expand_as(z))
+    end = model.destandardise(noise(2, 4, 200, seed=5) + 1)
+    error = [(model.predict(context, steps, seed=5) - end).abs().max() for steps in (8, 16)]
+    assert error[0] < 0.02 and error[1] < 0.3 * error[0]  # Euler's steps: an eighth, and half of it
 
 
 @pytest.mark.parametrize(("guidance", "runs"), [(1.0, 1), (2.0, 2)])
