@@ -11,7 +11,6 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or refused input, 75 interrupted: ru
 import argparse
 import copy
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -315,7 +314,7 @@ def prepare(args: argparse.Namespace) -> Run:
     with distributed.main_first():
         last = checkpoint.load_last(run.folder)
         if last is None:
-            refuse_remains(run.folder)
+            checkpoint.refuse_remains(run.folder)
     if last is not None:
         check_network(f"the last checkpoint of {run.folder}", last)
         checkpoint.check_run(f"the last checkpoint of {run.folder}", last)
@@ -325,28 +324,12 @@ def prepare(args: argparse.Namespace) -> Run:
             raise checkpoint.misfit(f"the last checkpoint of {run.folder}", error) from error
     else:
         if args.init_from:
-            path = checkpoint_file(args.init_from, checkpoint.BEST_NAME, f"{args.preset}.pt")
+            path = checkpoint.find(args.init_from, checkpoint.BEST_NAME, f"{args.preset}.pt")
             run.state.load_weights(load_checkpoint(path), path)
         if args.stage1_from:
-            run.state.start_stage2(load_checkpoint(checkpoint_file(args.stage1_from, "stage1.pt")))
+            run.state.start_stage2(load_checkpoint(checkpoint.find(args.stage1_from, "stage1.pt")))
     run_log.announce(run.state, run.windows)
     return run
-
-
-def checkpoint_file(path: str, *names: str) -> Path:
-    """Return the file that a flag names, or the first of `names` that is in its folder."""
-    if os.path.isfile(path):
-        return Path(path)
-    return next((Path(path) / name for name in names if (Path(path) / name).exists()), Path(path) / names[0])
-
-
-def refuse_remains(folder: Path) -> None:
-    """Raise UsageError for a folder of a run without its last.pt: a new run would overwrite what is left of it."""
-    if left := [name for name in ("best.pt", "stage1.pt", "metrics.jsonl") if os.path.lexists(folder / name)]:
-        raise UsageError(
-            f"{folder} holds {', '.join(left)} of a run, but no last.pt to continue it from: put its last.pt back, "
-            f"or train into another --checkpoint_folder, where --stage1_from takes over a stage1.pt"
-        )
 
 
 @entry_point

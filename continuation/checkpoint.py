@@ -28,11 +28,7 @@ import torch
 from continuation import files
 from continuation.cli import UsageError, one_line, print_note
 
-# 9: band levels predicted by the core; 8: weights in the mixer
-# 7: no copies of the context, phases predicted above the complex bins
-# 6: only noise above the complex bins; 5: repetition without the beat; 4: no repetition of the sound in the core;
-# 3: no convolutional head in the core; 2: complex bins up to 1500 Hz; 1: no long stem, no long-term prediction
-FORMAT_VERSION = 10
+FORMAT_VERSION = 10  # docs/experiments.md says what each one changed
 LAST_NAME = "last.pt"
 BEST_NAME = "best.pt"
 NETWORK_KEYS = {"config": dict, "ema": dict, "stage": int, "step": int}  # keys that every checkpoint has
@@ -189,6 +185,22 @@ def load_last(folder) -> dict | None:
     if damaged:
         raise UsageError(f"every checkpoint in {folder} is damaged: {', '.join(p.name for p in damaged)}")
     return None
+
+
+def refuse_remains(folder: Path) -> None:
+    """Raise UsageError for a folder of a run without its last.pt: a new run would overwrite what is left of it."""
+    if left := [name for name in ("best.pt", "stage1.pt", "metrics.jsonl") if os.path.lexists(folder / name)]:
+        raise UsageError(
+            f"{folder} holds {', '.join(left)} of a run, but no last.pt to continue it from: put its last.pt back, "
+            f"or train into another --checkpoint_folder, where --stage1_from takes over a stage1.pt"
+        )
+
+
+def find(path: str, *names: str) -> Path:
+    """Return the file that a flag names, or the first of `names` that is in its folder."""
+    if os.path.isfile(path):
+        return Path(path)
+    return next((Path(path) / name for name in names if (Path(path) / name).exists()), Path(path) / names[0])
 
 
 def misfit(what: str, error: Exception) -> UsageError:
