@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from continuation import audio, checkpoint, decoders, signals
+from continuation import audio, audio_decoders, checkpoint, signals
 from continuation.cli import (
     HelpFormatter,
     RunError,
@@ -209,7 +209,7 @@ def check_task(task: Task, args: argparse.Namespace, inputs: set[tuple[int, int]
 def check_suffix(flag: str, suffix: str) -> None:
     if suffix not in OUTPUT_SUFFIXES:
         raise UsageError(f"{flag}: cannot write '{suffix}', only {' '.join(OUTPUT_SUFFIXES)}")
-    if suffix == ".m4a" and decoders.find_ffmpeg() is None:
+    if suffix == ".m4a" and audio_decoders.find_ffmpeg() is None:
         raise UsageError(f"{flag}: .m4a needs ffmpeg; write .mp3 or .wav instead")
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from continuation import checkpoint, model_tables
 from continuation.context import Context
+from continuation.encoder_stems import LongStem, Stem
 from continuation.layers import (
     CONTEXT_LEVEL,
     FRAME_RATE_HZ,
@@ -36,7 +37,6 @@ from continuation.legacy import LEGACY_HOP, LegacyCore, LegacyDecoder, LegacyEnc
 from continuation.mixer import Mixer, expected_levels
 from continuation.repetition import Copies, find_copies
 from continuation.spectral import STEP_FRAMES, ISTFTHead, band_edges
-from continuation.stems import LongStem, Stem
 from continuation.transformer import RMSNorm, TransformerBlock, patchify, rotary_angles, unpatchify
 
 JOIN_SHARE = 0.1  # end of the context that is decoded together with the prediction, as a share of it

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from continuation import audio, decoders, files, manifests
+from continuation import audio, audio_decoders, files, manifests
 from continuation.cli import (
     INTERRUPTED,
     HelpFormatter,
@@ -312,7 +312,7 @@ def do_songs(plan: Plan, settings: Settings, workers: int, stop: StopSignals) ->
 def print_dry_run(plan: Plan, settings: Settings, folder: Path) -> None:
     """Print the songs that this run has to do, and their size by the lengths in the files' headers; folder: on the
     disk of the output."""
-    stated = [decoders.stated_seconds(Path(song.path)) for song in tqdm(plan.todo, unit="song", disable=None)]
+    stated = [audio_decoders.stated_seconds(Path(song.path)) for song in tqdm(plan.todo, unit="song", disable=None)]
     known = [seconds for seconds in stated if seconds is not None]
     mean = sum(known) / max(1, len(known))
     limit = math.inf if settings.clip_seconds is None else settings.clip_seconds

@@ -4,8 +4,8 @@
     audio.encode_audio("copy.mp3", x, sample_rate=24000)
 
 There is one decoding path: `Decoder` streams a file in blocks of bounded memory, `load_audio` collects these blocks.
-Arrays are float32 (channels, samples) with full scale 1 unless said otherwise. decoders.py reads files, by libsndfile
-and, where that cannot, by ffmpeg.
+Arrays are float32 (channels, samples) with full scale 1 unless said otherwise. audio_decoders.py reads files, by
+libsndfile and, where that cannot, by ffmpeg.
 """
 
 from __future__ import annotations
@@ -21,8 +21,15 @@ import numpy as np
 import soundfile
 import soxr
 
-from continuation import decoders, files
-from continuation.decoders import BLOCK_FRAMES, READ_FRAMES, AudioError, FfmpegMissing, FfmpegSource, SoundfileSource
+from continuation import audio_decoders, files
+from continuation.audio_decoders import (
+    BLOCK_FRAMES,
+    READ_FRAMES,
+    AudioError,
+    FfmpegMissing,
+    FfmpegSource,
+    SoundfileSource,
+)
 
 CHUNK_SECONDS = 10
 INT16_SCALE = 32768
@@ -103,7 +110,7 @@ class Decoder:
 
     def _resampled(self) -> Iterator[np.ndarray]:
         """Yield blocks (n, channels) at the output's sample rate."""
-        with closing(decoders.open_sources(self.path, self.notes)) as sources:
+        with closing(audio_decoders.open_sources(self.path, self.notes)) as sources:
             for source in sources:
                 if source.sample_rate == self.sample_rate:
                     yield from self._cleaned(source)
@@ -219,7 +226,7 @@ def native_format(path: str | os.PathLike) -> tuple[int, int]:
     Raises AudioError, naming the file.
     """
     try:
-        with closing(decoders.open_sources(Path(path), [])) as sources:
+        with closing(audio_decoders.open_sources(Path(path), [])) as sources:
             source = next(sources)
             return source.sample_rate, min(source.channels, 2)
     except AudioError as error:
@@ -285,7 +292,7 @@ def encode_audio(path: str | os.PathLike, x: np.ndarray, sample_rate: int) -> No
         raise AudioError(f"{path}: audio must be finite and (channels, samples), this is {x.shape}")
     if suffix == ".mp3" and sample_rate not in MP3_SAMPLE_RATES:
         raise AudioError(f"{path}: mp3 cannot hold {sample_rate} Hz; write .wav or .flac instead")
-    if suffix == ".m4a" and decoders.find_ffmpeg() is None:  # pydub would raise a bare FileNotFoundError
+    if suffix == ".m4a" and audio_decoders.find_ffmpeg() is None:  # pydub would raise a bare FileNotFoundError
         raise FfmpegMissing(f"{path}: .m4a needs ffmpeg; write .mp3 or .wav instead")
     try:
         with files.replacing(path) as file:
@@ -313,7 +320,7 @@ def _write_m4a(path: str | os.PathLike, x: np.ndarray, sample_rate: int) -> None
         warnings.simplefilter("ignore")  # pydub warns at import when ffmpeg is not on PATH
         from pydub import AudioSegment
         from pydub.exceptions import CouldntEncodeError
-    AudioSegment.converter = decoders.find_ffmpeg()
+    AudioSegment.converter = audio_decoders.find_ffmpeg()
     pcm = to_int16(x).T.tobytes()
     segment = AudioSegment(pcm, sample_width=2, frame_rate=sample_rate, channels=x.shape[0])
     try:

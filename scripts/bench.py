@@ -31,7 +31,7 @@ import soundfile
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from continuation import audio, checkpoint, decoders, files, signals
+from continuation import audio, audio_decoders, checkpoint, files, signals
 from continuation.cli import (
     RunError,
     UsageError,
@@ -238,11 +238,11 @@ def measure_preprocess(bench: Bench) -> Table:
 
     def decode(path: Path) -> None:
         arguments = ("-map", "0:a:0", "-ar", RATE, "-ac", CHANNELS, "-f", "f32le", raw / path.stem)
-        bench.run(decoders.find_ffmpeg(), "-nostdin", "-v", "error", "-y", "-i", path, *arguments)
+        bench.run(audio_decoders.find_ffmpeg(), "-nostdin", "-v", "error", "-y", "-i", path, *arguments)
 
     rivals = {f"preprocess.py, {PROCESSES} processes": lambda: preprocess(bench, paths[0].parent, chunks_of(bench))}
     rivals[START_ALONE] = lambda: bench.run(sys.executable, "preprocess.py", "--help")[0]
-    if decoders.find_ffmpeg():
+    if audio_decoders.find_ffmpeg():
         rivals[f"ffmpeg to raw floats, {PROCESSES} processes"] = with_ffmpeg
     rivals["librosa.load, file by file"] = lambda: bench.run(sys.executable, "-c", LIBROSA, RATE, *paths)[0]
     measured = bench.alternate(rivals)

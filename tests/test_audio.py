@@ -13,7 +13,7 @@ import soundfile
 import soxr
 import synth
 
-from continuation import audio, decoders, mp3_scan
+from continuation import audio, audio_decoders, mp3_scan
 
 RATE = 12000
 
@@ -132,7 +132,7 @@ def test_text_playlists_and_noise_reach_no_decoder(tmp_path, monkeypatch):
         "noise": np.random.default_rng(0).integers(0, 256, 100_000, dtype=np.uint8).tobytes(),
     }
     for decoder in ("SoundfileSource", "FfmpegSource"):
-        monkeypatch.setattr(decoders, decoder, lambda *_, **__: pytest.fail("a decoder saw it"))
+        monkeypatch.setattr(audio_decoders, decoder, lambda *_, **__: pytest.fail("a decoder saw it"))
     for name, content in contents.items():
         for suffix in (".mp3", ".m4a"):
             path = tmp_path / (name + suffix)
@@ -146,7 +146,7 @@ def test_ffmpeg_would_not_follow_a_playlist_either(tmp_path, needs_ffmpeg):
     playlist = tmp_path / "x.m4a"
     playlist.write_text("ffconcat version 1.0\nfile other.wav\n")
     with pytest.raises(audio.AudioError, match="cannot be decoded: ffmpeg"):
-        decoders.FfmpegSource(playlist, [])
+        audio_decoders.FfmpegSource(playlist, [])
 
 
 def test_an_empty_file_a_missing_one_and_a_pipe_are_refused_with_their_reason(tmp_path):
@@ -164,7 +164,7 @@ def test_an_empty_file_a_missing_one_and_a_pipe_are_refused_with_their_reason(tm
 
 
 def test_without_ffmpeg_a_file_that_needs_it_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(decoders, "find_ffmpeg", lambda: None)
+    monkeypatch.setattr(audio_decoders, "find_ffmpeg", lambda: None)
     (tmp_path / "x.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
     with pytest.raises(audio.FfmpegMissing, match="needs ffmpeg"):
         audio.load_audio(tmp_path / "x.m4a", RATE, 1)
@@ -237,7 +237,7 @@ def test_what_cannot_be_encoded_is_refused_in_a_sentence_and_leaves_nothing(tmp_
         audio.encode_audio(tmp_path / "x.wav", x * np.nan, 24000)
     with pytest.raises(audio.AudioError, match="cannot be written"):
         audio.encode_audio(tmp_path / "missing" / "x.wav", x, 24000)
-    monkeypatch.setattr(decoders, "find_ffmpeg", lambda: None)
+    monkeypatch.setattr(audio_decoders, "find_ffmpeg", lambda: None)
     with pytest.raises(audio.AudioError, match=r"\.m4a needs ffmpeg"):
         audio.encode_audio(tmp_path / "x.m4a", x, 24000)
     assert list(tmp_path.iterdir()) == []

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from small_networks import noise
 
+from continuation.encoder_stems import Stem
 from continuation.layers import typical_magnitude
 from continuation.spectral import COMPLEX_HZ, STEADY_HZ, ISTFTHead, stft
-from continuation.stems import Stem
 
 torch.set_num_threads(1)
 

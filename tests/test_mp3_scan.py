@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import synth
 
-from continuation import audio, decoders, mp3_scan
+from continuation import audio, audio_decoders, mp3_scan
 
 RATE = 12000
 
@@ -44,7 +44,7 @@ def test_headerless_vbr_is_decoded_at_full_length(tmp_path, needs_ffmpeg):
 def test_headerless_cbr_needs_no_ffmpeg(tmp_path, needs_ffmpeg, monkeypatch):
     wav = synth.write(tmp_path / "x.wav", synth.song(0, 10, 44100), 44100)
     synth.convert(wav, "-write_xing", "0", "-b:a", "128k", tmp_path / "x.mp3")
-    monkeypatch.setattr(decoders, "find_ffmpeg", lambda: None)
+    monkeypatch.setattr(audio_decoders, "find_ffmpeg", lambda: None)
     assert decode(tmp_path / "x.mp3")[0] == pytest.approx(10, abs=0.1)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import synth
 
-from continuation import audio, containers, decoders, mp3_scan
+from continuation import audio, audio_decoders, containers, mp3_scan
 
 RATE = 44100
 TONES = (440, 550, 660)  # left, centre, right
@@ -105,7 +105,7 @@ def test_channels_whose_places_nobody_tells_are_refused(tmp_path, needs_ffmpeg):
 
 
 def test_surround_without_ffmpeg_waits_for_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(decoders, "find_ffmpeg", lambda: None)
+    monkeypatch.setattr(audio_decoders, "find_ffmpeg", lambda: None)
     with pytest.raises(audio.FfmpegMissing):
         read(synth.write(tmp_path / "x.wav", synth.noise(0, 1, RATE, 6), RATE))
 

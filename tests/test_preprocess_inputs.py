@@ -19,7 +19,7 @@ from preprocessing import (
     process,
 )
 
-from continuation import audio, decoders
+from continuation import audio, audio_decoders
 from continuation.fingerprint import find_same_music, read_fingerprint
 
 # One folder with everything that can be wrong with an input, and what is merely odd
@@ -191,7 +191,7 @@ def test_files_that_need_ffmpeg_are_rejected_without_it_and_tried_again_with_it(
     subprocess.run([*convert, folder / "x.m4a"], check=True)
     subprocess.run([*convert, "-write_xing", "0", "-q:a", "4", folder / "vbr.mp3"], check=True)
     with monkeypatch.context() as patch:
-        patch.setattr(decoders, "find_ffmpeg", lambda: None)
+        patch.setattr(audio_decoders, "find_ffmpeg", lambda: None)
         assert preprocess_here(folder, tmp_path / "out") == 1
     for line in manifest(tmp_path / "out").values():
         assert (line["status"], line["reason"]) == ("rejected", "needs ffmpeg: there is none on PATH")

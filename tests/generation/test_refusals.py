@@ -13,7 +13,7 @@ import torch
 from generation_helpers import FORMAT, RATE
 from small_networks import small_network, write_checkpoint
 
-from continuation import audio, decoders
+from continuation import audio, audio_decoders
 from continuation.cli import one_line
 from model import ContinuationModel
 
@@ -141,7 +141,7 @@ def test_with_input_a_rate_that_mp3_does_not_know_is_refused_before_generation(t
 
 
 def test_m4a_without_ffmpeg_is_refused(refuses, monkeypatch):
-    monkeypatch.setattr(decoders, "find_ffmpeg", lambda: None)
+    monkeypatch.setattr(audio_decoders, "find_ffmpeg", lambda: None)
     assert ".m4a needs ffmpeg" in refuses(output="next.m4a")
 
 

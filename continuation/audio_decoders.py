@@ -1,6 +1,6 @@
 """The two decoders of audio files, libsndfile and ffmpeg, and which of them reads what.
 
-    with closing(decoders.open_sources(path, notes)) as sources:
+    with closing(audio_decoders.open_sources(path, notes)) as sources:
         for source in sources:
             for block in source.blocks(): ...   # float32 (frames, channels) at source.sample_rate
 
