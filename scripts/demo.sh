@@ -10,7 +10,7 @@
 set -euo pipefail
 unset CDPATH  # where it is exported, cd may go elsewhere, and prints
 
-STAGE1_STEPS=300 STAGE2_STEPS=300  # a machine that is busy with other things does as many as fit into the time
+STEPS=300  # a machine that is busy with other things does as many as fit into the time
 TRAINING_MINUTES=4
 SAMPLE_RATE=12000  # Hz; the network hears and plays up to half of it
 START_SECONDS=10   # where the input begins in the held-out song
@@ -55,9 +55,9 @@ continue_song() {
 step "generate: the next 10 seconds of a song that training will not hear, with the weights in the box"
 continue_song before
 
-step "train: from these weights, $STAGE1_STEPS and $STAGE2_STEPS steps, at most $TRAINING_MINUTES minutes"
+step "train: stage 2 from these weights, $STEPS steps, at most $TRAINING_MINUTES minutes"
 "$python" train.py --dataset_folder "$work/dataset" --checkpoint_folder "$work/checkpoints" --preset tiny \
-  --init_from pretrained --stage1_steps "$STAGE1_STEPS" --stage2_steps "$STAGE2_STEPS" --eval_steps 100 \
+  --init_from pretrained --stage1_from pretrained/tiny.pt --stage2_steps "$STEPS" --eval_steps 100 \
   --max_minutes "$TRAINING_MINUTES"
 
 step "generate: the same, with what was trained"

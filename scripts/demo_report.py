@@ -4,14 +4,13 @@
     python scripts/demo_report.py figures demo/synthetic/checkpoints
 
 `song` prints the path of the longest song of the test split, relative to the folder of songs, byte for byte.
-`figures` prints the distance of the network's continuation of validation songs from the true one, and for comparison
-that of the weights before training, of the loop, and of the input repeated; the exit code is 1 unless the network is
-nearer than the input repeated.
+`figures` prints the distance of the network's continuation (best.pt) of validation songs from the true one, and for
+comparison that of the weights before training, of the loop, and of the input repeated; the exit code is 1 unless the
+network is nearer than the input repeated.
 """
 
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -22,31 +21,31 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from continuation import files
 
 
-def before_and_after(lines: Sequence[dict], key: str) -> tuple[float, float]:
-    """Return the first value of `key`, at a stage's step 0, and the last one, after training; nan where there is
-    none."""
-    evaluated = [line for line in lines if line.get(key) is not None]
-    untrained = evaluated[0][key] if evaluated and evaluated[0]["step"] == 0 else math.nan
-    trained = evaluated[-1][key] if evaluated and evaluated[-1]["step"] > 0 else math.nan
-    return untrained, trained
-
-
 def print_figures(checkpoint_folder: Path) -> int:
-    lines = [line for line in files.read_jsonl(checkpoint_folder / "metrics.jsonl") if line]
-    untrained, trained = before_and_after(lines, "val_continuation")
-    repeated, loop = (before_and_after(lines, f"val_{name}")[1] for name in ("input_repeated", "loop"))
+    evaluated = [
+        line
+        for line in files.read_jsonl(checkpoint_folder / "metrics.jsonl")
+        if line and line.get("val_continuation") is not None
+    ]
+    if not evaluated:
+        print("error: the training has no figures of a continuation: it ended before stage 2", file=sys.stderr)
+        return 1
+    box, best = evaluated[0], min(evaluated, key=lambda line: line["val_loss"])  # best: what best.pt holds
     print("distance from the true continuation of validation songs (lower is better)")
     for name, distance in (
-        ("input repeated", repeated),
-        ("loop: its end repeated, no network", loop),
-        ("network, the weights in the box", untrained),
-        ("network, trained on these songs", trained),
+        ("input repeated", best["val_input_repeated"]),
+        ("loop: its end repeated, no network", best["val_loop"]),
+        ("network, the weights in the box", box["val_continuation"]),
+        ("network, trained on these songs", best["val_continuation"]),
     ):
         print(f"  {name:46} {distance:8.4f}")
-    if not trained < repeated:  # so that nan counts as worse
+    if best is box:
+        print("No evaluation of the training had a lower loss: best.pt holds the weights that it started from.")
+    if not best["val_continuation"] < best["val_input_repeated"]:  # so that nan counts as worse
         print("error: the network is no nearer to the truth than the input repeated: train longer", file=sys.stderr)
         return 1
-    print(f"The network is {'nearer to' if trained < loop else 'no nearer to'} the truth than the loop.")
+    is_nearer = best["val_continuation"] < best["val_loop"]
+    print(f"The network is {'nearer to' if is_nearer else 'no nearer to'} the truth than the loop.")
     return 0
 
 

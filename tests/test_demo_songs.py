@@ -83,13 +83,14 @@ def test_command_line_writes_the_songs_as_mp3(tmp_path):
         assert info.frames == 48000
 
 
-def write_metrics(folder: Path, untrained: float, trained: float | None, loop: float, repeated: float) -> None:
+def write_metrics(folder: Path, untrained: float, trained: float, loop: float, repeated: float) -> None:
     others = {"val_loop": loop, "val_input_repeated": repeated}
     lines = [
         {"stage": 1, "step": 0, "val_mr_stft": 4.0},
-        {"stage": 2, "step": 0, "val_continuation": untrained, **others},
+        {"stage": 2, "step": 0, "val_loss": 1.5, "val_continuation": untrained, **others},
         {"stage": 2, "step": 100, "loss": 1.0},
-        {"stage": 2, "step": 200, "val_continuation": trained, **others},
+        {"stage": 2, "step": 200, "val_loss": 1.2, "val_continuation": trained, **others},
+        {"stage": 2, "step": 300, "val_loss": 1.3, "val_continuation": 9.0, **others},
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -107,17 +108,25 @@ def test_report_says_which_is_nearer_to_the_truth_the_network_or_the_loop(tmp_pa
     assert lines[5] == f"The network is {verdict} than the loop."
 
 
-@pytest.mark.parametrize("trained", [4.5, 5.0, float("nan"), None])
+@pytest.mark.parametrize("trained", [4.5, 5.0, float("nan")])
 def test_report_fails_when_the_network_is_no_nearer_than_the_input_repeated(tmp_path, capsys, trained):
     write_metrics(tmp_path, untrained=3.65, trained=trained, loop=3.6, repeated=4.5)
     assert report("figures", tmp_path) == 1
     assert "than the input repeated" in capsys.readouterr().err
 
 
-def test_report_fails_when_a_figure_is_missing(tmp_path, capsys):
+def test_report_fails_when_there_are_no_figures(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text('{"stage": 1, "step": 0, "val_mr_stft": 4.0}\n')
     assert report("figures", tmp_path) == 1
-    assert "than the input repeated" in capsys.readouterr().err
+    assert "no figures of a continuation" in capsys.readouterr().err
+
+
+def test_report_says_when_training_has_lowered_no_loss(tmp_path, capsys):
+    record = {"val_loop": 3.6, "val_input_repeated": 4.5, "val_continuation": 3.5}
+    lines = [record | {"stage": 2, "step": step, "val_loss": loss} for step, loss in ((0, 1.2), (50, 1.3))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert report("figures", tmp_path) == 0
+    assert "best.pt holds the weights that it started from" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["sub/c.mp3", "no UTF-8 \udcff.mp3", "two\nlines.mp3"])
