@@ -152,6 +152,8 @@ def parameter_counts(model: nn.Module) -> str:
 def summarise(state: TrainingState, folder: Path) -> None:
     """Print the result of the run, and the next command."""
     spent = sum(state.seconds.values()) / 60
+    if state.step == 0:
+        print("warning: --max_minutes left no time for a step of stage 2 after its latents were cached")
     print(f"done: {spent:.1f} minutes of training, best validation loss of stage 2 {state.best:.4f}")
     print(f"next: python generate.py --checkpoint_folder {shlex.quote(str(folder))} "
           f"--input song.mp3 --output next.mp3")  # fmt: skip

@@ -238,6 +238,11 @@ def test_max_minutes_ends_both_stages_with_their_cooldown(command, tmp_path, mon
     assert [(line["stage"], line["step"]) for line in records(tmp_path / "ck")] == [(1, 0), (1, 10), (2, 0), (2, 10)]
 
 
+def test_minutes_that_end_before_stage_2_begins_are_warned_of(undisturbed, command, tmp_path, capsys):
+    assert command(tmp_path / "ck", more=f"--stage1_from {undisturbed} --max_minutes 1e-6") == 0
+    assert "no time for a step of stage 2" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("core", ["", "--core_layers 2 --core_width 32"])
 def test_stage1_from_starts_at_stage_2_with_that_encoder_and_decoder(undisturbed, command, tmp_path, core):
