@@ -19,6 +19,7 @@ that were trained on can no longer be test songs.
 A song of one chunk has a row and no pair. A run that is killed leaves the old dataset, or the new one in
 DS/unfinished, where meta.json is written last and marks it as complete. The next run first moves it to DS; until then
 DS has no meta.json and is refused.
+Exit codes: 0 done, 1 failed, 2 wrong usage or refused input, 75 interrupted: run the same command again.
 """
 
 from __future__ import annotations

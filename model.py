@@ -6,7 +6,8 @@ Shapes, everywhere in this file:
     x        (batch, channels, samples)             audio in -1..1
     frames   (batch, width, frames)                 100 a second
     latents  (batch, latent_channels, latents)      one a frame (legacy: one in 40 samples)
-    outlook  (batch, 2 * rows, steps)               levels in bands that the copies agree on, 25 a second
+    outlook  (batch, 2 * rows, steps)               levels expected from the copies, then their spread, 25 a second;
+                                                    rows: channels times bands
     tokens   (batch, tokens, core_width)            25 a second (tiny: 12.5)
 
 Three parts: the encoder (convolution and pooling), the core (a transformer and a flow over latents) and the decoder,

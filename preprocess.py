@@ -6,6 +6,7 @@ Every song becomes OUT/<id>.npy, int16 (chunks, channels, samples): consecutive 
 one line per input file, with its result and the reason. Run the same command again after an interruption, or after
 adding songs: finished, unchanged songs are not done again. Until a run has ended, OUT/manifest.jsonl.unfinished tells
 create_dataset.py that songs may be missing.
+Exit codes: 0 done, 1 failed, 2 wrong usage or refused input, 75 interrupted: run the same command again.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from continuation.signals import StopSignals
 from continuation.song_files import find_songs
 from continuation.song_workers import Settings, Song, file_sha256, run_workers, song_id
 
-# Tokens per second of every preset except tiny, which has 10: a chunk must contain a whole number.
+# Tokens per second of every preset except tiny, which has 12.5: a chunk must contain a whole number.
 LATENT_GRID_PER_SECOND = 25
 PLOTTED_SONGS = 4
 PLOTTED_CHUNKS = 6

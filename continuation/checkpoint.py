@@ -3,9 +3,10 @@
     checkpoint.save("checkpoints/best.pt", state)
     state = checkpoint.load("checkpoints/best.pt")
 
-A checkpoint is one file of plain types and CPU tensors that `torch.load(path, weights_only=True)` reads. Its
-keys: format, config, weights, ema, optimiser, scheduler, scaler, stage (1 or 2), step, rng, sampler,
-early_stop, evaluated_at, data_meta, settings, processes, command, versions, checksum.
+A checkpoint is one file of plain types and CPU tensors that `torch.load(path, weights_only=True)` reads. Keys of a
+run's: format, config, weights, ema, optimiser, scheduler, scaler, stage (1 or 2), step, rng, sampler, early_stop,
+evaluated_at, interval, cached_by, data_meta, settings, processes, command, versions, checksum. Of a network alone:
+format, config, ema, stage, step, data_meta, versions, checksum.
 """
 
 import errno

@@ -1,9 +1,10 @@
 """The manifest of preprocess.py: a JSON object per input file and line, in one file or in one file per shard.
 
-    lines = manifests.read_lines("chunks/manifest.jsonl")          # by source, while preprocess.py runs
-    songs = manifests.read_songs("chunks")                         # of all shards, when it has finished
+    lines = manifests.read_lines(Path("chunks/manifest.jsonl"))    # by source, while preprocess.py runs
+    songs = manifests.read_songs(Path("chunks"))                   # of all shards, when it has finished
 
-Until a run has finished, the empty file `manifest.jsonl.unfinished` lies beside its manifest.
+Until a run has finished, an empty file `NAME.unfinished` lies beside its manifest `NAME` (`manifest.jsonl`, or
+`manifest.I-of-N.jsonl` of a shard).
 """
 
 from __future__ import annotations

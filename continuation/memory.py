@@ -1,7 +1,7 @@
 """Estimate and measurement of a training's memory before it starts.
 
     plan = memory.Plan(config, ("stage1", "latents", "stage2", "joint"), batch_size=16, accumulate=1, ...)
-    memory.peak_gigabytes(plan)       estimated anywhere, in seconds: {"stage1": 2.0, "latents": 1.7, ...}
+    memory.peak_gigabytes(plan)       estimated anywhere, in seconds: {"stage1": 2.1, "latents": 1.8, ...}
     memory.largest_batch(plan, 15)    the plan with the largest micro-batch whose estimate fits into 15 GB
     memory.measured_gigabytes(plan)   measured, on CUDA
 

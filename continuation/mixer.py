@@ -1,8 +1,8 @@
 """Mixing of the decoder's own sound with copies of the context.
 
 Shapes: spectra are complex (batch, sources, channels, bins, frames), of mid and side, 100 frames a second; levels are
-(batch, sources, rows, steps), with channels * bands rows and one step per STEP_FRAMES frames. The sources are the
-decoder's own sound, then the copies, the first of which is the loop.
+(batch, rows, steps) of the context and (batch, copies, rows, steps) of the copies, with channels * bands rows and one
+step per STEP_FRAMES frames. The sources are the decoder's own sound, then the copies, the first of which is the loop.
 """
 
 import math

@@ -104,8 +104,8 @@ def add_schedule_arguments(group) -> None:
     )
     group.add_argument(
         "--max_minutes", type=float,
-        help="training time over all restarts, shared out to the stages in proportion to their steps "
-        "(default: no limit)",
+        help="training time over all restarts, encoding before stage 2 included, shared out to the stages in "
+        "proportion to their steps (default: no limit)",
     )  # fmt: skip
     group.add_argument(
         "--batch_size", type=batch_size,

@@ -1,6 +1,7 @@
 """Measures of an evaluation during training, on fixed validation pairs, noise and flow times.
 
-Pairs are evenly spaced over the split. Losses are those of training, averaged over its random draws.
+Pairs are evenly spaced over the split. Stage 1's loss is averaged over all window lengths and stereo bases of which
+training draws one; stage 2's is at fixed flow times, with one noise a pair and the whole context.
 """
 
 import math

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The whole way on two CPU cores: the weights in the box continue a song, are trained on
-# its songs for a few minutes, and continue it again.
+# The whole way on two CPU cores: the weights in the box continue a song, their stage 2 is
+# trained on its songs for a few minutes, and they continue it again.
 #
 #   bash scripts/demo.sh              with songs that it synthesises
-#   bash scripts/demo.sh FOLDER       with your own: a dozen or more, the longer the better
+#   bash scripts/demo.sh FOLDER       with your own: a dozen or more, up to a few hours (the
+#                                     training's minutes include encoding them)
 #
 # Everything is written under demo/. What is already there is kept: a second run installs, preprocesses and
 # trains nothing again. For a fresh start delete demo/.

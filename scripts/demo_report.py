@@ -28,7 +28,10 @@ def print_figures(checkpoint_folder: Path) -> int:
         if line and line.get("val_continuation") is not None
     ]
     if not evaluated:
-        print("error: the training has no figures of a continuation: it ended before stage 2", file=sys.stderr)
+        print(
+            "error: the training has no figures of a continuation: it ended before stage 2 was evaluated",
+            file=sys.stderr,
+        )
         return 1
     box, best = evaluated[0], min(evaluated, key=lambda line: line["val_loss"])  # best: what best.pt holds
     print("distance from the true continuation of validation songs (lower is better)")

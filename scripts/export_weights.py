@@ -2,8 +2,9 @@
 
     python scripts/export_weights.py checkpoints pretrained/tiny.pt
 
-The file is a checkpoint that generate.py, evaluate.py and model.load_model read like best.pt. It lists the songs that
-the network was trained on, so that evaluate.py can report songs that are not held out.
+The file is a checkpoint that model.load_model and train.py --init_from read; as best.pt in a folder of its own,
+generate.py and evaluate.py do too. It lists the songs that the network was trained on, so that evaluate.py can report
+songs that are not held out.
 Exit codes: 0 done, 1 failed, 2 wrong usage or refused input, 75 interrupted: run the same command again.
 """
 

@@ -1,4 +1,4 @@
-"""Print the tables of docs/results.md from a committed scorecard of evaluate.py.
+"""Print the tables of one committed scorecard of evaluate.py: systems, halves, 60 seconds, criteria.
 
 python scripts/results_tables.py docs/runs/seed0-scorecard.json
 """

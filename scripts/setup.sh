@@ -70,5 +70,5 @@ fi
 if command -v ffmpeg >/dev/null; then
   echo "environment ready; ffmpeg found"
 else
-  echo "environment ready; no ffmpeg on PATH: only m4a, aac, wma and some unusual mp3 files need it"
+  echo "environment ready; no ffmpeg on PATH: only m4a, aac, wma, rarer formats, surround and some damaged files need it"
 fi

@@ -1,4 +1,5 @@
-"""All measures of this project, one function each.
+"""Measures of a sound, or of one against another, one function each. Kernel audio distance is in kad.py, the distance
+that training prints in validation.py.
 
 Signals are float arrays of shape (channels, samples) in -1..1, or a `Sound` of them; where two are taken, the
 reference comes first and the estimate second, equal in shape. A measure of several channels is the mean over the
