@@ -63,13 +63,14 @@ class Sizes:
     rounds: int
     song_counts: tuple[int, ...]
     training_steps: int
+    profiled_steps: int  # of each stage; many, since data workers take a second to start
     sampling_steps: tuple[int, ...]
     samples: int  # generated at each number of steps; the first is a warm-up
     variants: bool  # bf16, and two processes
 
 
-QUICK = Sizes(165, 6, 40, 2, (10, 100), 6, (1, 4, 16), 3, variants=False)
-FULL = Sizes(5400, 20, 180, 3, (10, 100, 1000), 40, (1, 2, 4, 8, 16), 6, variants=True)
+QUICK = Sizes(165, 6, 40, 2, (10, 100), 6, 6, (1, 4, 16), 3, variants=False)
+FULL = Sizes(5400, 20, 180, 3, (10, 100, 1000), 40, 200, (1, 2, 4, 8, 16), 6, variants=True)
 
 
 @dataclass
@@ -348,7 +349,7 @@ def networks_of(bench: Bench) -> Path:
 def measure_training(bench: Bench) -> Table:
     """Measure a step of each stage under the profiler, its overhead included. The waiting share of stage 1 includes
     one step of stage 2, without which no training ends."""
-    steps = bench.sizes.training_steps
+    steps = bench.sizes.profiled_steps
     table = Table(
         f"train.py, tiny, {steps} steps of each stage, profiled", ("", "seconds a step", "of it waiting for data")
     )

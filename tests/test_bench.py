@@ -15,7 +15,7 @@ import pytest
 
 from continuation.fingerprint import Fingerprinter, find_same_music, read_fingerprint
 
-SIZES = bench.Sizes(60, 2, 10, 3, (2, 4), 2, (1, 2), 3, variants=False)
+SIZES = bench.Sizes(60, 2, 10, 3, (2, 4), 2, 2, (1, 2), 3, variants=False)
 
 
 @pytest.fixture
