@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole way on two CPU cores: the weights in the box continue a song, their stage 2 is
+# The whole way on two CPU cores: the weights in the box continue a song, their core is
 # trained on its songs for a few minutes, and they continue it again.
 #
 #   bash scripts/demo.sh              with songs that it synthesises
@@ -11,8 +11,8 @@
 set -euo pipefail
 unset CDPATH  # where it is exported, cd may go elsewhere, and prints
 
-STEPS=300  # a machine that is busy with other things does as many as fit into the time
-TRAINING_MINUTES=4
+STEPS=200  # a machine that is busy with other things does as many as fit into the time
+TRAINING_MINUTES=3
 SAMPLE_RATE=12000  # Hz; the network hears and plays up to half of it
 START_SECONDS=10   # where the input begins in the held-out song
 
@@ -56,9 +56,9 @@ continue_song() {
 step "generate: the next 10 seconds of a song that training will not hear, with the weights in the box"
 continue_song before
 
-step "train: stage 2 from these weights, $STEPS steps, at most $TRAINING_MINUTES minutes"
+step "train: the core, from these weights, $STEPS steps, at most $TRAINING_MINUTES minutes"
 "$python" train.py --dataset_folder "$work/dataset" --checkpoint_folder "$work/checkpoints" --preset tiny \
-  --init_from pretrained --stage1_from pretrained/tiny.pt --stage2_steps "$STEPS" --eval_steps 100 \
+  --init_from pretrained --stage1_from pretrained/tiny.pt --stage2_steps "$STEPS" --joint_share 0 --eval_steps 100 \
   --max_minutes "$TRAINING_MINUTES"
 
 step "generate: the same, with what was trained"
