@@ -57,6 +57,7 @@ class Validation:
         self.model, self.windows, self.seed, self.autocast = model, windows, seed, autocast
         self.config = model.config
         self.cached = None  # latents of the pairs
+        self.baselines = {}  # distances of the baselines by pair, the same at every evaluation
 
     @torch.no_grad()
     def figures(self, stage: int, codec_learns: bool) -> dict[str, float]:
@@ -153,9 +154,11 @@ class Validation:
         with self.autocast():
             predicted = self.model.predict(self.model.encode_context(past, copies), steps=1)
             continuation = self.model.decode(predicted, truth.shape[-1], copies)
-        looped = copies.play(0, truth.shape[-1])[:, 0]
-        sounds = {"continuation": continuation, "loop": looped, "input_repeated": past}
-        return {name: continuation_distance(truth, sound, self.config.sample_rate) for name, sound in sounds.items()}
+        rate = self.config.sample_rate
+        if number not in self.baselines:
+            sounds = {"loop": copies.play(0, truth.shape[-1])[:, 0], "input_repeated": past}
+            self.baselines[number] = {name: continuation_distance(truth, x, rate) for name, x in sounds.items()}
+        return {"continuation": continuation_distance(truth, continuation, rate)} | self.baselines[number]
 
     def spectral_draws(self) -> list[tuple[int, bool]]:
         """Return every window length and stereo basis."""
