@@ -12,7 +12,8 @@ set -euo pipefail
 unset CDPATH  # where it is exported, cd may go elsewhere, and prints
 
 STEPS=200  # a machine that is busy with other things does as many as fit into the time
-TRAINING_MINUTES=3
+TRAINING_MINUTES=4
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}  # threads that spin slow each other down on a busy machine
 SAMPLE_RATE=12000  # Hz; the network hears and plays up to half of it
 START_SECONDS=10   # where the input begins in the held-out song
 
