@@ -11,6 +11,7 @@ network is nearer than the input repeated.
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -22,34 +23,36 @@ from continuation import files
 
 
 def print_figures(checkpoint_folder: Path) -> int:
-    evaluated = [
-        line
-        for line in files.read_jsonl(checkpoint_folder / "metrics.jsonl")
-        if line and line.get("val_continuation") is not None
-    ]
+    lines = files.read_jsonl(checkpoint_folder / "metrics.jsonl")
+    evaluated = [line for line in lines if line and line["stage"] == 2 and "val_loss" in line]
     if not evaluated:
         print(
-            "error: the training has no figures of a continuation: it ended before stage 2 was evaluated",
-            file=sys.stderr,
+            "error: no figure says that the network is nearer to the truth than the input repeated", file=sys.stderr
         )
         return 1
     box, best = evaluated[0], min(evaluated, key=lambda line: line["val_loss"])  # best: what best.pt holds
+    repeated, loop = figure(best, "val_input_repeated"), figure(best, "val_loop")
+    untrained, trained = (figure(line, "val_continuation") for line in (box, best))
     print("distance from the true continuation of validation songs (lower is better)")
     for name, distance in (
-        ("input repeated", best["val_input_repeated"]),
-        ("loop: its end repeated, no network", best["val_loop"]),
-        ("network, the weights in the box", box["val_continuation"]),
-        ("network, trained on these songs", best["val_continuation"]),
+        ("input repeated", repeated),
+        ("loop: its end repeated, no network", loop),
+        ("network, the weights in the box", untrained),
+        ("network, trained on these songs", trained),
     ):
         print(f"  {name:46} {distance:8.4f}")
     if best is box:
         print("No evaluation of the training had a lower loss: best.pt holds the weights that it started from.")
-    if not best["val_continuation"] < best["val_input_repeated"]:  # so that nan counts as worse
+    if not trained < repeated:  # so that nan counts as worse
         print("error: the network is no nearer to the truth than the input repeated: train longer", file=sys.stderr)
         return 1
-    is_nearer = best["val_continuation"] < best["val_loop"]
-    print(f"The network is {'nearer to' if is_nearer else 'no nearer to'} the truth than the loop.")
+    print(f"The network is {'nearer to' if trained < loop else 'no nearer to'} the truth than the loop.")
     return 0
+
+
+def figure(line: dict, name: str) -> float:
+    """Return a figure of an evaluation; nan where it has none."""
+    return math.nan if line.get(name) is None else line[name]
 
 
 def print_song(dataset_folder: Path) -> int:
