@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from continuation import checkpoint, model_tables
 from continuation.context import Context
 from continuation.encoder_stems import LongStem, Stem
+from continuation.equaliser import FEATURES, Equaliser, band_count
 from continuation.layers import (
     CONTEXT_LEVEL,
     FRAME_RATE_HZ,
@@ -148,9 +149,11 @@ class ModelConfig:
     @property
     def pair_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors of ContinuationModel.encode_pair, without the batch."""
-        latents = (self.latent_channels, self.chunk_latents)
-        outlook = (2 * self.level_rows, self.chunk_latents // STEP_FRAMES)
-        return {"context": latents, "outlook": outlook, "target": latents}
+        latents, bands = (self.latent_channels, self.chunk_latents), band_count(self.sample_rate)
+        return {
+            "context": latents, "outlook": (2 * self.level_rows, self.chunk_latents // STEP_FRAMES),
+            "target": latents, "features": (self.channels, FEATURES, bands), "correction": (self.channels, bands),
+        }  # fmt: skip
 
 
 PRESETS = {
@@ -271,7 +274,7 @@ class FlowHead(nn.Module):
 class Core(nn.Module):
     """Transformer that predicts the next chunk from [context latents | outlook], with neighbours stacked to tokens.
     The outlook, the levels expected from the copies, takes the target's place in the sequence; the output tokens
-    there condition the flow of the latents."""
+    there condition the flow of the latents. Beside it, `equaliser` predicts the spectrum of what is played."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -287,6 +290,7 @@ class Core(nn.Module):
         )
         self.norm = RMSNorm(width, eps=1e-6)
         self.head = FlowHead(config)
+        self.equaliser = Equaliser(config.sample_rate, config.core_dropout)
 
     def forward(self, context: Context, context_share: Tensor | None = None) -> Tensor:
         """Compute the tokens of the next chunk: (batch, tokens, core_width). The context's latents are standardised.
@@ -360,11 +364,14 @@ class ContinuationModel(nn.Module):
 
     def encode_pair(self, x: Tensor) -> dict[str, Tensor]:
         """Encode x (batch, channels, 2 * chunk) as the tensors of stage 2, of ModelConfig.pair_shapes: the core's
-        input, `context` and `outlook`, from the first chunk; and its target, the latents of the second chunk, encoded
-        together with the first."""
+        input, `context` and `outlook`, from the first chunk; its target, the latents of the second chunk, encoded
+        together with the first; and the equaliser's input and target, `features` and `correction`."""
         cut, latents = self.config.chunk_samples, self.config.chunk_latents
-        context, target = self.encode_context(x[..., :cut]), self.encode(x)[..., latents : 2 * latents].float()
-        return {"context": context.latents, "outlook": context.outlook, "target": target}
+        copies = self.copies(x[..., :cut])
+        context, target = self.encode_context(copies.context, copies), self.encode(x)[..., latents : 2 * latents]
+        of_equaliser = self.core.equaliser.training_pair(copies, x[..., cut:])
+        encoded = (context.latents, context.outlook, target.float(), *of_equaliser)
+        return dict(zip(self.config.pair_shapes, encoded, strict=True))
 
     def copies(self, x: Tensor) -> Copies | None:
         """Find the copies of the context x (batch, channels, samples) for the decoder to mix; legacy: None."""
@@ -372,8 +379,9 @@ class ContinuationModel(nn.Module):
 
     def decode(self, z: Tensor, length: int | None = None, copies: Copies | None = None, start: int = 0) -> Tensor:
         """Decode latents to audio (batch, channels, length); length None: all samples of the latents. With `copies`
-        of a context, z begins `start` samples after its end."""
-        return self.decode_with_magnitudes(z, copies, start)[0][..., :length]
+        of a context, z begins `start` samples after its end; the sound is mixed with them, and equalised."""
+        sound = self.decode_with_magnitudes(z, copies, start)[0][..., :length]
+        return sound if copies is None else self.core.equaliser.equalise(sound, copies, start)
 
     def decode_with_magnitudes(
         self, z: Tensor, copies: Copies | None = None, start: int = 0
@@ -551,9 +559,8 @@ def build_model(state: dict, device="cpu") -> ContinuationModel:
     """Build the network of a loaded checkpoint with its EMA weights, in eval mode on `device`."""
     try:
         config = config_of(state)
-        if exceeds_base(config) and checkpoint.shapes(state["ema"]) != checkpoint.shapes(
-            on_meta(config).state_dict()
-        ):
+        expected = on_meta(config).state_dict() if exceeds_base(config) else state["ema"]
+        if checkpoint.shapes(state["ema"]) != checkpoint.shapes(expected):
             raise ValueError("its weights are not those of its sizes")  # before memory is allocated
         model = make_model(config)
         model.load_state_dict(state["ema"])

@@ -9,6 +9,8 @@ stage 1 (CropItems)     x                                   (batch, channels, sa
                         posterior_noise, robust_noise       (batch, latent_channels, latents of 1 s)
 stage 2a (PairItems)    context, target                     (batch, latent_channels, latents of a chunk)
                         outlook                             (batch, 2 * channels * bands, 25 a second)
+                        features                            (batch, channels, FEATURES, bands of 1/24 octave)
+                        correction                          (batch, channels, bands of 1/24 octave)
                         flow_noise, context_noise           as target
                         time, context_share                 (batch,)
 stage 2b (JointItems)   those of stage 1 and of stage 2a

@@ -26,10 +26,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from continuation import files
+from continuation import equaliser, files
 from continuation.cli import UsageError, one_line, print_note
 
-FORMAT_VERSION = 10  # docs/experiments.md says what each one changed
+FORMAT_VERSION = 11  # docs/experiments.md says what each one changed
+OLDEST_FORMAT = 10  # that is still read: see add_equaliser
 LAST_NAME = "last.pt"
 BEST_NAME = "best.pt"
 NETWORK_KEYS = {"config": dict, "ema": dict, "stage": int, "step": int}  # keys that every checkpoint has
@@ -100,9 +101,9 @@ def load(path) -> dict:
             f"{path} has checkpoint format {state['format']}, newer than this program's {FORMAT_VERSION}: "
             f"update the program"
         )
-    if state["format"] < FORMAT_VERSION:
+    if state["format"] < OLDEST_FORMAT:
         raise UsageError(
-            f"{path} has checkpoint format {state['format']}, older than this program's {FORMAT_VERSION}: its "
+            f"{path} has checkpoint format {state['format']}, older than this program's {OLDEST_FORMAT}: its "
             f"network was another one; use the version that wrote it (commit {_commit(state)}), or train again"
         )
     return state
@@ -110,7 +111,7 @@ def load(path) -> dict:
 
 def check_network(path, state: dict) -> None:
     """Raise UsageError, naming the file, unless it has weights, stage, step and songs of valid types; model.py checks
-    its config."""
+    its config. Networks of format 10 get the equaliser that they lack."""
     for key, kind in NETWORK_KEYS.items():
         if type(state.get(key)) is not kind:
             raise UsageError(f"{path} is no checkpoint of a network: {key!r} is missing or of another type")
@@ -122,6 +123,16 @@ def check_network(path, state: dict) -> None:
     songs = meta.get("songs", []) if isinstance(meta, dict) else None
     if not isinstance(songs, list) or not all(map(_is_song, songs)):
         raise UsageError(f"{path} is no checkpoint of a network: its list of songs is damaged")
+    if state["format"] == 10 and state["config"].get("preset") != "legacy":
+        add_equaliser(state)
+
+
+def add_equaliser(state: dict) -> None:
+    """Add an untrained equaliser, which changes nothing, to the weights of a checkpoint that has none."""
+    weights = {f"core.equaliser.{name}": value for name, value in equaliser.untrained_weights().items()}
+    for name in ("weights", "ema"):
+        if type(state.get(name)) is dict:
+            state[name] = {**weights, **state[name]}
 
 
 def check_run(path, state: dict) -> None:

@@ -21,7 +21,7 @@ class LatentCache:
     key.json holds the key, a hash of encoder, dataset and seed, and the checksum of every array.
     """
 
-    PARTS = ("context", "outlook", "target")
+    PARTS = ("context", "outlook", "target", "features", "correction")
 
     def __init__(self, folder, variants: int, shapes: dict[str, tuple[int, ...]], pairs: int):
         """shapes: of one window's arrays, by part; pairs: their number."""

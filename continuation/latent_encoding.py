@@ -18,7 +18,7 @@ from continuation.training_state import TrainingState
 from continuation.windows import Windows
 
 CACHE_BATCH = 4  # windows per batch and process
-CACHE_VERSION = 2  # raised when windows, copies or outlook change
+CACHE_VERSION = 3  # raised when windows, copies, outlook or the equaliser's features change
 
 
 def cache_key(state: TrainingState) -> str:

@@ -1,7 +1,7 @@
 """Training losses: reconstruction in stage 1, prediction in stage 2.
 
     stage 1                 reconstruct_step, of the codec
-    stage 2a                predict_step, of the core on cached latents
+    stage 2a                predict_step, of the core on cached latents: the flow's loss and the equaliser's
     stage 2b, joint part    joint_step, both side by side
     legacy                  legacy_step
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from continuation.context import Context
+from continuation.equaliser import QUIETEST_LEVEL
 from continuation.spectral import COMPLEX_HZ, mid_side, stft
 
 SPECTRAL_SECONDS = 2048 / 12000  # the longest window, which resolves the partials of a hum; each next is half as long
@@ -218,6 +219,18 @@ def prediction_loss(model, batch: dict) -> Tensor:
     return flow_loss(lambda noisy: model.core.head(noisy, tokens, time), target, noise, time)
 
 
+def equaliser_loss(model, batch: dict) -> Tensor:
+    """Compute the mean distance of the predicted corrections of the spectrum from the true ones, in nepers of power:
+    (batch,). Bands count by the level expected in them, from 1 for the loudest down to 0.
+
+    batch: the tensors of ContinuationModel.encode_pair.
+    """
+    features, true = batch["features"], batch["correction"]
+    weights = 1 - features[:, :, 0] / QUIETEST_LEVEL
+    distance = (model.core.equaliser(features).float() - true).abs()
+    return (weights * distance).sum((1, 2)) / weights.sum((1, 2)).clamp(min=1)
+
+
 def fixed_time_losses(model, pair: dict, noise: Tensor) -> Tensor:
     """Compute the prediction loss at each of FIXED_TIMES, (times,), for validation; with the mse objective at time 0
     alone, without noise.
@@ -232,9 +245,9 @@ def fixed_time_losses(model, pair: dict, noise: Tensor) -> Tensor:
 
 
 def predict_step(model, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute stage 2a's loss (batch,), of the core on cached latents, and its parts."""
-    loss = prediction_loss(model, batch)
-    return loss, {"prediction": loss}
+    """Compute stage 2a's loss (batch,), of the core's flow and of its equaliser on a cached pair, and its parts."""
+    parts = {"prediction": prediction_loss(model, batch), "equaliser": equaliser_loss(model, batch)}
+    return sum(parts.values()), parts
 
 
 def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor]]:

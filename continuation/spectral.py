@@ -23,6 +23,24 @@ def stft(x: Tensor, size: int, hop: int) -> Tensor:
     return torch.fft.rfft(x.float().unfold(-1, size, hop) * torch.hann_window(size, device=x.device))
 
 
+def istft(spectrum: Tensor, hop: int) -> Tensor:
+    """Invert `stft`, of windows of a whole number of hops, by overlap-add, divided by the sum of squared windows:
+    complex (batch, channels, bins, frames) -> (batch, channels, (frames - 1) * hop + window)."""
+    window = torch.hann_window(2 * (spectrum.shape[2] - 1), device=spectrum.device)
+    pieces = torch.fft.irfft(spectrum.flatten(0, 1), dim=1).transpose(1, 2) * window
+    envelope = overlap_add(window.square().expand(1, spectrum.shape[-1], -1), hop)
+    return (overlap_add(pieces, hop) / envelope.clamp(min=1e-4)).unflatten(0, spectrum.shape[:2])
+
+
+def overlap_add(pieces: Tensor, hop: int) -> Tensor:
+    """Overlap-add (n, frames, size) -> (n, (frames - 1) * hop + size); size: a whole number of hops."""
+    count, frames, size = pieces.shape
+    hops = size // hop
+    parts = pieces.unflatten(-1, (hops, hop)).unbind(2)
+    total = sum(F.pad(part, (0, 0, i, hops - 1 - i)) for i, part in enumerate(parts))
+    return total.reshape(count, (frames + hops - 1) * hop)
+
+
 def mid_side(x: Tensor) -> Tensor:
     """Convert left and right (batch, 2, samples) to mid and side, half their sum and half their difference; other
     channel counts stay as they are."""
@@ -84,20 +102,13 @@ class ISTFTHead(nn.Module):
         """Convert a spectrum of mid and side (batch, channels, bins, frames) to audio (batch, channels, frames *
         hop)."""
         frames = spectrum.shape[-1]
-        return left_right(self.istft(spectrum)[..., self.before : self.before + frames * self.hop])
+        return left_right(istft(spectrum, self.hop)[..., self.before : self.before + frames * self.hop])
 
     def spectrum(self, x: Tensor) -> Tensor:
         """Compute the spectrum of mid and side (batch, channels, bins, frames) of audio (batch, channels, frames *
         hop)."""
         x = F.pad(x.float(), (self.before, (WINDOW_HOPS - 1) * self.hop - self.before))
         return stft(mid_side(x), len(self.window), self.hop).transpose(2, 3)
-
-    def istft(self, spectrum: Tensor) -> Tensor:
-        """Compute the inverse STFT of (batch, channels, bins, frames): (batch, channels, (frames + WINDOW_HOPS - 1) *
-        hop)."""
-        pieces = torch.fft.irfft(spectrum.flatten(0, 1), dim=1).transpose(1, 2) * self.window
-        envelope = self.overlap_add(self.window.square().expand(1, spectrum.shape[-1], -1))
-        return (self.overlap_add(pieces) / envelope.clamp(min=1e-4)).unflatten(0, spectrum.shape[:2])
 
     def magnitudes(self, x: Tensor) -> Tensor:
         """Compute the magnitudes of mid and side of audio x (batch, channels, frames * hop), relative to `scale`, in
@@ -122,13 +133,6 @@ class ISTFTHead(nn.Module):
         shape = (frames, self.channels, self.bins)
         return torch.randn(shape, dtype=torch.complex64, generator=generator).permute(1, 2, 0).to(device)
 
-    def overlap_add(self, pieces: Tensor) -> Tensor:
-        """Overlap-add (n, frames, size) -> (n, (frames + WINDOW_HOPS - 1) * hop)."""
-        count, frames, _ = pieces.shape
-        parts = pieces.unflatten(-1, (WINDOW_HOPS, self.hop)).unbind(2)
-        total = sum(F.pad(part, (0, 0, i, WINDOW_HOPS - 1 - i)) for i, part in enumerate(parts))
-        return total.reshape(count, (frames + WINDOW_HOPS - 1) * self.hop)
-
 
 def band_edges(bins: int) -> list[int]:
     """Return the first bin of each of at most BANDS bands, and the end of the last. The bands are single bins of
@@ -136,6 +140,12 @@ def band_edges(bins: int) -> list[int]:
     single = BANDS // 3
     ratio = (bins / single) ** (1 / (BANDS - single))
     return sorted({*range(single), *(round(single * ratio**i) for i in range(BANDS - single + 1))})
+
+
+def band_at(frequencies: Tensor, bins: int) -> Tensor:
+    """Return the number of the band in which each of `frequencies`, in Hz, lies."""
+    edges = torch.tensor(band_edges(bins)[1:-1], device=frequencies.device)
+    return torch.bucketize((frequencies * WINDOW_HOPS / FRAME_RATE_HZ).round().long(), edges, right=True)
 
 
 def pooling(bins: int) -> Tensor:

@@ -185,8 +185,9 @@ def make_optimiser(model: nn.Module, stage: int, learning_rate: float) -> torch.
     if stage == 1:
         groups = [{"params": codec, "scale": 1.0}]
     else:
-        core = parameters_of(model.core)
+        core = [p for name, p in model.core.named_parameters() if not name.startswith("equaliser.")]
         groups = [{"params": core, "scale": 1.0}, {"params": codec, "scale": JOINT_CODEC_RATE}]
+        groups += [{"params": parameters_of(model.core.equaliser), "scale": 1.0}]  # last: format 10 has none
     return muon.Muon(groups, lr=learning_rate, weight_decay=WEIGHT_DECAY)
 
 

@@ -219,7 +219,11 @@ class TrainingState:
         self.model.load_state_dict(saved["weights"])
         self.ema.load_state_dict(saved["ema"])
         self.begin_stage(saved["stage"])
-        checkpoint.load_optimiser(self.optimiser, saved["optimiser"])
+        optimiser = saved["optimiser"]
+        if saved["format"] == 10 and self.stage == 2 and self.config.has_copies:
+            new = self.optimiser.state_dict()["param_groups"][-1:]  # of the equaliser, which format 10 lacks
+            optimiser = optimiser | {"param_groups": optimiser["param_groups"] + new}
+        checkpoint.load_optimiser(self.optimiser, optimiser)
         if saved["scaler"]:  # empty if the run was on a device without a scaler
             self.scaler.load_state_dict(saved["scaler"])
         self.step, self.item = saved["step"], saved["sampler"]["item"]

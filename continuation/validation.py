@@ -121,28 +121,29 @@ class Validation:
         return sum(found) / len(found)
 
     def prediction(self) -> dict[str, float]:
-        """Compute stage 2's loss at fixed times and noise, and the context gains: the growth of the loss with the
-        context of another song, and of another passage of the same song."""
+        """Compute stage 2's loss, the flow's at fixed times and noise plus the equaliser's, and the context gains:
+        the growth of the flow's loss with the context of another song, and of another passage of the same song."""
         encoded = self.encoded_pairs()
         groups = self.groups(list(encoded))
         rows = []
         for i, (number, (pair, other_passage)) in enumerate(encoded.items()):
             by_time = self.prediction_losses(number, pair)
-            row = {"loss": by_time.mean().item(), "latent_mse": by_time[0].item()}
+            flow, equaliser = by_time.mean().item(), losses.equaliser_loss(self.model, pair).item()
+            row = {"loss": flow + equaliser, "equaliser_loss": equaliser, "latent_mse": by_time[0].item()}
             other = next_other(groups, i)
             other_song = None if other is None else list(encoded.values())[other][0]
             for name, foreign in (("context_gain", other_song), ("context_gain_same_song", other_passage)):
-                row[name] = math.nan if foreign is None else self.loss_with(foreign, number, pair) - row["loss"]
+                row[name] = math.nan if foreign is None else self.loss_with(foreign, number, pair) - flow
             rows.append(row)
         return means_of(rows) | means_of([self.against_repetition(number) for number in self.pairs(2 * DECODED)])
 
     def loss_with(self, foreign: dict, number: int, pair: dict) -> float:
-        """Compute the loss of predicting a pair's target from the context of a foreign pair."""
+        """Compute the flow's loss of predicting a pair's target from the context of a foreign pair."""
         pair = pair | {part: foreign[part] for part in ("context", "outlook")}
         return self.prediction_losses(number, pair).mean().item()
 
     def prediction_losses(self, number: int, pair: dict) -> Tensor:
-        """Compute the loss at each of the fixed times, with the fixed noise of the pair."""
+        """Compute the flow's loss at each of the fixed times, with the fixed noise of the pair."""
         with self.autocast():
             return losses.fixed_time_losses(self.model, pair, self.noise(number, pair["target"].shape))
 

@@ -87,10 +87,13 @@ def test_missing_checkpoint_is_named(tmp_path):
         checkpoint.load(tmp_path / "none.pt")
 
 
-@pytest.mark.parametrize(("later", "words"), [(1, "newer than"), (-1, "older than .*commit unknown")])
-def test_another_format_is_refused_and_not_called_damaged(tmp_path, monkeypatch, later, words):
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(checkpoint.FORMAT_VERSION + 1, "newer than"), (checkpoint.OLDEST_FORMAT - 1, "older than .*commit unknown")],
+)
+def test_another_format_is_refused_and_not_called_damaged(tmp_path, monkeypatch, number, words):
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT_VERSION", checkpoint.FORMAT_VERSION + later)
+        patch.setattr(checkpoint, "FORMAT_VERSION", number)
         checkpoint.save_last(tmp_path, small_state())
     with pytest.raises(UsageError, match=words) as caught:
         checkpoint.load_last(tmp_path)
@@ -104,6 +107,12 @@ def test_network_of_an_earlier_day_is_refused_with_the_version_that_wrote_it():
     with pytest.raises(UsageError, match=r"format 8, older than .*commit [0-9a-f]{40}") as caught:
         load_model(file)
     assert not isinstance(caught.value, checkpoint.DamagedError)
+
+
+def test_network_of_format_10_gets_an_equaliser_that_changes_nothing():
+    model = load_model(Path(__file__).parent / "files" / "checkpoint-format-10.pt")
+    assert not model.core.equaliser.to_correction.weight.any()
+    assert not model.core.equaliser.to_correction.bias.any()
 
 
 # Full disks and kills

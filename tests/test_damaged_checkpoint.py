@@ -175,7 +175,7 @@ def test_stage_step_and_songs_that_cannot_be_are_refused(tmp_path, change):
 )
 def test_older_format_with_strange_versions_is_refused_in_one_plain_sentence(tmp_path, monkeypatch, versions):
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT_VERSION", checkpoint.FORMAT_VERSION - 1)
+        patch.setattr(checkpoint, "FORMAT_VERSION", checkpoint.OLDEST_FORMAT - 1)
         checkpoint.save(tmp_path / "best.pt", {"versions": versions, "config": 3})
     with pytest.raises(UsageError, match="commit unknown") as caught:
         checkpoint.load(tmp_path / "best.pt")

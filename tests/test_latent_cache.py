@@ -10,7 +10,7 @@ from continuation.batches import PairItems, PairSampler
 from continuation.cli import UsageError
 from continuation.latent_cache import LatentCache
 
-SHAPES = {"context": SHAPE, "outlook": (6, 5), "target": SHAPE}
+SHAPES = {"context": SHAPE, "outlook": (6, 5), "target": SHAPE, "features": (2, 3, 4), "correction": (2, 4)}
 
 
 @pytest.fixture

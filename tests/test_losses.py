@@ -13,6 +13,7 @@ from small_networks import CHUNK, RATE, noise, small_config, small_network, untr
 
 from continuation import losses, spectral
 from continuation.context import Context
+from continuation.equaliser import QUIETEST_LEVEL
 from model import CONTEXT_LEVEL, ContinuationModel, LegacyModel
 
 torch.set_num_threads(1)
@@ -43,6 +44,8 @@ def pair_batch(items: int, times=(0.0, 0.8, 0.4)) -> dict[str, torch.Tensor]:
         "robust_noise": noise(*crop, seed=7, level=0.5), "time": torch.tensor(times[:items]),
         "context_share": torch.tensor([1.0, 0.5, 0.0])[:items],
         "outlook": noise(items, *small_config().pair_shapes["outlook"], seed=8),
+        "features": noise(items, *small_config().pair_shapes["features"], seed=9),
+        "correction": noise(items, *small_config().pair_shapes["correction"], seed=10),
     }  # fmt: skip
 
 
@@ -308,7 +311,7 @@ def test_prediction_is_the_flow_behind_the_tokens_of_the_noisy_context():
     noisy = (1 - t) * batch["flow_noise"] + t * batch["target"]
     error = model.core.head(noisy, tokens, batch["time"]) - (batch["target"] - batch["flow_noise"])
     assert torch.allclose(parts["prediction"], error.square().mean((1, 2)), rtol=1e-4)
-    assert torch.equal(loss, parts["prediction"])
+    assert torch.equal(loss, parts["prediction"] + parts["equaliser"])
 
 
 @torch.no_grad()
@@ -346,6 +349,21 @@ def test_fixed_time_losses_are_those_of_training_at_the_fixed_times_with_the_who
         assert torch.allclose(found[i], loss[0], rtol=1e-4)
 
 
+@torch.no_grad()
+def test_equalisers_loss_is_the_mean_distance_and_loud_bands_count_more():
+    """With corrections that are off by 1 in the upper half of the bands, first at equal levels, then where the upper
+    half is expected to be as quiet as can be."""
+    model, batch = untrained_network(), pair_batch(2)
+    batch["features"] = torch.zeros_like(batch["features"])
+    batch["correction"] = torch.zeros_like(batch["correction"])
+    half = batch["correction"].shape[-1] // 2
+    batch["correction"][..., -half:] = 1.0
+    share = half / batch["correction"].shape[-1]
+    assert torch.allclose(losses.equaliser_loss(model, batch), torch.full((2,), share))
+    batch["features"][:, :, 0, -half:] = QUIETEST_LEVEL
+    assert torch.equal(losses.equaliser_loss(model, batch), torch.zeros(2))
+
+
 # The joint part
 
 
@@ -377,7 +395,7 @@ def test_joint_step_trains_encoder_core_and_decoder():
 
 @pytest.mark.parametrize(
     ("loss", "trained"),
-    [("spectral", {"encoder", "decoder"}), ("prediction", {"core"})],
+    [("spectral", {"encoder", "decoder"}), ("prediction", {"core"}), ("equaliser", {"core"})],
 )
 def test_each_part_of_the_joint_loss_trains_what_it_is_for(loss, trained):
     """The encoder is not taught to be easily predicted."""

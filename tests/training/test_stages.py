@@ -99,10 +99,11 @@ def test_finished_stage_1_is_not_held_in_memory_during_stage_2(new_run, monkeypa
 def test_joint_part_moves_the_core_at_the_full_rate_and_the_codec_more_slowly(new_run):
     run = new_run()
     run.state.begin_stage(2)
-    fast, slow = ({id(p) for p in group["params"]} for group in run.state.optimiser.param_groups)
+    fast, slow, equaliser = ({id(p) for p in group["params"]} for group in run.state.optimiser.param_groups)
     encoder, core, decoder = ({id(p) for p in part.parameters()} for part in parts_of(run.state.model))
-    assert (fast, slow) == (core, encoder | decoder)
-    assert [group["scale"] for group in run.state.optimiser.param_groups] == [1.0, stages.JOINT_CODEC_RATE]
+    assert (fast | equaliser, slow) == (core, encoder | decoder)
+    assert not fast & equaliser
+    assert [group["scale"] for group in run.state.optimiser.param_groups] == [1.0, stages.JOINT_CODEC_RATE, 1.0]
 
 
 def test_batch_of_the_joint_part_has_crops_and_pairs(new_run):

@@ -194,14 +194,16 @@ def test_impossible_values_are_wrong_usage(flags):
 
 
 @pytest.mark.slow
-def test_checkpoint_of_an_earlier_day_generates_and_trains_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", range(checkpoint.OLDEST_FORMAT, checkpoint.FORMAT_VERSION + 1))
+def test_checkpoint_of_an_earlier_day_generates_and_trains_on(tmp_path, monkeypatch, number):
     """tests/files holds a small one of every format that is still read, made by the command below in 4 steps."""
     monkeypatch.setattr("tiny.RATE", 1600)
     monkeypatch.setattr("tiny.CHUNK", 4800)
     monkeypatch.chdir(tmp_path)
     write_dataset(Path("dataset"))
     Path("checkpoints").mkdir()
-    shutil.copy(Path(__file__).parent.parent / "files" / "checkpoint-format-10.pt", "checkpoints/last.pt")
+    file = f"checkpoint-format-{number}.pt"
+    shutil.copy(Path(__file__).parent.parent / "files" / file, "checkpoints/last.pt")
     model = load_model("checkpoints/last.pt")
     assert torch.isfinite(model.generate(synth.song(0, 3, 1600, CHANNELS), seconds=3)).all()
     flags = (
