@@ -377,11 +377,13 @@ class ContinuationModel(nn.Module):
         """Find the copies of the context x (batch, channels, samples) for the decoder to mix; legacy: None."""
         return replace(find_copies(x, self.config.hop).with_multiples(), levels=self.levels(x))
 
-    def decode(self, z: Tensor, length: int | None = None, copies: Copies | None = None, start: int = 0) -> Tensor:
+    def decode(
+        self, z: Tensor, length: int | None = None, copies: Copies | None = None, start: int = 0, equalise=True
+    ) -> Tensor:  # fmt: skip
         """Decode latents to audio (batch, channels, length); length None: all samples of the latents. With `copies`
         of a context, z begins `start` samples after its end; the sound is mixed with them, and equalised."""
         sound = self.decode_with_magnitudes(z, copies, start)[0][..., :length]
-        return sound if copies is None else self.core.equaliser.equalise(sound, copies, start)
+        return self.core.equaliser.equalise(sound, copies, start) if equalise and copies is not None else sound
 
     def decode_with_magnitudes(
         self, z: Tensor, copies: Copies | None = None, start: int = 0
@@ -482,7 +484,7 @@ class ContinuationModel(nn.Module):
         return (sound[0, :, 0 if with_input else chunk : chunk + length] / gain.to(sound)).cpu()
 
     def decode_continuation(
-        self, context: Context, predicted: Tensor, copies: Copies | None, start: int = 0
+        self, context: Context, predicted: Tensor, copies: Copies | None, start: int = 0, equalise=True
     ) -> tuple[Tensor, Tensor]:
         """Decode a prediction together with the end of its context, so that they join: the last FADE_SECONDS of the
         context, and the continuation, (batch, channels, samples) each. The continuation begins `start` samples after
@@ -491,7 +493,7 @@ class ContinuationModel(nn.Module):
         join = max(1, round(JOIN_SHARE * config.chunk_latents))
         cut, fade = join * config.latent_samples, round(FADE_SECONDS * config.sample_rate)
         latents = torch.cat([context.latents[..., -join:], predicted], dim=-1)
-        decoded = self.decode(latents, copies=copies, start=start - cut).float()
+        decoded = self.decode(latents, copies=copies, start=start - cut, equalise=equalise).float()
         return decoded[..., cut - fade : cut], decoded[..., cut:]
 
 

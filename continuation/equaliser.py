@@ -145,8 +145,9 @@ class Equaliser(nn.Module):
     def training_pair(self, copies: Copies, target: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the features for what follows the copies' context, and the true correction (batch, channels, bands)
         from the audio that does, `target` (batch, channels, samples)."""
-        features, level = self.features(copies, target.shape[-1])
-        return features, relative(log(self.bands(target).mean(-1)), level) - features[:, :, 0]
+        with without_autocast(target):  # powers overflow in fp16
+            features, level = self.features(copies, target.shape[-1])
+            return features, relative(log(self.bands(target).mean(-1)), level) - features[:, :, 0]
 
     def equalise(self, x: Tensor, copies: Copies, start: int = 0) -> Tensor:
         """Filter audio x (batch, channels, samples), which begins `start` samples after the end of the copies'

@@ -28,7 +28,8 @@ LONGEST_FILE_NAME = 100  # bytes, without the suffix and the additions of a temp
 # Kinds of systems
 BASELINE = "baseline"  # without a network
 PREDICTIONS = "predictions"  # of another program, read from files
-NETWORK = "network"  # predicted latents, decoded and mixed with copies of the context
+NETWORK = "network"  # predicted latents, decoded, mixed with copies of the context, and equalised
+NOT_EQUALISED = "not equalised"  # the same before the equaliser: copies are mixed by a rule, untrained
 OWN_SOUND = "own sound"  # predicted latents, decoded without copies
 CEILING = "ceiling"  # the true latents, decoded without copies
 CODEC = "codec"  # a baseline of real audio through a network's encoder and decoder
@@ -161,10 +162,10 @@ class Network:
 
     def make_systems(self) -> list[System]:
         """Make the systems whose continuations `continue_pair` plays, in the order of their rows."""
-        own = [System(f"{self.name}, own sound", OWN_SOUND, self, self.sampling)] if self.config.has_copies else []
+        parts = (NOT_EQUALISED, OWN_SOUND) if self.config.has_copies else ()
         return [
             System(self.name, NETWORK, self, self.sampling),
-            *own,
+            *(System(f"{self.name}, {part}", part, self, self.sampling) for part in parts),
             *(System(f"{self.name}, {way}", NETWORK, self, s) for way, s in self.other_samplings().items()),
             System(f"{self.name}, ceiling", CEILING, self),
             *(System(f"{real.name} through {self.name}", CODEC, self, baseline=real) for real in REAL_AUDIO),
@@ -249,6 +250,8 @@ class Network:
                 prediction = predicted[system.sampling]
                 latents = as_arrays(target, prediction)
                 played[system] = replace(self.play(pair, context, prediction), latents=latents)
+            elif system.kind == NOT_EQUALISED:
+                played[system] = self.play(pair, context, predicted[system.sampling], equalise=False)
             elif system.kind == OWN_SOUND:
                 played[system] = self.play(pair, context, predicted[system.sampling], with_copies=False)
             elif system.kind == CEILING:
@@ -265,10 +268,13 @@ class Network:
     def draw(self, pair: Pair, purpose: int) -> np.random.Generator:
         return make_rng(self.seed, "validation", pair.number, purpose)
 
-    def play(self, pair: Pair, context: Context, predicted: Tensor, with_copies: bool = True) -> Continuation:
+    def play(
+        self, pair: Pair, context: Context, predicted: Tensor, with_copies: bool = True, equalise: bool = True
+    ) -> Continuation:
         """Decode a prediction after the pair's context, whose end is crossfaded, with copies of it or without."""
         copies = self.model.copies(self.batch(pair.context)) if with_copies else None
-        before, after = map(self.sound, self.model.decode_continuation(context, predicted, copies))
+        decoded = self.model.decode_continuation(context, predicted, copies, equalise=equalise)
+        before, after = map(self.sound, decoded)
         faded = crossfade(torch.from_numpy(pair.context), torch.from_numpy(before)).numpy()
         seams = copies.seams(self.config.chunk_samples) if copies else ()
         return Continuation(faded, after[:, : self.config.chunk_samples], seams)

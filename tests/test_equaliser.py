@@ -123,6 +123,15 @@ def test_features_do_not_depend_on_loudness_nor_on_the_target():
     assert torch.allclose(softer, first, atol=0.05)
 
 
+def test_features_are_exact_under_autocast():
+    model = untrained_network()
+    past, future = noise(1, 2, CHUNK, level=0.1), noise(1, 2, CHUNK, seed=1, level=0.1)
+    exact = model.core.equaliser.training_pair(copies_of(past, model), future)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.core.equaliser.training_pair(copies_of(past, model), future)
+    assert all(torch.equal(a, b) for a, b in zip(exact, found, strict=True))
+
+
 def test_features_of_a_batch_are_those_of_its_items():
     model = untrained_network()
     x = torch.cat([noise(1, 2, CHUNK, level=0.1), tone(200.0) + noise(1, 2, CHUNK, seed=3, level=0.01)])

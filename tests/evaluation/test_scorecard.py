@@ -27,8 +27,9 @@ def test_every_system_has_its_row(card):
     flow = "tiny-flow (flow)"
     assert list(card["figures"]["continuation"]) == [
         *(system.name for system in BASELINES),
-        flow, f"{flow}, own sound", f"{flow}, guidance 1", f"{flow}, one step", f"{flow}, ceiling", *through(flow),
-        "tiny-mse", "tiny-mse, own sound", "tiny-mse, ceiling", *through("tiny-mse"),
+        *(flow + part for part in ("", ", not equalised", ", own sound", ", guidance 1", ", one step", ", ceiling")),
+        *through(flow),
+        "tiny-mse", "tiny-mse, not equalised", "tiny-mse, own sound", "tiny-mse, ceiling", *through("tiny-mse"),
         "legacy-mse", "legacy-mse, ceiling", *through("legacy-mse"),
         "truth",
     ]  # fmt: skip
@@ -138,7 +139,8 @@ def test_seams_are_judged_where_copies_are_played_and_nowhere_else(card):
     clicks = {name: figures["seam_click_percentile"]["mean"] for name, figures in systems.items()}
     with_seams = {name for name, value in clicks.items() if value is not None}
     flow = "tiny-flow (flow)"
-    assert with_seams == {"loop", flow, f"{flow}, guidance 1", f"{flow}, one step", "tiny-mse"}
+    unequalised = {f"{flow}, not equalised", "tiny-mse, not equalised"}
+    assert with_seams == {"loop", flow, f"{flow}, guidance 1", f"{flow}, one step", "tiny-mse", *unequalised}
 
 
 def test_every_network_that_continues_has_its_long_blocks(card):

@@ -145,6 +145,19 @@ def test_own_sound_is_what_the_decoder_plays_without_copies(network, pairs):
     assert list(mixed.seams) == judged.model.copies(judged.batch(pair.context)).seams(CHUNK) != []
 
 
+def test_not_equalised_is_the_mix_that_the_equaliser_filters(network, pairs):
+    judged, pair = network("flow"), next(pairs.of_song(0))
+    with torch.inference_mode():
+        encoded = judged.encode_pair(pair)
+        context, target = Context(encoded["context"], encoded["outlook"]), encoded["target"]
+        heard, mixed = (judged.play(pair, context, target, equalise=equalise) for equalise in (True, False))
+        assert not np.allclose(heard.sound, mixed.sound, atol=1e-3)
+        torch.nn.init.zeros_(judged.model.core.equaliser.to_correction.weight)
+        torch.nn.init.zeros_(judged.model.core.equaliser.to_correction.bias)
+        unchanged = judged.play(pair, context, target)
+    np.testing.assert_allclose(unchanged.sound, mixed.sound, atol=1e-6)
+
+
 def test_gain_of_the_true_context_against_itself_is_zero_and_depends_on_the_context(network, pairs):
     judged, pair = network("flow"), next(pairs.of_song(0))
     with torch.inference_mode():
