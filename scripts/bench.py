@@ -70,7 +70,7 @@ class Sizes:
 
 
 QUICK = Sizes(165, 6, 40, 2, (10, 100), 6, 6, (1, 4, 16), 3, variants=False)
-FULL = Sizes(5400, 20, 180, 3, (10, 100, 1000), 40, 200, (1, 2, 4, 8, 16), 6, variants=True)
+FULL = Sizes(5400, 20, 180, 3, (10, 100, 1000, 10_000), 40, 200, (1, 2, 4, 8, 16), 6, variants=True)
 
 
 @dataclass
