@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from continuation.layers import FRAME_RATE_HZ, WINDOW_HOPS, ChannelNorm, blocks, without_autocast
 from continuation.mixer import copy_weights
 from continuation.repetition import Copies
-from continuation.spectral import band_at, istft, left_right, mid_side, stft
+from continuation.spectral import band_at, interpolate_between, istft, left_right, mid_side, stft
 
 BANDS_PER_OCTAVE = 24
 LOWEST_HZ = 50
@@ -46,7 +46,8 @@ class LogBands(nn.Module):
         width = (centres * (2 ** (1 / BANDS_PER_OCTAVE) - 1)).clamp(min=2 * bin_hz)  # at least one bin falls inside
         pool = (1 - (frequencies - centres[:, None]).abs() / width[:, None]).clamp(min=0)
         self.register_buffer("pool", pool / pool.sum(1, keepdim=True), persistent=False)
-        self.register_buffer("interpolate", interpolation(centres, frequencies), persistent=False)
+        to_bins = interpolate_between(centres.log(), frequencies.clamp(min=1).log())
+        self.register_buffer("interpolate", to_bins, persistent=False)
         mixer_bins = WINDOW_HOPS * (sample_rate // FRAME_RATE_HZ) // 2 + 1
         self.register_buffer("coarse", band_at(centres, mixer_bins), persistent=False)  # the mixer's band of each
 
@@ -74,14 +75,6 @@ class LogBands(nn.Module):
 def band_count(sample_rate: int) -> int:
     """Return the number of bands from LOWEST_HZ to half the sample rate."""
     return max(1, math.floor(BANDS_PER_OCTAVE * math.log2(sample_rate / 2 / LOWEST_HZ)))
-
-
-def interpolation(centres: Tensor, frequencies: Tensor) -> Tensor:
-    """Make the matrix that interpolates between the bands' centres, linearly in log frequency, and is constant beyond
-    the outermost: (bins, bands)."""
-    places = frequencies.clamp(min=1).log()[:, None]
-    way = ((places - centres[:-1].log()) / centres.log().diff()).clamp(0, 1)  # from each centre to the next
-    return F.pad(way, (1, 0), value=1.0) * F.pad(1 - way, (0, 1), value=1.0)
 
 
 class Equaliser(nn.Module):

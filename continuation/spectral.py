@@ -159,8 +159,13 @@ def interpolation(bins: int) -> Tensor:
     """Make the matrix that interpolates linearly between the centres of the bands, and is constant beyond the
     outermost: (bins, bands)."""
     edges = torch.tensor(band_edges(bins), dtype=torch.float)
-    middles = (edges[:-1] + edges[1:] - 1) / 2
-    way = ((torch.arange(bins)[:, None] - middles[:-1]) / middles.diff()).clamp(0, 1)  # from each middle to the next
+    return interpolate_between((edges[:-1] + edges[1:] - 1) / 2, torch.arange(bins))
+
+
+def interpolate_between(nodes: Tensor, places: Tensor) -> Tensor:
+    """Make the matrix that interpolates values at increasing `nodes` linearly at `places`, and is constant beyond the
+    outermost: (places, nodes)."""
+    way = ((places[:, None] - nodes[:-1]) / nodes.diff()).clamp(0, 1)  # from each node to the next
     return F.pad(way, (1, 0), value=1.0) * F.pad(1 - way, (0, 1), value=1.0)
 
 
