@@ -63,12 +63,8 @@ class LogBands(nn.Module):
 
     def filter(self, x: Tensor, gains: Tensor) -> Tensor:
         """Filter audio x (batch, channels, samples) by gains of mid and side (batch, channels, bands), in nepers of
-        amplitude, without a change of its power as a whole."""
-        spectrum = self.spectrum(x)
-        power = spectrum.abs().square().mean(-1)  # (batch, channels, bins)
-        factors = (self.interpolate @ gains[..., None])[..., 0].exp()
-        before, after = (p.sum((1, 2), keepdim=True) + QUIETEST_POWER for p in (power, power * factors.square()))
-        filtered = spectrum * (factors * (before / after).sqrt())[..., None]
+        amplitude."""
+        filtered = self.spectrum(x) * (self.interpolate @ gains[..., None]).exp()
         return left_right(istft(filtered, self.hop)[..., self.size // 2 :][..., : x.shape[-1]])
 
 

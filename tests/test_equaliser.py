@@ -31,10 +31,6 @@ def copies_of(x: torch.Tensor, model) -> Copies:
     return dataclasses.replace(find_copies(x, model.config.hop).with_multiples(), levels=model.levels(x))
 
 
-def power_db(x: torch.Tensor) -> float:
-    return 10 * x.square().mean().log10().item()
-
-
 # Bands
 
 
@@ -71,18 +67,15 @@ def test_filter_without_gains_changes_nothing_at_the_edges_neither(length):
     assert torch.allclose(LogBands(RATE).filter(x, torch.zeros(2, 2, equaliser.band_count(RATE))), x, atol=1e-6)
 
 
-def test_filter_lifts_one_note_above_another_and_keeps_the_power():
+def test_filter_lifts_one_note_and_leaves_another():
     bands = LogBands(RATE)
     first, second = tone(200.0), tone(500.0)
     gains = torch.zeros(1, 2, equaliser.band_count(RATE))
     gains[..., band_of(350.0) :] = 0.5
-    both = bands.filter(first + second, gains)
-    levels = bands(both).mean(-1)[0, 0]
-    difference = 10 * (levels[band_of(500.0)] / levels[band_of(200.0)]).log10()
-    before = bands(first + second).mean(-1)[0, 0]
-    was = 10 * (before[band_of(500.0)] / before[band_of(200.0)]).log10()
-    assert difference - was == pytest.approx(0.5 * 20 / 2.302585, abs=0.2)
-    assert power_db(both) == pytest.approx(power_db(first + second), abs=0.1)
+    before, after = (bands(x).mean(-1)[0, 0] for x in (first + second, bands.filter(first + second, gains)))
+    change_db = 10 * (after / before).log10()
+    assert change_db[band_of(500.0)] == pytest.approx(0.5 * 20 / 2.302585, abs=0.1)
+    assert change_db[band_of(200.0)] == pytest.approx(0, abs=0.1)
 
 
 def test_silence_stays_silent():
