@@ -38,7 +38,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from continuation import audio, files, manifests, signals
+from continuation import audio, files, manifests, plots, signals
 from continuation.cli import (
     HelpFormatter,
     RunError,
@@ -356,8 +356,6 @@ def print_groups(songs: list[Song]) -> None:
 
 def plot_songs(path: Path, songs: list[Song], meta: dict) -> None:
     """Draw hours, loudness, silence and tempo of all songs."""
-    from continuation import plots
-
     hours_a_row = meta["chunk_samples"] / meta["sample_rate"] / 3600
     rows = [
         {

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from continuation import audio, audio_decoders, checkpoint, signals
+from continuation import audio, audio_decoders, checkpoint, plots, signals
 from continuation.cli import (
     HelpFormatter,
     RunError,
@@ -36,6 +36,7 @@ from continuation.cli import (
     seed_number,
     up_to_a_day,
 )
+from continuation.layers import crossfade
 from continuation.song_files import find_songs
 from model import FADE_SECONDS, GUIDANCE, SAMPLING_STEPS, build_model, load_checkpoint
 
@@ -314,12 +315,12 @@ def join(original: np.ndarray, rate: int, whole: np.ndarray, whole_rate: int) ->
     """
     whole = audio.resample(whole, whole_rate, rate, channels=len(original))
     cut, fade = original.shape[1], round(FADE_SECONDS * rate)
-    ramp = np.linspace(0, 1, fade, dtype=np.float32)
-    faded = original[:, cut - fade :] * (1 - ramp) + whole[:, cut - fade : cut] * ramp
-    return np.concatenate([original[:, : cut - fade], faded, whole[:, cut:]], axis=1)
+    faded = crossfade(torch.from_numpy(original), torch.from_numpy(whole[:, cut - fade : cut])).numpy()
+    return np.concatenate([faded, whole[:, cut:]], axis=1)
 
 
 def write_sound(path: Path, sound: np.ndarray, sample_rate: int) -> None:
+    """Write a sound (channels, samples), its peaks limited, and say so where they were."""
     limited = audio.limit_peaks(sound, sample_rate)
     if (peak := float(np.abs(sound).max())) > audio.PEAK_LIMIT:
         say(f"{path}: peaks of up to {peak:.2f} are limited")
@@ -357,8 +358,6 @@ def continue_task(task: Task, model, precision, args: argparse.Namespace) -> Non
         length = f"{sound.shape[1] / rate:.2f} s"
         say(f"{path}: {length}, generated in {taken:.2f} s, {speed:.1f} x real time")
         if plot:
-            from continuation import plots
-
             plots.plot_continuation(plot, whole[:, :cut], whole[:, cut:], config.sample_rate, path.name)
             say(f"{plot}: its picture")
 

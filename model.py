@@ -25,6 +25,7 @@ from continuation import checkpoint, model_tables
 from continuation.context import Context
 from continuation.encoder_stems import LongStem, Stem
 from continuation.equaliser import FEATURES, Equaliser, band_count
+from continuation.flow_head import FlowHead
 from continuation.layers import (
     CONTEXT_LEVEL,
     FRAME_RATE_HZ,
@@ -39,13 +40,11 @@ from continuation.legacy import LEGACY_HOP, LegacyCore, LegacyDecoder, LegacyEnc
 from continuation.mixer import Mixer, expected_levels
 from continuation.repetition import Copies, find_copies
 from continuation.spectral import STEP_FRAMES, ISTFTHead, band_edges
-from continuation.transformer import RMSNorm, TransformerBlock, patchify, rotary_angles, unpatchify
+from continuation.transformer import RMSNorm, TransformerBlock, patchify, rotary_angles
 
 JOIN_SHARE = 0.1  # end of the context that is decoded together with the prediction, as a share of it
 FADE_SECONDS = 0.02
 SEED_STRIDE = 0x9E3779B1  # between the seeds of a long continuation's chunks; odd and far from small numbers
-VELOCITY_BLOCKS = 2  # of the core's head, at the latent rate
-TIME_FEATURES = 128
 SAMPLING_STEPS = 8
 GUIDANCE = 1.0
 
@@ -229,46 +228,15 @@ class Decoder(nn.Module):
             spectrum = self.mixer(self.sources(spectrum, copies, start), copies)
         return self.head.audio(spectrum), magnitudes
 
-    def sources(self, own: Tensor, copies: Copies, start: int) -> Tensor:
-        """Compute the spectra to mix, the decoder's own and the copies'."""
-        sound = copies.play(start, own.shape[-1] * self.head.hop)
+    def sources(self, own_spectrum: Tensor, copies: Copies, start: int) -> Tensor:
+        """Compute the spectra to mix, the decoder's own (batch, channels, bins, frames) and the copies': (batch, 1 +
+        copies, channels, bins, frames)."""
+        sound = copies.play(start, own_spectrum.shape[-1] * self.head.hop)
         played = self.head.spectrum(sound.flatten(0, 1)).unflatten(0, sound.shape[:2])
-        return torch.cat([own[:, None], played], dim=1)
+        return torch.cat([own_spectrum[:, None], played], dim=1)
 
 
 # The core
-
-
-class FlowHead(nn.Module):
-    """Velocity of the flow at the latent rate: ConvNeXt blocks on the noisy latents, conditioned on the flow time and
-    the core's tokens (a small denoiser after a transformer that runs once, as in Li et al. 2024)."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        width, channels = config.core_width // 2, config.latent_channels
-        self.latents_per_token = config.latents_per_token
-        self.from_tokens = nn.Linear(config.core_width, config.latents_per_token * width)
-        self.from_latents = nn.Conv1d(channels, width, 1)
-        self.from_time = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
-        self.blocks = blocks(width, VELOCITY_BLOCKS)
-        self.norm = ChannelNorm(width)
-        self.to_velocity = nn.Conv1d(width, channels, 1)
-        nn.init.zeros_(self.to_velocity.weight)
-        nn.init.zeros_(self.to_velocity.bias)
-
-    def forward(self, noisy: Tensor, tokens: Tensor, time: Tensor) -> Tensor:
-        """Compute the velocity of the noisy latents (batch, latent_channels, latents) at flow `time` (batch,), from 0
-        (noise) to 1 (data): of the same shape."""
-        token_features = unpatchify(self.from_tokens(tokens), self.latents_per_token)
-        x = self.from_latents(noisy) + token_features + self.from_time(self.embed_time(time))[:, :, None]
-        return self.to_velocity(self.norm(self.blocks(x)))
-
-    @staticmethod
-    def embed_time(time: Tensor) -> Tensor:
-        """Compute sines and cosines of the flow time: (batch,) -> (batch, TIME_FEATURES)."""
-        half = TIME_FEATURES // 2
-        angles = time[:, None] * 1000.0 ** (torch.arange(half, device=time.device) / (half - 1))
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 class Core(nn.Module):
@@ -289,7 +257,7 @@ class Core(nn.Module):
             for _ in range(config.core_layers)
         )
         self.norm = RMSNorm(width, eps=1e-6)
-        self.head = FlowHead(config)
+        self.head = FlowHead(width, config.latent_channels, config.latents_per_token)
         self.equaliser = Equaliser(config.sample_rate, config.core_dropout)
 
     def forward(self, context: Context, context_share: Tensor | None = None) -> Tensor:
@@ -399,7 +367,8 @@ class ContinuationModel(nn.Module):
         return self.decode(self.encode(x), x.shape[-1])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute both outputs for a context x: its reconstruction, and the decoded prediction (of one step)."""
+        """Compute both outputs for a context x (batch, channels, samples): its reconstruction, and the decoded
+        prediction (of one step), of the same shape."""
         copies = self.copies(x)
         predicted = self.predict(self.encode_context(x, copies), steps=1)
         return self.reconstruct(x), self.decode(predicted, x.shape[-1], copies)
@@ -416,6 +385,7 @@ class ContinuationModel(nn.Module):
         return (z - self.latent_mean) / self.latent_std
 
     def destandardise(self, z: Tensor) -> Tensor:
+        """Invert `standardise`."""
         return z * self.latent_std + self.latent_mean
 
     def predict(
@@ -477,10 +447,10 @@ class ContinuationModel(nn.Module):
         for roll in range(-(-length // chunk)):
             start, past = roll * chunk, sound[..., -chunk:]
             context = self.encode_context(rms_gain(past) * past, copies, start)
-            own_seed = (int(seed) + roll * SEED_STRIDE) % 2**32  # other noise in every chunk, within 32 bits
-            predicted = self.predict(context, steps, guidance, own_seed, temperature)
-            before, after = self.decode_continuation(context, predicted, copies, start)
-            sound = torch.cat([crossfade(sound, before), after], dim=-1)
+            chunk_seed = (int(seed) + roll * SEED_STRIDE) % 2**32  # other noise in every chunk, within 32 bits
+            predicted = self.predict(context, steps, guidance, chunk_seed, temperature)
+            context_tail, continuation = self.decode_continuation(context, predicted, copies, start)
+            sound = torch.cat([crossfade(sound, context_tail), continuation], dim=-1)
         return (sound[0, :, 0 if with_input else chunk : chunk + length] / gain.to(sound)).cpu()
 
     def decode_continuation(
@@ -524,7 +494,7 @@ def make_model(config: ModelConfig) -> ContinuationModel:
 
 
 def rms_gain(x: Tensor) -> Tensor:
-    """Compute the factor that scales a context x to CONTEXT_LEVEL."""
+    """Compute the factor that scales a context x (1, channels, samples) to CONTEXT_LEVEL: a scalar."""
     return CONTEXT_LEVEL / x.square().mean().sqrt().clamp(min=QUIETEST_RMS)
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from continuation import audio, audio_decoders, files, manifests
+from continuation import audio, audio_decoders, files, manifests, plots
 from continuation.cli import (
     INTERRUPTED,
     HelpFormatter,
@@ -364,8 +364,6 @@ def print_undone(ends: dict[str, str]) -> None:
 
 def plot_songs(args: argparse.Namespace, lines: dict[str, dict]) -> None:
     """Draw the first minute of a few songs, evenly spread over the sorted list."""
-    from continuation import plots
-
     ok = [lines[source] for source in sorted(lines) if lines[source]["status"] == "ok"]
     items = []
     for line in ok[:: -(-len(ok) // PLOTTED_SONGS)]:

@@ -85,32 +85,6 @@ class Run:
         self.validation = Validation(self.state.ema, self.windows["val"], args.seed, self.state.autocast)
         self.log = run_log.RunLog(self.folder)
 
-    def train(self, stop) -> None:
-        """Train the remaining stages of the run. Raises Stopped at a stop signal."""
-        if distributed.is_main():
-            (self.folder / "samples").mkdir(exist_ok=True)
-        if self.state.stage == 1:
-            self.train_stage(stop)
-            self.finish_stage1()
-        if not self.state.is_finished():
-            self.train_stage(stop)
-        self.save()
-
-    def train_stage(self, stop) -> None:
-        """Train the remaining phases of the current stage."""
-        state = self.state
-        self.log.open_board(state)
-        if state.reads_cache():
-            self.fill_cache(stop)
-        if state.best == math.inf:
-            distributed.barrier()  # until all have searched for last.pt
-            self.save()  # before best.pt: a folder with a best.pt and without a last.pt is refused
-            self.evaluate()
-        for phase in state.phases():
-            self.train_phase(phase, stop)
-        if state.evaluated_at != state.step:
-            self.evaluate()
-
     def train_phase(self, phase: stages.Phase, stop) -> None:
         """Train until the phase has ended: step, evaluate, save."""
         state = self.state
@@ -140,6 +114,32 @@ class Run:
                 if time.monotonic() - saved > 60 * self.args.checkpoint_minutes:
                     self.save()
                     saved = time.monotonic()
+
+    def train(self, stop) -> None:
+        """Train the remaining stages of the run. Raises Stopped at a stop signal."""
+        if distributed.is_main():
+            (self.folder / "samples").mkdir(exist_ok=True)
+        if self.state.stage == 1:
+            self.train_stage(stop)
+            self.finish_stage1()
+        if not self.state.is_finished():
+            self.train_stage(stop)
+        self.save()
+
+    def train_stage(self, stop) -> None:
+        """Train the remaining phases of the current stage."""
+        state = self.state
+        self.log.open_board(state)
+        if state.reads_cache():
+            self.fill_cache(stop)
+        if state.best == math.inf:
+            distributed.barrier()  # until all have searched for last.pt
+            self.save()  # before best.pt: a folder with a best.pt and without a last.pt is refused
+            self.evaluate()
+        for phase in state.phases():
+            self.train_phase(phase, stop)
+        if state.evaluated_at != state.step:
+            self.evaluate()
 
     # Data
 

@@ -73,7 +73,7 @@ def rms_db(x: np.ndarray) -> float:
 
 
 class Decoder:
-    """Iterate over one file as float32 (channels, n) blocks at a given sample rate, in bounded memory.
+    """Iterable over one file in float32 blocks (channels, n) at a given sample rate, in bounded memory.
 
     Resampled by soxr HQ, bit-identical to a one-shot call. Mono is doubled for stereo, more than two channels are
     mixed down to stereo, stereo is averaged for mono. A file that is far louder than full scale is scaled down as a

@@ -33,7 +33,7 @@ TIME_SHIFT = 3  # of the flow's times towards noise, where the prediction depend
 
 
 class PairSampler:
-    """Map from item number to pair: every epoch visits all pairs once, in a new random order."""
+    """Mapping from item number to pair: every epoch visits all pairs once, in a new random order."""
 
     def __init__(self, pairs: int, seed: int, stage: int):
         self.pairs, self.seed, self.stage = pairs, seed, stage

@@ -5,7 +5,6 @@ Every function also works without other processes, so that the training loop is 
 """
 
 import os
-import signal
 import sys
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from datetime import timedelta
@@ -15,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from continuation import signals
 from continuation.cli import RunError, UsageError, environment_int
 
 TIMEOUT = timedelta(minutes=30)  # longest wait, as while process 0 evaluates
@@ -72,7 +72,7 @@ def leave(code: int) -> None:
     """End this program with its exit code, in spite of the TERM that srun and torchrun send to all processes after
     the first has ended. One of several processes exits at once, without the interpreter's shutdown, which gloo's
     threads sometimes abort."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signals.ignore("SIGTERM")
     with suppress(UsageError):  # already printed: the reason to leave
         if environment()[2] > 1:
             for stream in filter(None, (sys.stdout, sys.stderr)):  # None where the shell closed it

@@ -35,6 +35,7 @@ class Stem(nn.Module):
         return torch.cat([phase.cos() * window, -phase.sin() * window])
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute frames (batch, width, frames) of audio x (batch, channels, samples)."""
         batch, channels, _ = x.shape
         excess = (WINDOW_HOPS - 1) * self.hop
         x = F.pad(x, (excess // 2, excess - excess // 2))
@@ -44,7 +45,7 @@ class Stem(nn.Module):
         compression = power ** (-1 / 4)
         level = power.detach().log() / 4  # detached: its gradient, steep for quiet bins, made training diverge
         x = torch.cat([real * compression, imaginary * compression, level], dim=1).to(self.mix.weight.dtype)
-        return self.mix(x.reshape(batch, -1, x.shape[-1]))  # (batch, width, frames)
+        return self.mix(x.reshape(batch, -1, x.shape[-1]))
 
 
 class LongStem(nn.Module):
@@ -60,9 +61,10 @@ class LongStem(nn.Module):
         self.mix = nn.Conv1d(channels * bins, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute frames (batch, width, frames) of audio x (batch, channels, samples)."""
         excess = self.size - self.hop
         spectrum = stft(F.pad(x, (excess // 2, excess - excess // 2)), self.size, self.hop)
         power = (spectrum.abs() * self.scale).square()  # (batch, channels, frames, bins)
         level = (power + 1e-4).log() / 4
         x = self.mix(level.transpose(2, 3).flatten(1, 2).to(self.mix.weight.dtype))
-        return x.repeat_interleave(WINDOW_HOPS, dim=-1)  # (batch, width, frames)
+        return x.repeat_interleave(WINDOW_HOPS, dim=-1)

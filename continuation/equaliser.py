@@ -155,8 +155,10 @@ def untrained_weights() -> dict[str, Tensor]:
 
 
 def log(power: Tensor) -> Tensor:
+    """Compute the logarithm of powers, in nepers of power; QUIETEST_POWER bounds it from below."""
     return (power + QUIETEST_POWER).log()
 
 
 def relative(spectrum: Tensor, level: Tensor) -> Tensor:
+    """Compute a spectrum (batch, channels, bands) relative to a level (batch, 1, 1), at least QUIETEST_LEVEL."""
     return (spectrum - level).clamp(min=QUIETEST_LEVEL)

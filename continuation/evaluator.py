@@ -26,7 +26,7 @@ REFERENCE_NOISE = 3  # purpose of the random draws of the noise reference
 
 
 class Evaluator:
-    """Runs the systems and collects their measures.
+    """Runner of the systems, and collector of their measures.
 
     rows: section -> system -> (song, measures), one per pair; measures that need all pairs of a song have a row of
     their own.
@@ -120,6 +120,7 @@ class Evaluator:
                 self.embed(system.name, pair.song, played.sound, own)
 
     def add_hum(self, section: str, system: str, song: str, hum: tuple[np.ndarray, np.ndarray]) -> None:
+        """Add the hum of one pair, frequencies in Hz and heights in dB; nothing where it is empty."""
         frequencies, heights = hum
         if len(heights):
             _, songs = self.hums[section].setdefault(system, (frequencies, {}))
@@ -228,6 +229,7 @@ class Evaluator:
 
 
 def worst_hum(frequencies: np.ndarray, songs: dict[str, list[np.ndarray]]) -> dict[str, float]:
+    """Return frequency and height, mean over songs, of the line that stands highest; songs: heights (n,) by pair."""
     heights = np.mean([np.mean(pairs, axis=0) for pairs in songs.values()], axis=0)
     worst = int(np.argmax(heights))
     return {"hz": float(frequencies[worst]), "db": float(heights[worst])}

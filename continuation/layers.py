@@ -29,6 +29,7 @@ class ChannelNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (batch, width, frames)."""
         power = x.float().square().mean(dim=1, keepdim=True)
         return x * torch.rsqrt(power + 1e-6).to(x.dtype) * self.scale
 
@@ -48,6 +49,7 @@ class ConvNeXtBlock(nn.Module):
         self.layer_scale = nn.Parameter(torch.full((width, 1), 0.1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform x (batch, width, frames): the same shape."""
         return x + self.layer_scale * self.layers(x)
 
 
@@ -57,7 +59,7 @@ def blocks(width: int, count: int) -> nn.Sequential:
 
 
 def without_autocast(x: Tensor):
-    """Return a context manager in which x is computed with in its own precision; the meta device has no autocast."""
+    """Return a context manager that disables autocast on the device of x; the meta device has none."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 

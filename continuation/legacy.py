@@ -16,6 +16,7 @@ class LegacyEncoder(nn.Module):
         self.second = nn.Conv1d(128, 64, 7, stride=2, padding=3)
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        """Encode x, padded to whole latents."""
         x = F.pad(x, (0, -x.shape[-1] % LEGACY_HOP))
         latents = x.shape[-1] // LEGACY_HOP
         return F.adaptive_avg_pool1d(self.second(self.pool(self.first(x))), latents), None
@@ -29,6 +30,7 @@ class LegacyCore(nn.Module):
         self.layer = nn.TransformerEncoderLayer(64, 4, 256, dropout=0.0, batch_first=True)
 
     def forward(self, z: Tensor) -> Tensor:
+        """Predict from z (batch, 64, latents): the same shape."""
         return self.layer(z.transpose(1, 2)).transpose(1, 2)
 
 
@@ -44,4 +46,5 @@ class LegacyDecoder(nn.Sequential):
         )
 
     def forward(self, z: Tensor, *_) -> tuple[Tensor, None]:
+        """Decode z (batch, 64, latents) to audio (batch, channels, samples)."""
         return super().forward(z), None

@@ -24,7 +24,7 @@ SPECTRAL_SIZES = 5
 BANDS = 32
 QUIET_LEVEL = 0.03  # added to levels, in power, so that softer ones do not count
 LINEAR_FROM_RATIO = 7.4  # of the powers of reference and estimate, 8.7 dB
-LEVEL_WEIGHT = 0.5  # of the magnitudes above the complex bins, relative to the spectral distance
+MAGNITUDE_WEIGHT = 0.5  # of the magnitudes above the complex bins, relative to the spectral distance
 QUIET_MAGNITUDE = 1e-2  # added to a bin before its logarithm, so that much softer ones do not count
 PHASE_WEIGHT = 0.75  # of the phase distance and the waveform's error, relative to the spectral distance
 FULL_LEVEL_POWER = 0.01  # of a signal at -20 dBFS RMS, the level of every context
@@ -86,10 +86,10 @@ def phase_distance(reference: tuple, estimate: tuple, sample_rate: int) -> Tenso
     the best estimate of a complex value is zero, and this loss would only make the sound dull.
     """
     bins = reference[1].shape[-1]
-    whole, gone = COMPLEX_HZ
+    full_hz, zero_hz = COMPLEX_HZ
     frequencies = torch.linspace(0, sample_rate / 2, bins, device=reference[1].device)
-    weight = ((gone - frequencies) / (gone - whole)).clamp(0, 1)
-    used = min(bins, math.ceil(2 * gone * (bins - 1) / sample_rate))
+    weight = ((zero_hz - frequencies) / (zero_hz - full_hz)).clamp(0, 1)
+    used = min(bins, math.ceil(2 * zero_hz * (bins - 1) / sample_rate))
     (a, size_a), (b, size_b) = ((s[..., :used, :], m[..., :used]) for s, m in (reference, estimate))
     error = a * torch.rsqrt(size_a + 1e-2)[..., None] - b * torch.rsqrt(size_b + 1e-2)[..., None]
     error = ((error * error).sum(-1) + 1e-8).sqrt()
@@ -97,7 +97,7 @@ def phase_distance(reference: tuple, estimate: tuple, sample_rate: int) -> Tenso
     return (error * weight[:used]).mean((1, 2, 3)) / scale
 
 
-def level_divergence(reference: Tensor, estimate: Tensor) -> Tensor:
+def magnitude_divergence(reference: Tensor, estimate: Tensor) -> Tensor:
     """Compute the Itakura-Saito divergence of the powers of two magnitudes (batch, channels, bins, frames), linear in
     the logarithm of their ratio beyond LINEAR_FROM_RATIO, where it would explode: (batch,).
 
@@ -147,23 +147,23 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 def latent_noise(model, mean: Tensor, log_variance: Tensor, batch: dict) -> Tensor:
     """Sample the latents that the decoder is trained on: from the posterior, plus noise of up to ROBUST_NOISE of each
-    channel's standard deviation, so that the decoder tolerates small errors of the core."""
+    channel's standard deviation, so that it tolerates small errors of the core: (batch, latent_channels, latents)."""
     z = mean + (0.5 * log_variance).exp() * batch["posterior_noise"]
     return z + ROBUST_NOISE * model.latent_std * batch["robust_noise"]
 
 
 def reconstruction_parts(
-    model, x: Tensor, mean: Tensor, log_variance: Tensor, decoded: tuple[Tensor, Tensor], draw: dict
+    model, x: Tensor, mean: Tensor, log_variance: Tensor, decoded: tuple[Tensor, Tensor], stft: dict
 ) -> dict[str, Tensor]:
     """Compute all parts of stage 1's loss, (batch,) each.
 
-    x: (batch, channels, samples); decoded: the decoder's audio and magnitudes; draw: see `reconstruct_step`.
+    x: (batch, channels, samples); decoded: the decoder's audio and magnitudes; stft: see `reconstruct_step`.
     """
     y, magnitudes = decoded
     with torch.no_grad():
         reference = model.decoder.head.magnitudes(x)
-    return reconstruction_losses(x, y[..., : x.shape[-1]], **draw) | {
-        "levels": level_divergence(reference, magnitudes[..., : reference.shape[-1]]),
+    return reconstruction_losses(x, y[..., : x.shape[-1]], **stft) | {
+        "magnitudes": magnitude_divergence(reference, magnitudes[..., : reference.shape[-1]]),
         "kl": kl_divergence(mean, log_variance),
     }
 
@@ -171,14 +171,14 @@ def reconstruction_parts(
 def total_loss(parts: dict[str, Tensor]) -> Tensor:
     """Add up stage 1's loss (batch,). The waveform's error is relative to the power at full level."""
     waveform = parts["waveform_mse"] / FULL_LEVEL_POWER
-    spectral = parts["spectral"] + LEVEL_WEIGHT * parts["levels"]
+    spectral = parts["spectral"] + MAGNITUDE_WEIGHT * parts["magnitudes"]
     return spectral + PHASE_WEIGHT * (parts["phase"] + waveform) + KL_WEIGHT * parts["kl"]
 
 
-def reconstruct_step(model, batch: dict, draw: dict, average=None) -> tuple[Tensor, dict[str, Tensor]]:
+def reconstruct_step(model, batch: dict, stft: dict, average=None) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute stage 1's loss (batch,) of the reconstruction of batch["x"], and its parts.
 
-    draw: sample_rate, size and in_mid_side of `reconstruction_losses`. average: averages a tensor over all processes;
+    stft: sample_rate, size and in_mid_side of `reconstruction_losses`. average: averages a tensor over all processes;
     where it is given, the latents' running statistics are updated.
     """
     x, latents = batch["x"], batch["posterior_noise"].shape[-1]
@@ -187,7 +187,7 @@ def reconstruct_step(model, batch: dict, draw: dict, average=None) -> tuple[Tens
         means = mean.detach().float()
         model.track_latents(*average(torch.stack([means.mean((0, 2)), means.square().mean((0, 2))])))
     decoded = model.decode_with_magnitudes(latent_noise(model, mean, log_variance, batch))
-    parts = reconstruction_parts(model, x, mean, log_variance, decoded, draw)
+    parts = reconstruction_parts(model, x, mean, log_variance, decoded, stft)
     return total_loss(parts), parts
 
 
@@ -250,10 +250,10 @@ def predict_step(model, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
     return sum(parts.values()), parts
 
 
-def joint_step(model, batch: dict, draw: dict) -> tuple[Tensor, dict[str, Tensor]]:
+def joint_step(model, batch: dict, stft: dict) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute stage 2b's loss (batch,), that of stage 1 for the codec plus that of stage 2a for the core, and its
     parts."""
-    reconstruction, parts = reconstruct_step(model, batch, draw)
+    reconstruction, parts = reconstruct_step(model, batch, stft)
     prediction, predicted = predict_step(model, batch)
     return reconstruction + prediction, parts | predicted
 

@@ -268,7 +268,7 @@ class Rehearsal:
         if self.part == "stage1":
             with self.state.autocast():
                 decoded = ema.decode_with_magnitudes(mean)
-            losses.reconstruction_parts(ema, x[..., :chunk], mean, log_variance, decoded, worst_draw(config))
+            losses.reconstruction_parts(ema, x[..., :chunk], mean, log_variance, decoded, worst_stft_settings(config))
 
     def zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, device=self.plan.device)
@@ -278,7 +278,7 @@ def rehearsed_phase(plan: Plan, part: str, args) -> stages.Phase:
     """Make the phase of a part, with the random draw that takes most memory, and without communication, since other
     processes may have run out of memory before."""
     (phase,) = stages.phases_of(1 if part == "stage1" else 2, plan.config, args)
-    phase.spectral_draw = lambda step: worst_draw(plan.config)
+    phase.stft_settings = lambda step: worst_stft_settings(plan.config)
     phase.mean_over_processes = lambda own: own
     return phase
 
@@ -293,7 +293,7 @@ def silent_item(phase: stages.Phase) -> dict:
     return phase.items(windows, SimpleNamespace(read=lambda variant, number: pair))[0]
 
 
-def worst_draw(config) -> dict:
+def worst_stft_settings(config) -> dict:
     """Return the draw of the spectral losses that takes most memory: the shortest windows have the most bins in all
     (each has one more than half its samples), and mid and side are computed in addition to left and right."""
     sizes = losses.spectral_sizes(config.sample_rate)

@@ -105,7 +105,8 @@ def tile_tail(x: Tensor, lag: Tensor, start: int, length: int, seam: int = 0) ->
 
 
 def tile_position(time: Tensor, lag: Tensor) -> Tensor:
-    """Return which sample, from the end (negative), a tile of the last `lag` samples plays at `time` after it."""
+    """Return which sample, from the end (negative), a tile of the last `lag` samples plays at `time` after it; time
+    and lag of shapes that broadcast."""
     return torch.where(time < 0, time, time % lag) - lag
 
 

@@ -8,6 +8,7 @@ import re
 
 from continuation.cli import one_line
 from continuation.metrics import bootstrap_interval, paired_interval, per_song
+from continuation.metrics.arithmetic import mean_of_defined
 from continuation.systems import OTHER_SONG, TRUTH
 
 UNDEFINED = "-"
@@ -220,15 +221,10 @@ def half_table(card: dict, half: dict) -> list[str]:
     rows = []
     for name, figures in card["figures"]["continuation"].items():
         by_song = [figures.get(measure, {"songs": {}})["songs"] for measure in OF_HALVES]
-        means = [mean_of([songs.get(song, math.nan) for song in half["songs"]]) for songs in by_song]
+        means = [mean_of_defined([songs.get(song, math.nan) for song in half["songs"]]) for songs in by_song]
         rows.append([name, *map(number, means), *distances(half, name)])
     headings = [": ".join(HEADLINES["continuation"][measure]) for measure in OF_HALVES]
     return table(["system", *headings, *KINDS], rows)
-
-
-def mean_of(values: list[float]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else math.nan
 
 
 def long_table(long: dict[str, list[dict]]) -> list[str]:

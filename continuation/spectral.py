@@ -51,7 +51,7 @@ def mid_side(x: Tensor) -> Tensor:
 
 
 def left_right(x: Tensor) -> Tensor:
-    """Invert `mid_side`."""
+    """Invert `mid_side`: mid and side (batch, 2, samples) to left and right."""
     if x.shape[1] != 2:
         return x
     mid, side = x.unbind(1)
@@ -74,11 +74,11 @@ class ISTFTHead(nn.Module):
         super().__init__()
         size = WINDOW_HOPS * hop
         self.channels, self.hop, self.bins = channels, hop, size // 2 + 1
-        whole, gone = (hz * WINDOW_HOPS // FRAME_RATE_HZ for hz in COMPLEX_HZ)  # in bins
-        self.complex_bins = min(gone, self.bins)
+        full, zero = (hz * WINDOW_HOPS // FRAME_RATE_HZ for hz in COMPLEX_HZ)  # in bins
+        self.complex_bins = min(zero, self.bins)
         self.steady = STEADY_HZ * WINDOW_HOPS // FRAME_RATE_HZ  # bins below STEADY_HZ
-        self.before = (WINDOW_HOPS - 1) * hop // 2  # samples of the first window before the audio begins
-        weight = ((gone - torch.arange(self.complex_bins)[:, None]) / (gone - whole)).clamp(max=1)
+        self.left_padding = (WINDOW_HOPS - 1) * hop // 2  # samples of the first window before the audio begins
+        weight = ((zero - torch.arange(self.complex_bins)[:, None]) / (zero - full)).clamp(max=1)
         scale = size / 4 * typical_magnitude(self.bins)
         self.register_buffer("complex_scale", scale[: self.complex_bins] * weight, persistent=False)
         self.register_buffer("scale", scale / NOISE_GAIN, persistent=False)
@@ -102,12 +102,12 @@ class ISTFTHead(nn.Module):
         """Convert a spectrum of mid and side (batch, channels, bins, frames) to audio (batch, channels, frames *
         hop)."""
         frames = spectrum.shape[-1]
-        return left_right(istft(spectrum, self.hop)[..., self.before : self.before + frames * self.hop])
+        return left_right(istft(spectrum, self.hop)[..., self.left_padding : self.left_padding + frames * self.hop])
 
     def spectrum(self, x: Tensor) -> Tensor:
         """Compute the spectrum of mid and side (batch, channels, bins, frames) of audio (batch, channels, frames *
         hop)."""
-        x = F.pad(x.float(), (self.before, (WINDOW_HOPS - 1) * self.hop - self.before))
+        x = F.pad(x.float(), (self.left_padding, (WINDOW_HOPS - 1) * self.hop - self.left_padding))
         return stft(mid_side(x), len(self.window), self.hop).transpose(2, 3)
 
     def magnitudes(self, x: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class ISTFTHead(nn.Module):
 
     @staticmethod
     def magnitude_activation(x: Tensor) -> Tensor:
-        """Map network outputs to magnitudes: low at first, and 43 dB higher for an output higher by 1."""
+        """Map outputs x of the network, of any shape, to magnitudes: small at first, 43 dB more for x + 1."""
         return (5 * x - 2).clamp(-9, 5).exp()
 
     def noise(self, frames: int, device) -> Tensor:
@@ -143,7 +143,7 @@ def band_edges(bins: int) -> list[int]:
 
 
 def band_at(frequencies: Tensor, bins: int) -> Tensor:
-    """Return the number of the band in which each of `frequencies`, in Hz, lies."""
+    """Return the number of the band in which each of `frequencies` (n,), in Hz, lies: (n,)."""
     edges = torch.tensor(band_edges(bins)[1:-1], device=frequencies.device)
     return torch.bucketize((frequencies * WINDOW_HOPS / FRAME_RATE_HZ).round().long(), edges, right=True)
 

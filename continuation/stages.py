@@ -61,7 +61,7 @@ class Phase:
         """Return the number of pairs per epoch; windows: of the training split."""
         return len(windows)
 
-    def spectral_draw(self, step: int) -> dict:
+    def stft_settings(self, step: int) -> dict:
         """Draw window length and stereo basis of the spectral losses of a step."""
         rng = make_rng(self.args.seed, "spectral", self.stage, step)
         sizes = losses.spectral_sizes(self.config.sample_rate)
@@ -89,7 +89,7 @@ class Reconstruct(Phase):
         return CropItems(windows, self.crop_noise_shape(), crop_samples(self.config), self.args.seed)
 
     def loss(self, model, batch, step):
-        return losses.reconstruct_step(model, batch, self.spectral_draw(step), average=self.mean_over_processes)
+        return losses.reconstruct_step(model, batch, self.stft_settings(step), average=self.mean_over_processes)
 
 
 class Predict(Phase):
@@ -123,7 +123,7 @@ class Joint(Predict):
         return JointItems(crops, super().items(windows, cache))
 
     def loss(self, model, batch, step):
-        return losses.joint_step(model, batch, self.spectral_draw(step))
+        return losses.joint_step(model, batch, self.stft_settings(step))
 
 
 class Legacy(Phase):

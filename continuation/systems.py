@@ -262,10 +262,10 @@ class Network:
 
     def predict(self, pair: Pair, context: Context, sampling: Sampling, purpose: int = NOISE) -> Tensor:
         """Predict the pair's target; the noise is the pair's own, the same in every sampling."""
-        seed = int(self.draw(pair, purpose).integers(2**31))
+        seed = int(self.rng(pair, purpose).integers(2**31))
         return self.model.predict(context, seed=seed, **asdict(sampling))
 
-    def draw(self, pair: Pair, purpose: int) -> np.random.Generator:
+    def rng(self, pair: Pair, purpose: int) -> np.random.Generator:
         return make_rng(self.seed, "validation", pair.number, purpose)
 
     def play(
@@ -274,10 +274,10 @@ class Network:
         """Decode a prediction after the pair's context, whose end is crossfaded, with copies of it or without."""
         copies = self.model.copies(self.batch(pair.context)) if with_copies else None
         decoded = self.model.decode_continuation(context, predicted, copies, equalise=equalise)
-        before, after = map(self.sound, decoded)
-        faded = crossfade(torch.from_numpy(pair.context), torch.from_numpy(before)).numpy()
+        context_tail, continuation = map(self.sound, decoded)
+        faded = crossfade(torch.from_numpy(pair.context), torch.from_numpy(context_tail)).numpy()
         seams = copies.seams(self.config.chunk_samples) if copies else ()
-        return Continuation(faded, after[:, : self.config.chunk_samples], seams)
+        return Continuation(faded, continuation[:, : self.config.chunk_samples], seams)
 
     def code(self, pair: Pair, target: Tensor, x: np.ndarray) -> Continuation:
         """Encode and decode real audio x (channels, samples) in place of the target; target: the true latents."""
@@ -287,7 +287,7 @@ class Network:
 
     def generate(self, pair: Pair, seconds: float) -> np.ndarray:
         """Generate a continuation of any length, as generate.py does: (channels, samples)."""
-        seed = int(self.draw(pair, NOISE).integers(2**31))
+        seed = int(self.rng(pair, NOISE).integers(2**31))
         return self.model.generate(pair.context, seconds, seed, **asdict(self.sampling)).numpy()
 
     # Measures that need the network
@@ -297,7 +297,7 @@ class Network:
         if self.config.learns_waveforms:
             predicted = self.model.predict(Context(encoded["context"], None))
             return metrics.waveform_mse(pair.target, self.sound(self.model.decode(predicted, pair.target.shape[-1])))
-        noise = self.draw(pair, LOSS_NOISE).standard_normal(encoded["target"].shape, dtype="float32")
+        noise = self.rng(pair, LOSS_NOISE).standard_normal(encoded["target"].shape, dtype="float32")
         noise = torch.from_numpy(noise).to(encoded["target"])
         return losses.fixed_time_losses(self.model, encoded, noise).mean().item()
 

@@ -27,6 +27,7 @@ class RMSNorm(nn.RMSNorm):
     about fp32 weights under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (..., width)."""
         return F.rms_norm(x, self.normalized_shape, eps=self.eps) * self.weight.to(x.dtype)
 
 
@@ -46,19 +47,23 @@ class TransformerBlock(nn.Module):
             projection.weight.data /= math.sqrt(2 * layers)
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        """Transform tokens x; angles: `rotary_angles` of their positions."""
         x = x + self.drop(self.attend(self.norm_attention(x), angles))
         return x + self.drop(self.swiglu(self.norm_swiglu(x)))
 
     def attend(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        """Compute multi-head self-attention over the tokens x."""
         q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = (rotate(F.rms_norm(part, part.shape[-1:], eps=1e-6), angles) for part in (q, k))
         return self.from_heads(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
     def swiglu(self, x: Tensor) -> Tensor:
+        """Compute the gated feed-forward network of each token of x."""
         gate, value = self.to_hidden(x).chunk(2, dim=-1)
         return self.from_hidden(F.silu(gate) * value)
 
     def drop(self, x: Tensor) -> Tensor:
+        """Apply dropout in training."""
         return F.dropout(x, self.dropout, self.training)
 
 

@@ -115,7 +115,7 @@ class Validation:
     def reconstruction_loss(self, *coded) -> float:
         """Compute the mean over all window lengths and stereo bases, of which a training step draws one."""
         found = []
-        for size, basis in self.spectral_draws():
+        for size, basis in self.stft_settings():
             draw = {"sample_rate": self.config.sample_rate, "size": size, "in_mid_side": basis}
             found.append(losses.total_loss(losses.reconstruction_parts(self.model, *coded, draw)).item())
         return sum(found) / len(found)
@@ -161,7 +161,7 @@ class Validation:
             self.baselines[number] = {name: continuation_distance(truth, x, rate) for name, x in sounds.items()}
         return {"continuation": continuation_distance(truth, continuation, rate)} | self.baselines[number]
 
-    def spectral_draws(self) -> list[tuple[int, bool]]:
+    def stft_settings(self) -> list[tuple[int, bool]]:
         """Return every window length and stereo basis."""
         return list(product(losses.spectral_sizes(self.config.sample_rate), (False, True)))
 

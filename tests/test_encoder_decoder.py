@@ -82,9 +82,9 @@ def test_overlap_add_is_perfect_up_to_both_edges(hop, signal):
     """The spectra of a signal give that signal: no ripple at the frame rate, no fade at the edges."""
     head = ISTFTHead(width=8, channels=2, hop=hop)
     x = signal(1, 2, 40 * hop)
-    padded = F.pad(x, (head.before, 3 * hop - head.before))
+    padded = F.pad(x, (head.left_padding, 3 * hop - head.left_padding))
     y = istft(stft(padded, 4 * hop, hop).transpose(2, 3), hop)
-    assert torch.allclose(y[..., head.before : head.before + 40 * hop], x, atol=1e-5)
+    assert torch.allclose(y[..., head.left_padding : head.left_padding + 40 * hop], x, atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 2])

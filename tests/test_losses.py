@@ -225,31 +225,32 @@ def test_kl_divergence_from_a_standard_normal_is_the_known_one(mean, log_varianc
 # Levels
 
 
-def test_level_divergence_is_least_at_the_mean_power_of_noise():
+def test_magnitude_divergence_is_least_at_the_mean_power_of_noise():
     """Of the levels of normal noise a mean of |ln ratio| would say 1.6 dB less."""
     reference = torch.randn(1, 1, 100, 100, dtype=torch.complex64, generator=torch.Generator().manual_seed(0)).abs()
     decibels = torch.arange(-4, 4.1, 0.25)
     levels = (torch.full_like(reference, 10 ** (d / 20)) for d in decibels)
-    found = torch.cat([losses.level_divergence(reference, level) for level in levels])
+    found = torch.cat([losses.magnitude_divergence(reference, level) for level in levels])
     assert abs(decibels[found.argmin()]) <= 0.5
     logarithms = (reference[..., None].log() - decibels * math.log(10) / 20).abs().mean((0, 1, 2, 3))
     assert decibels[logarithms.argmin()] == pytest.approx(-1.6, abs=0.3)
 
 
-def test_level_divergence_is_zero_for_equal_levels_and_one_value_an_item():
+def test_magnitude_divergence_is_zero_for_equal_levels_and_one_value_an_item():
     reference, estimate = noise(3, 2, 10, 20, seed=1).abs(), noise(3, 2, 10, 20, seed=2).abs()
-    assert losses.level_divergence(reference, reference).abs().max() < 1e-5
-    found = losses.level_divergence(reference, estimate)
-    assert torch.allclose(found[1:2], losses.level_divergence(reference[1:2], estimate[1:2]))
+    assert losses.magnitude_divergence(reference, reference).abs().max() < 1e-5
+    found = losses.magnitude_divergence(reference, estimate)
+    assert torch.allclose(found[1:2], losses.magnitude_divergence(reference[1:2], estimate[1:2]))
     assert (found > 0.1).all()
 
 
-def test_level_divergence_does_not_explode_where_a_level_is_far_too_low():
+def test_magnitude_divergence_does_not_explode_where_a_level_is_far_too_low():
     quiet = torch.full((1, 1, 1, 1), 1e-3, requires_grad=True)
-    divergences = [losses.level_divergence(torch.full((1, 1, 1, 1), level), quiet).item() for level in (1.0, 10.0)]
+    reference = [torch.full((1, 1, 1, 1), magnitude) for magnitude in (1.0, 10.0)]
+    divergences = [losses.magnitude_divergence(x, quiet).item() for x in reference]
     twenty_decibels = math.log(100) * (losses.LINEAR_FROM_RATIO - 1)
     assert divergences[1] - divergences[0] == pytest.approx(twenty_decibels, rel=0.01)
-    losses.level_divergence(torch.full((1, 1, 1, 1), 10.0), quiet).sum().backward()
+    losses.magnitude_divergence(torch.full((1, 1, 1, 1), 10.0), quiet).sum().backward()
     assert torch.isfinite(quiet.grad).all()
 
 
@@ -258,7 +259,7 @@ def test_below_1800_hz_all_bins_have_tones_and_the_loss_is_finite():
     batch = pair_batch(2) | {"x": noise(2, 2, 1600, level=0.1)}
     loss, parts = losses.reconstruct_step(model, batch, DRAW | {"sample_rate": 1600})
     loss.mean().backward()
-    assert parts["levels"].tolist() == [0.0, 0.0]
+    assert parts["magnitudes"].tolist() == [0.0, 0.0]
     assert all(torch.isfinite(weights.grad).all() for weights in model.decoder.parameters())
 
 
@@ -269,7 +270,7 @@ def test_gradients_are_finite_on_silence_and_at_a_perfect_reconstruction(size, l
     for start in (torch.zeros_like(x), x):
         y = start.clone().requires_grad_()
         parts = losses.reconstruction_losses(x, y, RATE, size, in_mid_side=True)
-        losses.total_loss(parts | {"levels": torch.zeros(1), "kl": torch.zeros(1)}).sum().backward()
+        losses.total_loss(parts | {"magnitudes": torch.zeros(1), "kl": torch.zeros(1)}).sum().backward()
         assert torch.isfinite(y.grad).all()
 
 

@@ -143,7 +143,7 @@ def test_rehearsed_part_has_the_batches_and_the_trained_weights_of_the_phase(new
 @pytest.mark.parametrize(("flags", "stage", "phase", "part"), PHASES)
 def test_estimate_is_what_a_small_training_allocates(new_run, monkeypatch, flags, stage, phase, part):
     """Two real steps of train.py and its evaluation, counted tensor by tensor."""
-    monkeypatch.setattr(stages.Phase, "spectral_draw", lambda self, step: memory.worst_draw(self.config))
+    monkeypatch.setattr(stages.Phase, "stft_settings", lambda self, step: memory.worst_stft_settings(self.config))
     with memory.Allocations() as allocations:
         run, given = new_run(flags, stage)
         allocations.peak = allocations.bytes
@@ -168,9 +168,9 @@ def test_no_draw_of_the_spectral_losses_takes_more_than_the_one_that_is_rehearse
         for size in losses.spectral_sizes(SMALL.sample_rate)
         for basis in (False, True)
     ]
-    worst = draws.index(memory.worst_draw(SMALL))
+    worst = draws.index(memory.worst_stft_settings(SMALL))
     for draw in draws:
-        monkeypatch.setattr(memory, "worst_draw", lambda config, draw=draw: draw)
+        monkeypatch.setattr(memory, "worst_stft_settings", lambda config, draw=draw: draw)
         peaks.append(allocated_gigabytes(lambda: memory.Rehearsal(given, "stage1").step()))
     assert peaks[worst] == max(peaks)
 

@@ -42,7 +42,7 @@ def test_long_continuation_is_what_generate_plays_in_blocks_of_a_chunk(network, 
     with torch.inference_mode():
         evaluator.continue_long(pair)
         ((kept, blocks),) = evaluator.long["tiny-flow"]
-        seed = int(judged.draw(pair, 1).integers(2**31))
+        seed = int(judged.rng(pair, 1).integers(2**31))
         whole = judged.model.generate(pair.context, 6 * CHUNK_SECONDS, seed=seed, steps=2, guidance=2).numpy()
     assert kept is pair
     assert [block.shape for block in blocks] == [(2, CHUNK)] * 6

@@ -94,7 +94,7 @@ def test_continuation_is_what_generate_plays(network, pairs, name):
     with torch.inference_mode():
         context = judged.encode_context(pair.context)
         played = judged.play(pair, context, judged.predict(pair, context, judged.sampling))
-        seed = int(judged.draw(pair, 1).integers(2**31))
+        seed = int(judged.rng(pair, 1).integers(2**31))
         whole = judged.model.generate(pair.context, seed=seed, steps=2, guidance=2, with_input=True).numpy()
     np.testing.assert_allclose(np.concatenate([played.context, played.sound], axis=1), whole, atol=1e-5)
 
@@ -106,7 +106,7 @@ def test_loss_of_a_pair_is_that_of_the_fixed_times_with_its_own_noise(network, p
         encoded = judged.encode_pair(pair)
         model, context = judged.model, Context(judged.model.standardise(encoded["context"]), encoded["outlook"])
         target, tokens = model.standardise(encoded["target"]), model.core(context)
-        noise = judged.draw(pair, systems.LOSS_NOISE).standard_normal(target.shape, dtype="float32")
+        noise = judged.rng(pair, systems.LOSS_NOISE).standard_normal(target.shape, dtype="float32")
         noise = torch.from_numpy(noise) * (name == "flow")
         times = losses.FIXED_TIMES if name == "flow" else (0.0,)
         errors = [
