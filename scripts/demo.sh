@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole way on two CPU cores: the weights in the box continue a song, their core is
+# The whole way on two CPU cores: the pretrained weights continue a song, their core is
 # trained on its songs for a few minutes, and they continue it again.
 #
 #   bash scripts/demo.sh              with songs that it synthesises
@@ -55,7 +55,7 @@ continue_song() {
     --output "$work/$1.mp3" --plot "$work/$1.png"
 }
 
-step "generate: the next 10 seconds of a song that training will not hear, with the weights in the box"
+step "generate: the next 10 seconds of a song that training will not hear, with the pretrained weights"
 continue_song before
 
 step "train: the core, from these weights, $STEPS steps, at most $TRAINING_MINUTES minutes"
@@ -70,7 +70,7 @@ cat <<EOF
 
 == done
 input:                        $song (its seconds $START_SECONDS to $((START_SECONDS + 10)))
-with the weights in the box:  $work/before.mp3, $work/before.png
+with the pretrained weights:  $work/before.mp3, $work/before.png
 trained on the songs:         $work/after.mp3, $work/after.png
 training curves:              $work/checkpoints/curves.png
 

@@ -37,7 +37,7 @@ def print_figures(checkpoint_folder: Path) -> int:
     for name, distance in (
         ("input repeated", repeated),
         ("loop: its end repeated, no network", loop),
-        ("network, the weights in the box", untrained),
+        ("network, the pretrained weights", untrained),
         ("network, trained on these songs", trained),
     ):
         print(f"  {name:46} {distance:8.4f}")

@@ -180,7 +180,7 @@ def test_sine_joins_its_continuation_without_a_step(tmp_path, run, monkeypatch, 
     assert np.abs(around).max() == pytest.approx(0.5, abs=0.005)
 
 
-# The weights in the box
+# The pretrained weights
 
 
 def test_without_a_checkpoint_folder_the_weights_in_the_box_are_used(
