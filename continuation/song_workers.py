@@ -93,7 +93,7 @@ class LevelMeter:
         """Add a block (channels, n)."""
         self.samples += block.shape[1]
         self.peak = max(self.peak, float(np.abs(block).max()))
-        self._square_sum += float(np.square(block, dtype=np.float64).sum())
+        self._square_sum += float(np.linalg.norm(block)) ** 2  # a dot product, without a copy in float64
         self._values += block.size
         joined = block if self._rest is None else np.concatenate([self._rest, block], axis=1)
         frames = joined.shape[1] // self._frame_samples
