@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from continuation.metrics import paired_interval
+from continuation.systems import LOOP, TRUTH
 
-LOOP = "loop"  # baseline without a network
 LEAST, MOST = HALVES = ("repeats least", "repeats most")
 BETTER_THAN_LOOP = {"onset_correlation": 1, "chroma_cosine": 1, "mr_stft": -1}  # measure -> sign of an improvement
 
@@ -73,13 +73,13 @@ def real_music(card: dict, name: str) -> Iterator[Criterion]:
 
 def loop(card: dict, name: str) -> Iterator[Criterion]:
     for measure, sign in BETTER_THAN_LOOP.items():
-        value, low, high = difference(card, name, LOOP, measure)
+        value, low, high = difference(card, name, LOOP.name, measure)
         found = f"{value:+.3g} [{low:.3g}, {high:.3g}]"
         met = None if math.isnan(low) else min(sign * low, sign * high) > 0
         demand = f"{measure} minus the loop's: interval {'above' if sign > 0 else 'below'} 0"
         yield Criterion(name, demand, found, met)
     for measure, sign in BETTER_THAN_LOOP.items():
-        value, _, _ = difference(card, name, LOOP, measure, card["halves"][LEAST]["songs"])
+        value, _, _ = difference(card, name, LOOP.name, measure, card["halves"][LEAST]["songs"])
         demand = f"{measure} minus the loop's in the half that repeats least: at {'least' if sign > 0 else 'most'} 0"
         yield within(name, demand, [value], *((0, math.inf) if sign > 0 else (-math.inf, 0)))
 
@@ -117,7 +117,7 @@ def clicks(card: dict, name: str) -> Iterator[Criterion]:
 
 
 def originality(card: dict, name: str) -> Iterator[Criterion]:
-    own, looped, true = (mean(card, "continuation", system, "copy_index") for system in (name, LOOP, "truth"))
+    own, looped, true = (mean(card, "continuation", system, "copy_index") for system in (name, LOOP.name, TRUTH.name))
     yield within(name, f"copy index not above the loop's ({looped:.3g}; the truth's: {true:.3g})", [own], -1, looped)
     demand = "memorisation no higher than the held-out truth's (above it)"
     yield within(name, demand, [mean(card, "continuation", name, "memorisation")], -math.inf, 0)
