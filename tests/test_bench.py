@@ -80,6 +80,7 @@ def test_command_is_timed_and_its_failure_is_one_sentence(small):
         small.run(sys.executable, "-c", "import sys; print('first\\nsecond', file=sys.stderr); sys.exit(3)")
 
 
+@pytest.mark.slow
 def test_command_is_killed_with_its_children_when_the_time_is_up(small, tmp_path):
     small.deadline = time.monotonic() + 0.5
     child = f"import time; time.sleep(2); open({str(tmp_path / 'alive')!r}, 'w')"
@@ -90,6 +91,7 @@ def test_command_is_killed_with_its_children_when_the_time_is_up(small, tmp_path
     assert not (tmp_path / "alive").exists()
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said_and_does_not_stop_the_rest(small, monkeypatch):
     def fail(_):
         raise bench.RunError("train.py ended with 1: why")

@@ -98,6 +98,7 @@ def test_layer_i_frames_are_counted(tmp_path):
 # The scan takes linear time
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "frames"),
     [

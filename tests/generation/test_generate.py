@@ -112,6 +112,7 @@ def test_variety_makes_seeds_differ_where_copies_are_played(tmp_path, run):
     assert varied > 10 * alike
 
 
+@pytest.mark.slow
 def test_sampling_flags_reach_the_network(tmp_path, run, own_sound_is_heard):
     assert run(tmp_path / "a.wav", "--seconds", 1) == 0
     for flags in (("--steps", 3), ("--guidance", 4), ("--temperature", 0.5), ("--variety", 2)):
@@ -119,6 +120,7 @@ def test_sampling_flags_reach_the_network(tmp_path, run, own_sound_is_heard):
         assert not np.array_equal(read(tmp_path / "a.wav"), read(tmp_path / "b.wav")), flags
 
 
+@pytest.mark.slow
 def test_several_samples_are_numbered_and_the_second_is_that_of_the_next_seed(tmp_path, run, capsys):
     assert run(tmp_path / "next.wav", "--num_samples", 3, "--seconds", 1, "--seed", 4) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["next-1.wav", "next-2.wav", "next-3.wav"]
@@ -128,6 +130,7 @@ def test_several_samples_are_numbered_and_the_second_is_that_of_the_next_seed(tm
     assert np.array_equal(read(tmp_path / "next-2.wav"), read(tmp_path / "one.wav"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["legacy", "tiny"])
 def test_networks_that_say_the_mean_ignore_the_seed(tmp_path, run, preset):
     model = small_network(preset, **FORMAT, objective="mse")
@@ -137,6 +140,7 @@ def test_networks_that_say_the_mean_ignore_the_seed(tmp_path, run, preset):
     assert np.array_equal(read(tmp_path / "1.wav"), read(tmp_path / "2.wav"))
 
 
+@pytest.mark.slow
 def test_bf16_gives_nearly_the_same_sound_as_fp32(tmp_path, run, own_sound_is_heard):
     for precision in ("fp32", "bf16"):
         assert run(tmp_path / f"{precision}.flac", "--seconds", 1, "--precision", precision) == 0
@@ -209,6 +213,7 @@ def test_m4a_is_written_where_ffmpeg_is(tmp_path, run, needs_ffmpeg):
     assert audio.load_audio(tmp_path / "next.m4a", RATE, 2).shape[1] == pytest.approx(2 * RATE, abs=2500)
 
 
+@pytest.mark.slow
 def test_output_folder_is_made_and_an_old_file_replaced_without_rests(tmp_path, run):
     folder = tmp_path / "new" / "folder"
     for seconds in (2, 1):

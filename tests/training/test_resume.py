@@ -327,6 +327,7 @@ def test_another_dataset_is_refused(undisturbed, tmp_path, capsys):
     assert "the dataset" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_more_steps_and_another_batch_size_go_on(undisturbed, command, tmp_path):
     folder = Path(shutil.copytree(undisturbed, tmp_path / "ck"))
     assert command(folder, more="--stage2_steps 8 --batch_size 1 --accumulate 2") == 0

@@ -274,6 +274,7 @@ def test_mse_objective_learns_from_the_stage_1_of_a_flow_and_says_the_mean(undis
     assert torch.equal(model.generate(song, 1, seed=0), model.generate(song, 1, seed=1))
 
 
+@pytest.mark.slow
 def test_legacy_trains_both_stages_without_a_cache(command, tmp_path):
     assert command(tmp_path / "ck", LEGACY) == 0
     lines = records(tmp_path / "ck")
@@ -348,6 +349,7 @@ def test_keep_is_the_number_of_saves_on_the_disk(command, tmp_path, undisturbed)
     assert saves(tmp_path / "ck") == ["last.pt"]
 
 
+@pytest.mark.slow
 def test_early_stop_ends_a_stage_when_nothing_gets_better(command, tmp_path, monkeypatch):
     monkeypatch.setattr(train.Run, "validate", lambda self: {"val_loss": 1.0 + self.state.step})
     monkeypatch.setattr(train.Run, "write_sample", lambda self: None)
