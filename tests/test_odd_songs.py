@@ -60,6 +60,7 @@ def three_tones() -> np.ndarray:
     return np.concatenate([synth.tone(TONES[i], 3, RATE, level=0.2) for i in (0, 2, 1)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_surround_is_mixed_down_the_same_in_every_container(tmp_path, needs_ffmpeg, three_tones, name):
     path = synth.encode(tmp_path / name, three_tones, RATE, "-af", "channelmap=0-FL|1-FR|2-FC:3.0", *CONTAINERS[name])
@@ -113,6 +114,7 @@ def test_surround_without_ffmpeg_waits_for_it(tmp_path, monkeypatch):
 # Files joined into one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [

@@ -40,6 +40,7 @@ def prepared(arguments, tmp_path):
     return prepare
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["", "best.pt"])
 def test_run_starts_stage_1_from_the_averaged_weights_with_a_new_optimiser(undisturbed, prepared, capsys, name):
     run = prepared(f"--init_from {undisturbed / name}")

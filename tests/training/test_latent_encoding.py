@@ -76,6 +76,7 @@ def whole_cache(begin, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["context", "outlook"])
 @pytest.mark.parametrize(
     "damage", [damage_truncate, damage_zeros, damage_zeros_behind_the_header, damage_bit, damage_gone]
@@ -89,6 +90,7 @@ def test_damaged_file_of_the_latent_cache_is_made_again(whole_cache, filled, tmp
     assert filled() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b'{"sha256": [1]}', b"\xff"])
 def test_latent_cache_with_a_damaged_index_is_made_again(whole_cache, filled, tmp_path, content):
     shutil.copytree(whole_cache, tmp_path / "run")

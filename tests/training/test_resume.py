@@ -218,6 +218,7 @@ def test_best_of_another_run_is_not_believed(command, thrown_back, tmp_path, cap
     assert (finished["stage"], finished["step"], finished["settings"]["seed"]) == (1, 3, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
