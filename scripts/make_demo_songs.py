@@ -461,8 +461,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description="Synthesise songs to try the project on.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    output = {"type": Path, "required": True, "default": argparse.SUPPRESS}  # no "(default: None)" in the help
-    parser.add_argument("--output_folder", help="folder for the mp3 files", **output)
+    no_default = argparse.SUPPRESS  # else the help says "(default: None)"
+    parser.add_argument("--output_folder", type=Path, required=True, default=no_default, help="folder for the mp3s")
     parser.add_argument("--songs", type=int, default=24, help="number of songs")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of each song in seconds")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other songs")
