@@ -119,6 +119,7 @@ _KBPS = {  # by (is MPEG 1, layer)
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 LARGEST_FRAME_BYTES = 2881  # MPEG 2.5, layer II, 160 kbit/s at 8 kHz
+_INFO_HEADER = re.compile(rb"Xing|Info|VBRI")
 _SAME_KIND = 0xFE0C  # of the second and third byte of a header: version, layer and sample rate
 
 
@@ -201,7 +202,7 @@ class _FrameSearch:
 
 def _count_frame(scan: Mp3Scan, frame: _Frame, head: bytes) -> None:
     """Count a frame, or read it when it is an information header."""
-    if marker := re.search(rb"Xing|Info|VBRI", head[:40]):
+    if marker := _INFO_HEADER.search(head, 0, 40):
         scan.info_headers += 1
         if scan.info_headers == 1 and not scan.frames:
             scan.promised_frames = _promised_by_info(head, marker)
