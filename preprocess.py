@@ -35,6 +35,7 @@ from continuation.cli import (
     RunError,
     UsageError,
     add_debug_flag,
+    available_cores,
     entry_point,
     environment_int,
     existing_folder,
@@ -124,15 +125,6 @@ def shard_of_slurm_array(environment: dict[str, str]) -> tuple[int, int] | None:
     if rest or not 0 <= index < count:
         raise UsageError("the Slurm array's task numbers are not evenly spaced: give --shard I/N")
     return index, count
-
-
-def default_workers() -> int:
-    """Return the number of cores available to this process."""
-    if "SLURM_CPUS_PER_TASK" in os.environ:
-        return environment_int(os.environ, "SLURM_CPUS_PER_TASK", least=1)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # The output folder
@@ -376,7 +368,7 @@ def plot_songs(args: argparse.Namespace, lines: dict[str, dict]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings = Settings(args.sample_rate, args.channels, args.chunk_seconds, args.clip_seconds)
-    shard, workers = args.shard or shard_of_slurm_array(os.environ), args.workers or default_workers()
+    shard, workers = args.shard or shard_of_slurm_array(os.environ), args.workers or available_cores()
     if shard and not args.shard:
         print(f"shard {shard[0]}/{shard[1]}, from the Slurm array")
     check_folders(args.input_folder, args.output_folder)

@@ -91,6 +91,15 @@ def environment_int(environment: Mapping[str, str], name: str, least: int = 0) -
     return value
 
 
+def available_cores() -> int:
+    """Return the number of cores that this process may use: Slurm's, else those of its affinity mask."""
+    if "SLURM_CPUS_PER_TASK" in os.environ:
+        return environment_int(os.environ, "SLURM_CPUS_PER_TASK", least=1)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def make_folder(path: Path, flag: str) -> None:
     """Make the folder that a flag names, and its parents; UsageError where one of them is a file."""
     try:

@@ -11,10 +11,12 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
-from continuation.cli import UsageError
+from continuation.cli import UsageError, available_cores
 
 FINGERPRINTS_PER_SECOND = 4
 FINGERPRINT_SECONDS = 300  # of a song's beginning
@@ -115,8 +117,17 @@ def find_same_music(
     30 s of every minute of the shorter song are compared with the longer song at every lag; similarity is the largest
     mean product of their signs: 1 for equal, about 0 for unrelated. A segment that is mostly silence, or a song
     shorter than 9 s, matches nothing. All lags are computed at once by FFT, with the sum over bands as a matrix
-    product at each frequency, in blocks of bounded memory. Time grows with the square of the number of songs.
+    product at each frequency, in blocks of bounded memory, on all cores. Time grows with the square of the number of
+    songs.
     """
+    with ThreadPoolExecutor(available_cores()) as pool:
+        yield from _matches(fingerprints, threshold, pool)
+
+
+def _matches(
+    fingerprints: list[np.ndarray], threshold: float, pool: ThreadPoolExecutor
+) -> Iterator[tuple[int, int, float]]:
+    """Yield what `find_same_music` does; each block of shorter songs is compared with the longer ones in `pool`."""
     order = sorted(range(len(fingerprints)), key=lambda i: len(fingerprints[i]))
     order = [i for i in order if len(fingerprints[i]) >= _LEAST_FRAMES]
     longest = max((len(fingerprints[i]) for i in order), default=0)
@@ -129,14 +140,14 @@ def find_same_music(
             continue
         sizes = np.abs(segments).sum(axis=(1, 2))
         spectra = np.fft.rfft(segments, length, axis=1).conj().astype(np.complex64).transpose(1, 2, 0)
-        for second in range(first, len(order), _LONGER_SONGS):
-            others = order[second : second + _LONGER_SONGS]
-            best = _best_agreement([fingerprints[i] for i in others], spectra, length) / sizes
+        blocks = [order[second : second + _LONGER_SONGS] for second in range(first, len(order), _LONGER_SONGS)]
+        agreement_with_queries = partial(_best_agreement, segments=spectra, length=length)
+        agreements = pool.map(agreement_with_queries, [[fingerprints[i] for i in others] for others in blocks])
+        for number, (others, agreement) in enumerate(zip(blocks, agreements, strict=True)):
             similarities = np.zeros((len(others), len(queries)), np.float32)
-            np.maximum.at(similarities, (slice(None), owners), best)
-            is_same = similarities >= threshold
-            for m, k in np.argwhere(is_same):
-                if first + k < second + m:
+            np.maximum.at(similarities, (slice(None), owners), agreement / sizes)
+            for m, k in np.argwhere(similarities >= threshold):
+                if k < number * _LONGER_SONGS + m:
                     yield queries[k], others[m], float(similarities[m, k])
 
 
