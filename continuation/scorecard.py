@@ -7,9 +7,9 @@ import math
 import re
 
 from continuation.cli import one_line
-from continuation.metrics import bootstrap_interval, paired_interval, per_song
+from continuation.metrics import bootstrap_interval, jackknife_interval, paired_interval, per_song
 from continuation.metrics.arithmetic import mean_of_defined
-from continuation.systems import OTHER_SONG, TRUTH
+from continuation.systems import LOOP, OTHER_SONG, TRUTH
 
 UNDEFINED = "-"
 
@@ -72,7 +72,8 @@ LONG_EXPLANATION = (
     "A continuation of 60 s of the first pair of up to ten songs, by blocks of 10 s, against the input; kernel audio "
     "distances from these songs' true continuations."
 )
-KINDS = {"KAD (musicnn): lower": "kernel_audio_distance", "KAD (mel): lower": "kernel_audio_distance_mel"}
+KINDS = {"KAD (musicnn)": "kernel_audio_distance", "KAD (mel)": "kernel_audio_distance_mel"}
+KAD_HEADINGS = [*(f"{kind}: lower" for kind in KINDS), *(f"{kind} minus the loop's" for kind in KINDS)]
 OF_HALVES = ("onset_correlation", "chroma_cosine", "mr_stft")
 CRITERIA_EXPLANATION = (
     "What a flow must meet before it may be called good: continuation/criteria.py. Open: a figure is missing on this "
@@ -208,13 +209,26 @@ def as_markdown(card: dict) -> str:
 
 def distance_table(card: dict) -> list[str]:
     systems = dict.fromkeys(name for kind in KINDS.values() for name in card[kind])
-    rows = [[name, *distances(card, name)] for name in systems]
-    return table(["system", *KINDS], rows)
+    return table(["system", *KAD_HEADINGS], [[name, *distances(card, name)] for name in systems])
 
 
 def distances(found: dict, system: str) -> list[str]:
-    """Format the kernel audio distances of a system, of the whole card or of one half."""
-    return [interval(found[kind][system]) if system in found[kind] else UNDEFINED for kind in KINDS.values()]
+    """Format the kernel audio distances of a system, and their differences from the loop's, of the whole card or of
+    one half: the cells below KAD_HEADINGS."""
+    kinds = [found[kind] for kind in KINDS.values()]
+    own = [interval(kind[system]) if system in kind else UNDEFINED for kind in kinds]
+    return own + [
+        interval(minus_loop(kind, system)) if system in kind and LOOP.name in kind else UNDEFINED for kind in kinds
+    ]
+
+
+def minus_loop(kind: dict[str, dict], system: str) -> dict[str, float]:
+    """Compute the difference of a system's kernel audio distance from the loop's, with its interval over songs. The
+    distances without each song are paired: what both share, such as the truth's own variety, cancels."""
+    own, loop = kind[system], kind[LOOP.name]
+    without = [value - loop["without_song"][song] for song, value in own["without_song"].items()]
+    mean, low, high = jackknife_interval(own["mean"] - loop["mean"], without)
+    return {"mean": mean, "low": low, "high": high}
 
 
 def half_table(card: dict, half: dict) -> list[str]:
@@ -224,7 +238,7 @@ def half_table(card: dict, half: dict) -> list[str]:
         means = [mean_of_defined([songs.get(song, math.nan) for song in half["songs"]]) for songs in by_song]
         rows.append([name, *map(number, means), *distances(half, name)])
     headings = [": ".join(HEADLINES["continuation"][measure]) for measure in OF_HALVES]
-    return table(["system", *headings, *KINDS], rows)
+    return table(["system", *headings, *KAD_HEADINGS], rows)
 
 
 def long_table(long: dict[str, list[dict]]) -> list[str]:

@@ -221,11 +221,12 @@ def run_workers(songs: list[Song], settings: Settings, count: int, stop: StopSig
     workers: list[_Worker] = []
     try:
         while waiting or any(worker.song for worker in workers):
-            if len(workers) < count and waiting:
-                workers.append(_Worker(settings))
             for worker in workers:
                 if waiting and worker.song is None:
                     worker.give(*waiting.popleft())
+            while waiting and len(workers) < count:
+                workers.append(_Worker(settings))
+                workers[-1].give(*waiting.popleft())
             wait([worker.pipe for worker in workers if worker.song], timeout=0.2)
             if stop.requested:
                 return

@@ -37,7 +37,7 @@ def systems_table(card: dict) -> list[str]:
     for system, figures in card["figures"]["continuation"].items():
         means = [figures.get(measure, {"mean": math.nan})["mean"] for measure in MEASURES]
         rows.append([system, *map(scorecard.number, means), *scorecard.distances(card, system)])
-    return scorecard.table(["system", *(f"`{measure}`" for measure in MEASURES), *scorecard.KINDS], rows)
+    return scorecard.table(["system", *(f"`{measure}`" for measure in MEASURES), *scorecard.KAD_HEADINGS], rows)
 
 
 def with_nan(value):

@@ -2,7 +2,7 @@
 # Sets the environment up, then runs the linter, the format check and the tests.
 #
 #   bash scripts/test.sh                      everything
-#   bash scripts/test.sh --fast               without the tests marked slow: about 3 minutes
+#   bash scripts/test.sh --fast               without the tests marked slow: under 3 minutes
 #   bash scripts/test.sh -k audio -x          further arguments go to pytest, also those behind --fast
 #
 # What is skipped is named at the end, with its reason: no ffmpeg, no Slurm, no Chromium, no CUDA device.

@@ -116,6 +116,18 @@ def test_kernel_distance_by_mel_statistics_is_always_judged(card):
     assert distances["truth"]["without_song"].keys() == card["songs"].keys()
 
 
+def test_kernel_distance_minus_the_loops_is_paired_over_songs():
+    loop = {"mean": 1.0, "low": -9.0, "high": 9.0, "without_song": {"a": -3.0, "b": 5.0}}
+    own = {"mean": 3.0, "low": -9.0, "high": 9.0, "without_song": {"b": 7.5, "a": -1.5}}
+    kind = {"loop": loop, "network": own}
+    error = 0.5  # of the differences 1.5 and 2.5 without each song
+    expected = {"mean": 2.0, "low": 2 - 1.96 * error, "high": 2 + 1.96 * error}
+    assert scorecard.minus_loop(kind, "network") == pytest.approx(expected)
+    assert set(scorecard.minus_loop(kind, "loop").values()) == {0.0}
+    found = dict.fromkeys(scorecard.KINDS.values(), kind) | {"kernel_audio_distance": {"network": own}}
+    assert scorecard.distances(found, "network")[2:] == ["-", "2 [1.02, 2.98]"]  # the first without a loop
+
+
 def test_every_song_is_in_one_half_with_its_own_kernel_distances(card, pairs):
     halves = card["halves"]
     assert sorted(song for half in halves.values() for song in half["songs"]) == sorted(card["songs"])
