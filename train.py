@@ -200,7 +200,7 @@ class Run:
         self.log.warn_of_collapse(state, record)
 
     def validate(self) -> dict:
-        """Compute the val_* measures of the EMA weights, at step 0 those of the continuation too."""
+        """Compute the val_* measures of the EMA weights, at step 0 and in stage 2 those of continuations too."""
         figures = self.validation.figures(self.state.stage, self.state.codec_learns())
         if self.state.stage == 2 or self.state.step == 0:
             figures = self.validation.continuation() | figures  # what is in both is over more pairs in the latter

@@ -48,7 +48,7 @@ def tempo_locked_loop(context: np.ndarray, sample_rate: int) -> np.ndarray | Non
 
 def copy_oracle(context: np.ndarray, target: np.ndarray, sample_rate: int) -> np.ndarray:
     """Choose, by band of mid and side and every 80 ms, the one of 12 copies whose magnitudes are nearest to those of
-    the true continuation: an upper bound for choosing among copies."""
+    the true continuation: an upper bound for choosing among these."""
     hop = sample_rate // FRAME_RATE_HZ
     stft = ISTFTHead(1, context.shape[0], hop)
     copies = find_copies(torch.from_numpy(context)[None], hop, ORACLE_COPIES)

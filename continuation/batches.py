@@ -1,6 +1,6 @@
 """Items of the training batches, by number, each a dict of arrays.
 
-    items = CropItems(windows, noise_shape, crop_samples, seed)
+    items = CropItems(windows, noise_shape, crop_samples, seed, stage=1)
     items[17]["x"]                                          # float32 (channels, crop_samples)
 
 Keys and shapes of a batch (batch = items a process and micro-step), all float32:
@@ -16,8 +16,8 @@ stage 2a (PairItems)    context, target                     (batch, latent_chann
 stage 2b (JointItems)   those of stage 1 and of stage 2a
 legacy (FixedPairItems) x                                   (batch, channels, 2 * chunk)
 
-Every random draw has its own generator, keyed by seed, purpose and item number (windows.make_rng): an item does not
-depend on the process that reads it, nor on what was read before. So the number of the next item is all that a run
+Every random draw has its own generator, keyed by seed, purpose, stage and item number (rng.make_rng): an item does
+not depend on the process that reads it, nor on what was read before. So the number of the next item is all that a run
 needs to resume.
 """
 
@@ -27,7 +27,8 @@ import itertools
 
 import numpy as np
 
-from continuation.windows import Augmentation, Windows, make_rng
+from continuation.rng import make_rng
+from continuation.windows import Augmentation, Windows
 
 TIME_SHIFT = 3  # of the flow's times towards noise, where the prediction depends on the context alone
 
@@ -55,14 +56,16 @@ def items_of_rank(first: int, batch_size: int, rank: int, processes: int):
 
 
 class CropItems:
-    """Items of stage 1: x, a random crop of audio (channels, crop_samples), and the noise for its latents."""
+    """Items of stage 1, and of the joint part of stage 2, with other draws in each: x, a random crop of audio
+    (channels, crop_samples), and the noise for its latents."""
 
-    def __init__(self, windows: Windows, noise_shape: tuple[int, int], crop_samples: int, seed: int):
-        self.windows, self.noise_shape, self.crop_samples, self.seed = windows, noise_shape, crop_samples, seed
-        self.sampler = PairSampler(len(windows), seed, stage=1)
+    def __init__(self, windows: Windows, noise_shape: tuple[int, int], crop_samples: int, seed: int, stage: int):
+        self.windows, self.noise_shape, self.crop_samples = windows, noise_shape, crop_samples
+        self.seed, self.stage = seed, stage
+        self.sampler = PairSampler(len(windows), seed, stage)
 
     def __getitem__(self, item: int) -> dict:
-        rng = make_rng(self.seed, "crop", item)
+        rng = make_rng(self.seed, "crop", self.stage, item)
         change = Augmentation.sample(rng)
         x = self.windows.crop(self.sampler[item], self.crop_samples, change, rng.uniform())
         return {"x": x, **sample_latent_noise(rng, self.noise_shape)}

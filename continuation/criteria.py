@@ -149,5 +149,5 @@ def long_continuation(card: dict, name: str) -> Iterator[Criterion]:
     yield within(name, "60 s: loudness of the last 10 s within 2 dB of the first 10 s", [change], -2, 2)
     distances = [block.get("kernel_audio_distance_musicnn", math.nan) for block in (first, last)]
     limit = 1.5 * max(distances[0], 1)  # it may be 0 or below
-    demand = f"60 s: kernel audio distance of the last 10 s at most {limit:.3g}, 1.5 times the first 10 s' or 1"
+    demand = f"60 s: kernel audio distance of the last 10 s at most {limit:.3g}: 1.5 times the first 10 s' or 1.5"
     yield within(name, demand, distances[1:], -math.inf, limit)

@@ -4,7 +4,7 @@ The long-term average spectrum (LTAS) is the mean power over all frames of a chu
 notes sound, and how loud. Copies play too much of the few notes that the end of the context happens to have.
 
 Shapes: powers are (batch, channels, bands, frames), of mid and side; spectra (batch, channels, bands), the logarithms
-of mean powers, in nepers of power.
+of mean powers. Gains are nepers of amplitude: half as much.
 """
 
 import math
@@ -22,8 +22,8 @@ BANDS_PER_OCTAVE = 24
 LOWEST_HZ = 50
 WINDOW_SECONDS = 1 / 3  # resolves semitones from 100 Hz on
 OVERLAP = 4  # hops of a window
-QUIETEST_LEVEL = -12.0  # nepers of power, relative to the loudest band: lower limit of the spectra
-LEAST_PEAKINESS = -4.0
+QUIETEST_LEVEL = -12.0  # natural logarithm of power, relative to the loudest band: lower limit of the spectra
+LEAST_FLATNESS = -4.0
 QUIETEST_POWER = 1e-9
 CONTEXT_PARTS = 4  # of equal length, whose spectra are features
 FEATURES = CONTEXT_PARTS + 5
@@ -93,8 +93,8 @@ class Equaliser(nn.Module):
         nn.init.zeros_(self.to_correction.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Predict the correction of the expected spectrum, in nepers of power, from `features` (batch, channels,
-        FEATURES, bands): (batch, channels, bands)."""
+        """Predict the correction of the expected spectrum, a difference of logarithms, from `features` (batch,
+        channels, FEATURES, bands): (batch, channels, bands)."""
         x = self.dropout(self.from_features(features.flatten(0, 1)))
         x = self.dropout(self.norm(self.blocks(x)))
         return self.to_correction(x)[:, 0].unflatten(0, features.shape[:2])
@@ -102,22 +102,23 @@ class Equaliser(nn.Module):
     @torch.no_grad()
     def features(self, copies: Copies, length: int, start: int = 0) -> tuple[Tensor, Tensor]:
         """Compute the features (batch, channels, FEATURES, bands) for the `length` samples from `start` samples after
-        the context's end on, and the level (batch, 1, 1) of the loudest band expected there, in nepers of power.
+        the context's end on, and the level (batch, 1, 1) of the loudest band expected there.
 
         They are: the expected spectrum, relative to that level; the differences from it of the spectra of each part
-        of the context and of all of it; how peaky each band is in time; channel; frequency.
+        of the context and of all of it; how flat each band is in time (the geometric over the arithmetic mean of its
+        power); channel; frequency.
         """
         powers = self.bands(copies.context)
         expected = log(self.expected_power(powers, copies, length, start))
         level = expected.amax((1, 2), keepdim=True)
         whole = log(powers.mean(-1))
-        peakiness = (log(powers).mean(-1) - whole).clamp(min=LEAST_PEAKINESS)
+        flatness = (log(powers).mean(-1) - whole).clamp(min=LEAST_FLATNESS)
         expected = relative(expected, level)
         parts = [log(part.mean(-1)) for part in powers.tensor_split(CONTEXT_PARTS, dim=-1)]
         differences = [relative(spectrum, level) - expected for spectrum in (*parts, whole)]
         channel = torch.arange(expected.shape[1], device=expected.device)[:, None].expand_as(expected)
         frequency = torch.linspace(-1, 1, expected.shape[2], device=expected.device).expand_as(expected)
-        return torch.stack([expected, *differences, peakiness, channel, frequency], dim=2), level
+        return torch.stack([expected, *differences, flatness, channel, frequency], dim=2), level
 
     def expected_power(self, powers: Tensor, copies: Copies, length: int, start: int) -> Tensor:
         """Compute the mean power of the copies over these samples, weighted as in the mixer, from the powers of the
@@ -140,7 +141,7 @@ class Equaliser(nn.Module):
 
     def equalise(self, x: Tensor, copies: Copies, start: int = 0) -> Tensor:
         """Filter audio x (batch, channels, samples), which begins `start` samples after the end of the copies'
-        context, to the predicted spectrum."""
+        context, STRENGTH of the way to the predicted spectrum."""
         with without_autocast(x):
             features, _ = self.features(copies, x.shape[-1], start)
             gains = (STRENGTH * self(features) / 2).clamp(-LARGEST_GAIN, LARGEST_GAIN)
@@ -155,7 +156,7 @@ def untrained_weights() -> dict[str, Tensor]:
 
 
 def log(power: Tensor) -> Tensor:
-    """Compute the logarithm of powers, in nepers of power; QUIETEST_POWER bounds it from below."""
+    """Compute the natural logarithm of powers; QUIETEST_POWER bounds it from below."""
     return (power + QUIETEST_POWER).log()
 
 

@@ -9,6 +9,7 @@ from continuation import baselines, kad, metrics
 from continuation.criteria import HALVES
 from continuation.metrics import Sound
 from continuation.pairs import Pair
+from continuation.rng import make_rng
 from continuation.scorecard import SECTIONS
 from continuation.systems import (
     BASELINES,
@@ -19,7 +20,6 @@ from continuation.systems import (
     play_baselines,
     play_predictions,
 )
-from continuation.windows import make_rng
 
 LONG_BLOCKS = 6  # chunks of a long continuation
 REFERENCE_NOISE = 3  # purpose of the random draws of the noise reference

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 FRAME_RATE_HZ = 100
-CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: every context is scaled to this level before it is encoded
+CONTEXT_LEVEL = 0.1  # -20 dBFS RMS: contexts are scaled to this level before they are encoded
 QUIETEST_RMS = 1e-3  # softer contexts are amplified as if they had this level
 WINDOW_HOPS = 4  # of the encoder's filters and of the decoder's inverse STFT
 

@@ -1,8 +1,8 @@
 """Training losses: reconstruction in stage 1, prediction in stage 2.
 
     stage 1                 reconstruct_step, of the codec
-    stage 2a                predict_step, of the core on cached latents: the flow's loss and the equaliser's
-    stage 2b, joint part    joint_step, both side by side
+    stage 2a, predict       predict_step, of the core on cached latents: the flow's loss and the equaliser's
+    stage 2b, joint         joint_step, both side by side
     legacy                  legacy_step
 
 stages.py says when each begins, and draws the window length and stereo basis of a step. The mixer has no weights: no
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from continuation.context import Context
 from continuation.equaliser import QUIETEST_LEVEL
+from continuation.layers import CONTEXT_LEVEL
 from continuation.spectral import COMPLEX_HZ, mid_side, stft
 
 SPECTRAL_SECONDS = 2048 / 12000  # the longest window, which resolves the partials of a hum; each next is half as long
@@ -27,7 +28,7 @@ LINEAR_FROM_RATIO = 7.4  # of the powers of reference and estimate, 8.7 dB
 MAGNITUDE_WEIGHT = 0.5  # of the magnitudes above the complex bins, relative to the spectral distance
 QUIET_MAGNITUDE = 1e-2  # added to a bin before its logarithm, so that much softer ones do not count
 PHASE_WEIGHT = 0.75  # of the phase distance and the waveform's error, relative to the spectral distance
-FULL_LEVEL_POWER = 0.01  # of a signal at -20 dBFS RMS, the level of every context
+FULL_LEVEL_POWER = CONTEXT_LEVEL**2
 KL_WEIGHT = 1e-4
 ROBUST_NOISE = 0.15  # of each latent's standard deviation, at most
 FIXED_TIMES = (0.0, 0.3, 0.5, 0.7)  # flow times of the validation loss
@@ -153,16 +154,16 @@ def latent_noise(model, mean: Tensor, log_variance: Tensor, batch: dict) -> Tens
 
 
 def reconstruction_parts(
-    model, x: Tensor, mean: Tensor, log_variance: Tensor, decoded: tuple[Tensor, Tensor], stft: dict
+    model, x: Tensor, mean: Tensor, log_variance: Tensor, decoded: tuple[Tensor, Tensor], stft_settings: dict
 ) -> dict[str, Tensor]:
     """Compute all parts of stage 1's loss, (batch,) each.
 
-    x: (batch, channels, samples); decoded: the decoder's audio and magnitudes; stft: see `reconstruct_step`.
+    x: (batch, channels, samples); decoded: the decoder's audio and magnitudes; stft_settings: see `reconstruct_step`.
     """
     y, magnitudes = decoded
     with torch.no_grad():
         reference = model.decoder.head.magnitudes(x)
-    return reconstruction_losses(x, y[..., : x.shape[-1]], **stft) | {
+    return reconstruction_losses(x, y[..., : x.shape[-1]], **stft_settings) | {
         "magnitudes": magnitude_divergence(reference, magnitudes[..., : reference.shape[-1]]),
         "kl": kl_divergence(mean, log_variance),
     }
@@ -175,11 +176,11 @@ def total_loss(parts: dict[str, Tensor]) -> Tensor:
     return spectral + PHASE_WEIGHT * (parts["phase"] + waveform) + KL_WEIGHT * parts["kl"]
 
 
-def reconstruct_step(model, batch: dict, stft: dict, average=None) -> tuple[Tensor, dict[str, Tensor]]:
+def reconstruct_step(model, batch: dict, stft_settings: dict, average=None) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute stage 1's loss (batch,) of the reconstruction of batch["x"], and its parts.
 
-    stft: sample_rate, size and in_mid_side of `reconstruction_losses`. average: averages a tensor over all processes;
-    where it is given, the latents' running statistics are updated.
+    stft_settings: sample_rate, size and in_mid_side of `reconstruction_losses`. average: averages a tensor over all
+    processes; where it is given, the latents' running statistics are updated.
     """
     x, latents = batch["x"], batch["posterior_noise"].shape[-1]
     mean, log_variance = (part[..., :latents] for part in model.posterior(x))  # without the encoder's padding
@@ -187,7 +188,7 @@ def reconstruct_step(model, batch: dict, stft: dict, average=None) -> tuple[Tens
         means = mean.detach().float()
         model.track_latents(*average(torch.stack([means.mean((0, 2)), means.square().mean((0, 2))])))
     decoded = model.decode_with_magnitudes(latent_noise(model, mean, log_variance, batch))
-    parts = reconstruction_parts(model, x, mean, log_variance, decoded, stft)
+    parts = reconstruction_parts(model, x, mean, log_variance, decoded, stft_settings)
     return total_loss(parts), parts
 
 
@@ -220,8 +221,8 @@ def prediction_loss(model, batch: dict) -> Tensor:
 
 
 def equaliser_loss(model, batch: dict) -> Tensor:
-    """Compute the mean distance of the predicted corrections of the spectrum from the true ones, in nepers of power:
-    (batch,). Bands count by the level expected in them, from 1 for the loudest down to 0.
+    """Compute the mean distance of the predicted corrections of the spectrum from the true ones, as logarithms of
+    power: (batch,). Bands count by the level expected in them, from 1 for the loudest down to 0.
 
     batch: the tensors of ContinuationModel.encode_pair.
     """
@@ -250,10 +251,10 @@ def predict_step(model, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
     return sum(parts.values()), parts
 
 
-def joint_step(model, batch: dict, stft: dict) -> tuple[Tensor, dict[str, Tensor]]:
+def joint_step(model, batch: dict, stft_settings: dict) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute stage 2b's loss (batch,), that of stage 1 for the codec plus that of stage 2a for the core, and its
     parts."""
-    reconstruction, parts = reconstruct_step(model, batch, stft)
+    reconstruction, parts = reconstruct_step(model, batch, stft_settings)
     prediction, predicted = predict_step(model, batch)
     return reconstruction + prediction, parts | predicted
 

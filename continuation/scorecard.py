@@ -36,7 +36,7 @@ HEADLINES = {
         "latent_std_ratio_worst_decile": ("latent std ratio, worst decile", "nearer to 1"),
     },
     "context": {
-        "loss": ("validation loss", "lower, comparable within one objective only"),
+        "loss": ("prediction loss", "lower, comparable within one objective only"),
         "gain_another_song": ("gain against another song", "above 0"),
         "gain_same_song": ("gain against the same song elsewhere", "above 0"),
     },
@@ -234,8 +234,8 @@ def minus_loop(kind: dict[str, dict], system: str) -> dict[str, float]:
 def half_table(card: dict, half: dict) -> list[str]:
     rows = []
     for name, figures in card["figures"]["continuation"].items():
-        by_song = [figures.get(measure, {"songs": {}})["songs"] for measure in OF_HALVES]
-        means = [mean_of_defined([songs.get(song, math.nan) for song in half["songs"]]) for songs in by_song]
+        songs_of = [figures.get(measure, {"songs": {}})["songs"] for measure in OF_HALVES]
+        means = [mean_of_defined([songs.get(song, math.nan) for song in half["songs"]]) for songs in songs_of]
         rows.append([name, *map(number, means), *distances(half, name)])
     headings = [": ".join(HEADLINES["continuation"][measure]) for measure in OF_HALVES]
     return table(["system", *headings, *KAD_HEADINGS], rows)

@@ -2,7 +2,7 @@
 
     for song, line in run_workers(songs, settings, count, stop): ...
 
-A decoder that crashes, hangs or leaks ends with its worker process, and the run continues.
+A decoder that crashes ends its worker process alone, and the run continues.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from continuation import distributed, losses, muon, signals
 from continuation.batches import CropItems, FixedPairItems, JointItems, PairItems
 from continuation.latent_cache import LatentCache
-from continuation.windows import Windows, make_rng
+from continuation.rng import make_rng
+from continuation.windows import Windows
 
 CROP_SECONDS = 1  # length of an item of stage 1
 WEIGHT_DECAY = 0.01
@@ -86,7 +87,7 @@ class Reconstruct(Phase):
         return [model.encoder, model.decoder]
 
     def items(self, windows, cache):
-        return CropItems(windows, self.crop_noise_shape(), crop_samples(self.config), self.args.seed)
+        return CropItems(windows, self.crop_noise_shape(), crop_samples(self.config), self.args.seed, self.stage)
 
     def loss(self, model, batch, step):
         return losses.reconstruct_step(model, batch, self.stft_settings(step), average=self.mean_over_processes)
@@ -119,7 +120,7 @@ class Joint(Predict):
         return [model.core, model.encoder, model.decoder]
 
     def items(self, windows, cache):
-        crops = CropItems(windows, self.crop_noise_shape(), crop_samples(self.config), self.args.seed)
+        crops = CropItems(windows, self.crop_noise_shape(), crop_samples(self.config), self.args.seed, self.stage)
         return JointItems(crops, super().items(windows, cache))
 
     def loss(self, model, batch, step):

@@ -19,7 +19,7 @@ from continuation.context import Context
 from continuation.dataset import known_by_group
 from continuation.layers import crossfade
 from continuation.pairs import Pair
-from continuation.windows import make_rng
+from continuation.rng import make_rng
 
 GAINS = {"gain_another_song": "val_context_gain", "gain_same_song": "val_context_gain_same_song"}  # as train.py logs
 NOISE, LOSS_NOISE, SECOND_NOISE = 1, 2, 4  # purposes of a pair's random draws
@@ -293,7 +293,7 @@ class Network:
     # Measures that need the network
 
     def loss(self, pair: Pair, encoded: dict[str, Tensor]) -> float:
-        """Compute the validation loss of the prediction of an encoded pair."""
+        """Compute the loss of the prediction of an encoded pair, without the equaliser's."""
         if self.config.learns_waveforms:
             predicted = self.model.predict(Context(encoded["context"], None))
             return metrics.waveform_mse(pair.target, self.sound(self.model.decode(predicted, pair.target.shape[-1])))

@@ -100,8 +100,9 @@ def add_schedule_arguments(group) -> None:
     group.add_argument("--stage1_steps", type=int, help="optimiser steps of stage 1 (default: the preset's)")
     group.add_argument("--stage2_steps", type=int, help="optimiser steps of stage 2 (default: the preset's)")
     group.add_argument(
-        "--joint_share", type=float, default=0.25, help="last share of stage 2 that trains the full network, 0..1"
-    )
+        "--joint_share", type=float, default=0.25,
+        help="last share of stage 2 that trains core and codec side by side, 0..1",
+    )  # fmt: skip
     group.add_argument(
         "--max_minutes", type=float,
         help="training time over all restarts, encoding before stage 2 included, shared out to the stages in "

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from continuation import checkpoint, distributed, stages
 from continuation.cli import RunError, UsageError, one_line
 from continuation.dataset import is_same_dataset
+from continuation.rng import make_rng
 from continuation.train_args import CORE_FLAGS, changed_settings, settings_of
-from continuation.windows import make_rng
 
 COOLDOWN_SHARE = 0.4  # end of a stage in which the learning rate falls to zero, as a share of it
 WARMUP_STEPS = 100
@@ -107,7 +107,8 @@ class TrainingState:
         """Return the stage's share of --max_minutes, in seconds."""
         if self.args.max_minutes is None:
             return math.inf
-        total = self.args.stage2_steps + (0 if self.args.stage1_from else self.args.stage1_steps)
+        has_stage1 = self.stage == 1 or self.seconds[1] > 0  # else it came from another run
+        total = self.args.stage2_steps + (self.args.stage1_steps if has_stage1 else 0)
         return 60 * self.args.max_minutes * self.stage_steps() / total
 
     def progress(self) -> float:
@@ -136,8 +137,9 @@ class TrainingState:
         return self.progress() >= phase.end or self.should_stop_early()
 
     def is_finished(self) -> bool:
-        """Return whether the run has done all its steps, and has evaluated the last one."""
-        return self.stage == 2 and self.progress() >= 1 and self.evaluated_at == self.step
+        """Return whether the run has ended, by its share or by early stopping, and has evaluated the last step."""
+        is_over = self.progress() >= 1 or self.should_stop_early()
+        return self.stage == 2 and is_over and self.evaluated_at == self.step
 
     def codec_learns(self) -> bool:
         """Return whether encoder and decoder are trained at this point of the stage."""

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from continuation import losses, metrics
-from continuation.windows import Windows, make_rng, next_other
+from continuation.rng import make_rng
+from continuation.windows import Windows, next_other
 
 PAIRS = 24
 DECODED = 4  # pairs whose continuations are decoded; twice as many are reconstructed, and compared with the loop

@@ -18,17 +18,8 @@ from scipy import fft
 from continuation.audio import INT16_SCALE
 from continuation.dataset import Split, read_window
 from continuation.layers import CONTEXT_LEVEL, QUIETEST_RMS
+from continuation.rng import make_rng
 
-STREAMS = {
-    "order": 0,
-    "crop": 1,
-    "pair": 2,
-    "window": 3,
-    "spectral": 4,
-    "validation": 5,
-    "dropout": 6,
-    "other_passage": 7,
-}
 GAIN_RANGE_DB = (-6, 3)
 SPEED_RANGE = 0.06  # about a semitone
 MARGIN_SECONDS = 0.05  # cut off after a change of speed, where the circular resampling wraps around
@@ -40,11 +31,6 @@ def next_other(groups: Sequence, i: int) -> int | None:
     does too; None where all are equal."""
     following = [*range(i + 1, len(groups)), *range(i)]
     return next((j for j in following if groups[j] != groups[i]), None)
-
-
-def make_rng(seed: int, stream: str, *key: int) -> np.random.Generator:
-    """Make the generator of one random draw from its key alone, so that resuming and data workers change nothing."""
-    return np.random.default_rng([seed, STREAMS[stream], *key])
 
 
 @dataclass(frozen=True)
@@ -90,7 +76,7 @@ class Windows:
     """Windows of audio at and around the pairs of one split, with the context at CONTEXT_LEVEL, as in generation.
 
     A training window starts within half a chunk of its pair's start, inside the pair's song, so that cuts fall
-    anywhere in the music; its first chunk sets its level.
+    anywhere in the music; its first chunk sets its level, times the gain of its augmentation.
     """
 
     def __init__(self, split: Split, meta: dict):
@@ -160,9 +146,9 @@ class Windows:
         x = change_speed(window[:, offset : offset + needed], length + 2 * margin)
         return self._finish(x[:, margin : margin + length], rms_gain(window), change)
 
-    def _finish(self, x: np.ndarray, level: float, change: Augmentation) -> np.ndarray:
+    def _finish(self, x: np.ndarray, gain: float, change: Augmentation) -> np.ndarray:
         x = x[::-1] if change.swap else x
-        return np.ascontiguousarray(x * np.float32(level * change.gain))
+        return np.ascontiguousarray(x * np.float32(gain * change.gain))
 
     def _input_start(self, pair: int) -> int:
         return (int(self.split.pairs[pair, 0]) - self.song(pair)["first_row"]) * self.chunk

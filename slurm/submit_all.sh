@@ -27,7 +27,7 @@ submit() {
 submit preprocess slurm/preprocess.sbatch "$songs" "$chunks" ${PREPROCESS_FLAGS:-}
 submit create_dataset <<EOF
 #!/usr/bin/env bash
-#SBATCH --ntasks=1 --mem=16G --time=04:00:00
+#SBATCH --ntasks=1 --cpus-per-task=4 --mem=16G --time=04:00:00
 #SBATCH --requeue --open-mode=append --output=%x-%j.out
 set -euo pipefail
 source slurm/requeue.sh

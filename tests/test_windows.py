@@ -12,18 +12,17 @@ from fake_windows import CHUNK, RATE, split_of, windows_of
 import model
 from continuation import audio
 from continuation.dataset import read_window
+from continuation.rng import STREAMS, make_rng
 from continuation.windows import (
     CONTEXT_LEVEL,
     GAIN_RANGE_DB,
     MARGIN_SECONDS,
     QUIETEST_RMS,
     SPEED_RANGE,
-    STREAMS,
     Augmentation,
     Windows,
     change_speed,
     fast_length,
-    make_rng,
     next_other,
     rms_gain,
 )

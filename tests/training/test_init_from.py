@@ -84,6 +84,12 @@ def test_stage_2_alone_takes_a_codec_of_another_dataset_and_says_so(undisturbed,
             assert torch.equal(value, (core if name.startswith("core.") else encoder)[name]), name
 
 
+def test_minutes_of_stage_2_do_not_depend_on_a_flag_that_a_resumed_run_may_lack(undisturbed, prepared):
+    run = prepared(f"--init_from {undisturbed} --stage1_from {undisturbed} --max_minutes 2")
+    run.args.stage1_from = None
+    assert run.state.stage_seconds() == 120
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

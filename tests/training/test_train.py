@@ -357,6 +357,10 @@ def test_early_stop_ends_a_stage_when_nothing_gets_better(command, tmp_path, mon
     assert command(tmp_path / "ck", more=more) == 0
     lines = [(line["stage"], line["step"]) for line in records(tmp_path / "ck")]
     assert lines == [(1, 0), (1, 2), (1, 4), (2, 0), (2, 2), (2, 4)]
+    shutil.rmtree(tmp_path / "ck" / "latents")
+    assert command(tmp_path / "ck", more=more) == 0
+    assert len(records(tmp_path / "ck")) == len(lines)
+    assert not (tmp_path / "ck" / "latents").exists()  # nothing is left to do: nothing is encoded again
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
