@@ -96,6 +96,18 @@ class Poison(song_workers.Song):
         return super().id
 
 
+def test_all_workers_have_a_song_before_any_is_waited_for(tmp_path, monkeypatch):
+    folder = make_songs(tmp_path / "songs", 3)
+    songs = [song_workers.Song(path.name, str(path), tmp_path / f"{path.stem}.npy") for path in folder.iterdir()]
+    waited_for = []
+    wait = song_workers.wait
+    monkeypatch.setattr(
+        song_workers, "wait", lambda pipes, **more: waited_for.append(len(pipes)) or wait(pipes, **more)
+    )
+    assert len(list(song_workers.run_workers(songs, SETTINGS, 3, StopSignals()))) == 3
+    assert waited_for[0] == 3
+
+
 @pytest.mark.slow
 def test_a_file_that_kills_its_worker_twice_is_rejected_and_the_others_are_done(tmp_path):
     folder = make_songs(tmp_path / "songs", 2)
