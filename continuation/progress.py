@@ -23,7 +23,7 @@ class Progress:
         self.is_terminal = sys.stderr.isatty()
         is_shown = distributed.is_main() and self.is_terminal
         self.bar = tqdm(total=1.0, leave=False, bar_format="{percentage:3.0f}%|{bar}| {desc}", disable=not is_shown)
-        self.step, self.time = state.step, time.monotonic()  # when it was last shown
+        self.first = self.shown = (state.step, time.monotonic())  # begun with, and last shown
 
     def __enter__(self) -> Progress:
         return self
@@ -38,23 +38,28 @@ class Progress:
     def update(self) -> None:
         """Show the progress after a step, if it is due."""
         now = time.monotonic()
-        if not distributed.is_main() or now - self.time < (BAR_SECONDS if self.is_terminal else LINE_SECONDS):
+        is_due = now - self.shown[1] >= (BAR_SECONDS if self.is_terminal else LINE_SECONDS)
+        if not distributed.is_main() or not is_due:
             return
-        line = progress_line(self.state, (self.state.step - self.step) / (now - self.time))
+        line = progress_line(self.state, self.pace(self.shown), self.state.seconds_left(self.pace(self.first)))
         if self.is_terminal:
             self.bar.n = self.state.progress()
             self.bar.set_description_str(line)
         else:
             print(line, flush=True)
-        self.step, self.time = self.state.step, now
+        self.shown = (self.state.step, now)
+
+    def pace(self, since: tuple[int, float]) -> float:
+        """Compute the steps per second since a step and its time."""
+        return (self.state.step - since[0]) / (time.monotonic() - since[1])
 
 
-def progress_line(state: TrainingState, steps_per_second: float) -> str:
+def progress_line(state: TrainingState, steps_per_second: float, seconds_left: float) -> str:
     """Format the progress of the stage; a step of the interval must be done."""
     loss = state.interval["loss"] / state.interval["steps"]
     return (
         f"stage {state.stage}  step {state.step}/{state.stage_steps()}  loss {loss:.4f}  "
-        f"{steps_per_second:.2g} steps/s  {duration(state.seconds_left())} left"
+        f"{steps_per_second:.2g} steps/s  {duration(seconds_left)} left"
     )
 
 

@@ -126,10 +126,9 @@ def line_of(state: TrainingState, record: dict, is_best: bool) -> str:
     shown |= {"continuation": record.get("val_continuation"), "loop": record.get("val_loop")}
     defined = {name: value for name, value in shown.items() if value is not None and math.isfinite(value)}
     figures = "  ".join(f"{name} {value:.4f}" for name, value in defined.items())
-    left = f", {state.seconds_left() / 60:.0f} left" if state.progress() else ""
     return (
         f"stage {state.stage}  step {state.step}/{state.stage_steps()} (epoch {record['epoch']:.1f})  {figures}"
-        f"{' *' if is_best else ''}  {record['seconds'] / 60:.1f} min{left}"
+        f"{' *' if is_best else ''}  {record['seconds'] / 60:.1f} min"
     )
 
 

@@ -115,10 +115,10 @@ class TrainingState:
         """Return the share of the stage that is done, 0..1, by steps or by time, whichever is larger."""
         return min(1.0, max(self.step / self.stage_steps(), self.seconds[self.stage] / self.stage_seconds()))
 
-    def seconds_left(self) -> float:
-        """Estimate the seconds until the stage's end from its pace so far; at least a step must be done."""
-        done = self.progress()
-        return self.seconds[self.stage] * (1 - done) / done
+    def seconds_left(self, steps_per_second: float) -> float:
+        """Estimate the seconds until the stage's end, by steps or by time, whichever comes first."""
+        by_steps = (self.stage_steps() - self.step) / steps_per_second
+        return max(0.0, min(by_steps, self.stage_seconds() - self.seconds[self.stage]))
 
     def learning_rate(self, phase: stages.Phase) -> float:
         """Return the learning rate: warm-up, constant, and linear cooldown to zero at the stage's end; constant

@@ -58,7 +58,7 @@ def test_exported_cdpath_leads_no_script_elsewhere(tmp_path, words):
     if words[0] == "scripts/demo.sh":
         assert f"--input_folder {project / 'my songs'} " in told
     if words[0] == "scripts/make_corpus.sh":
-        assert f"mp3 files in {project / 'corpus'}: 0\n" in told
+        assert f"songs in {project / 'corpus'}: 0\n" in told
 
 
 @pytest.mark.parametrize(

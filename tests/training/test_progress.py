@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
 from types import SimpleNamespace
 
 import pytest
 
 from continuation import distributed, progress
+from continuation.training_state import TrainingState
 
 STEPS = 8000
 
@@ -23,7 +25,7 @@ def clock(monkeypatch) -> SimpleNamespace:
 @pytest.fixture
 def state() -> SimpleNamespace:
     state = SimpleNamespace(stage=1, step=0, interval={"loss": 0.0, "steps": 0})
-    state.stage_steps, state.seconds_left = lambda: STEPS, lambda: 1200.0
+    state.stage_steps, state.seconds_left = lambda: STEPS, lambda steps_per_second: 1200.0
     state.progress = lambda: state.step / STEPS
     return state
 
@@ -73,3 +75,13 @@ def test_other_processes_show_nothing(clock, state, monkeypatch, capsys):
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (99, "99 s"), (2040, "34 min"), (20160, "5.6 h")])
 def test_time_left_is_in_the_unit_that_one_reads(seconds, text):
     assert progress.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"), [(math.inf, 50), (630, 30), (600, 0)], ids=["steps end it", "minutes end it", "over"]
+)
+def test_time_left_does_not_count_the_filling_of_the_cache_as_steps(limit, left):
+    """10 minutes of it, then 2 steps a second."""
+    state = SimpleNamespace(stage=2, step=100, seconds={2: 600.0})
+    state.stage_steps, state.stage_seconds = lambda: 200, lambda: limit
+    assert TrainingState.seconds_left(state, steps_per_second=2.0) == left
