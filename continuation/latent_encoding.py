@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from torch import Tensor
 from continuation import checkpoint, distributed, files, stages
 from continuation.batches import WindowItems
 from continuation.latent_cache import LatentCache
+from continuation.progress import shown
 from continuation.training_state import TrainingState
 from continuation.windows import Windows
 
@@ -37,7 +39,6 @@ def fill_cache(state: TrainingState, windows: Windows, cache: LatentCache, after
     is_missing = torch.tensor([float(v in missing) for v in range(cache.variants)], device=state.device)
     started = time.monotonic()
     for variant in distributed.broadcast(is_missing).nonzero().flatten().tolist():
-        print(f"stage 2  caching latents, variant {variant + 1} of {cache.variants}", flush=True)
         fill_variant(state, windows, cache, variant, after_batch)
         if distributed.is_main():
             files.write_atomic(cache.folder / "key.json", cache.index(variant))
@@ -72,7 +73,10 @@ def fill_variant(
     after_batch: Callable[[], None],
 ) -> None:
     """Encode one variant on all processes; process 0 writes it."""
+    title = f"stage 2  caching latents, variant {variant + 1} of {cache.variants}"
+    print(title, flush=True)
     batches = encoded_batches(state, windows, variant)
+    total = math.ceil(len(windows) / (CACHE_BATCH * distributed.world_size()))
     if not distributed.is_main():
         for _ in batches:
             after_batch()
@@ -83,7 +87,7 @@ def fill_variant(
             part: stack.enter_context(files.ArrayWriter(cache.path(part, variant), np.float16, cache.shapes[part]))
             for part in cache.PARTS
         }
-        for batch in batches:
+        for batch in shown(batches, total, title):
             for part, encoded in batch.items():
                 writers[part].append(encoded.cpu().numpy())
             after_batch()

@@ -1,9 +1,10 @@
-"""Progress of training between evaluations: a bar on a terminal, otherwise a line at least once a minute."""
+"""Progress of long work: a bar on a terminal, otherwise a line at least once a minute."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 
 from tqdm import tqdm
 
@@ -15,8 +16,8 @@ LINE_SECONDS = 50  # between two lines, plus the rest of a step
 
 
 class Progress:
-    """Context manager around a phase; only process 0 shows stage, step, mean loss since the last evaluation, speed
-    and time left."""
+    """Context manager around a phase of training; only process 0 shows stage, step, mean loss since the last
+    evaluation, speed and time left."""
 
     def __init__(self, state: TrainingState):
         self.state = state
@@ -52,6 +53,20 @@ class Progress:
     def pace(self, since: tuple[int, float]) -> float:
         """Compute the steps per second since a step and its time."""
         return (self.state.step - since[0]) / (time.monotonic() - since[1])
+
+
+def shown(items: Iterable, total: int, title: str) -> Iterator:
+    """Yield the `total` items, and show how many have been worked on, and the time left."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, title, total, leave=False)
+        return
+    started = last = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - last >= LINE_SECONDS:
+            print(f"{title}  {done / total:.0%}  {duration((now - started) * (total / done - 1))} left", flush=True)
+            last = now
 
 
 def progress_line(state: TrainingState, steps_per_second: float, seconds_left: float) -> str:

@@ -72,6 +72,25 @@ def test_other_processes_show_nothing(clock, state, monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_items_are_counted_at_least_once_a_minute(clock, capsys):
+    def slow_items():
+        for item in range(30):
+            clock.now += 10
+            yield item
+
+    assert list(progress.shown(slow_items(), 30, "caching")) == list(range(30))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "caching  17%  4 min left"
+    assert len(lines) == 6  # in 5 minutes
+
+
+def test_items_are_shown_as_a_bar_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert list(progress.shown(iter("abc"), 3, "caching")) == ["a", "b", "c"]
+    assert "caching" in sys.stderr.getvalue()
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (99, "99 s"), (2040, "34 min"), (20160, "5.6 h")])
 def test_time_left_is_in_the_unit_that_one_reads(seconds, text):
     assert progress.duration(seconds) == text
