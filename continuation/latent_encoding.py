@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from torch import Tensor
 from continuation import checkpoint, distributed, files, stages
 from continuation.batches import WindowItems
 from continuation.latent_cache import LatentCache
-from continuation.progress import shown
+from continuation.progress import tracked
 from continuation.training_state import TrainingState
 from continuation.windows import Windows
 
@@ -75,8 +74,8 @@ def fill_variant(
     """Encode one variant on all processes; process 0 writes it."""
     title = f"stage 2  caching latents, variant {variant + 1} of {cache.variants}"
     print(title, flush=True)
-    batches = encoded_batches(state, windows, variant)
-    total = math.ceil(len(windows) / (CACHE_BATCH * distributed.world_size()))
+    starts = range(0, len(windows), CACHE_BATCH * distributed.world_size())
+    batches = encoded_batches(state, windows, variant, starts)
     if not distributed.is_main():
         for _ in batches:
             after_batch()
@@ -87,17 +86,18 @@ def fill_variant(
             part: stack.enter_context(files.ArrayWriter(cache.path(part, variant), np.float16, cache.shapes[part]))
             for part in cache.PARTS
         }
-        for batch in shown(batches, total, title):
+        for batch in tracked(batches, len(starts), title):
             for part, encoded in batch.items():
                 writers[part].append(encoded.cpu().numpy())
             after_batch()
 
 
-def encoded_batches(state: TrainingState, windows: Windows, variant: int) -> Iterator[dict[str, Tensor]]:
-    """Yield the encoded training windows in order, part -> fp16 (windows, ...). Every process encodes its share of
-    a batch; the last batch is filled up with the last pair, which is cut off again."""
-    size = CACHE_BATCH * distributed.world_size()
-    starts = range(0, len(windows), size)
+def encoded_batches(
+    state: TrainingState, windows: Windows, variant: int, starts: range
+) -> Iterator[dict[str, Tensor]]:
+    """Yield the encoded training windows in order, part -> fp16 (windows, ...); starts: first pair of each batch.
+    Every process encodes its share of a batch; the last batch is filled up with the last pair, which is cut off
+    again."""
     own = [first + CACHE_BATCH * distributed.rank() + i for first in starts for i in range(CACHE_BATCH)]
     numbers = [min(pair, len(windows) - 1) for pair in own]
     items = WindowItems(windows, variant, state.args.seed)

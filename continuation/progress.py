@@ -55,7 +55,7 @@ class Progress:
         return (self.state.step - since[0]) / (time.monotonic() - since[1])
 
 
-def shown(items: Iterable, total: int, title: str) -> Iterator:
+def tracked(items: Iterable, total: int, title: str) -> Iterator:
     """Yield the `total` items, and show how many have been worked on, and the time left."""
     if sys.stderr.isatty():
         yield from tqdm(items, title, total, leave=False)

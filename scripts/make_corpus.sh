@@ -3,11 +3,11 @@
 #
 #   bash scripts/make_corpus.sh DIR          84 minutes: 18 rock and electronic songs    (about 1 minute)
 #   bash scripts/make_corpus.sh DIR full     7.5 hours: 89 files of many styles          (about 5 minutes)
-#   bash scripts/make_corpus.sh DIR large    34 hours: 630 more or less different songs  (about 15 minutes, 5 GB to fetch)
+#   bash scripts/make_corpus.sh DIR large    34.7 hours: 630 songs                      (6.6 GB to fetch)
 #
 # Debian and Ubuntu only: apt-get fetches packages of `main` without installing them. Needs ffmpeg and python3, and
-# one `apt-get update` before. The songs are free, under the GPL or Creative Commons licences; each package's copyright
-# file, kept beside its songs, names authors and licences. They are not part of this project.
+# one `apt-get update` before. The songs are free, under the GPL, Creative Commons or other free licences; each package's
+# copyright file, kept beside its songs, names authors and licences. They are not part of this project.
 # The first two sizes become mp3s, as users have them; what `large` adds are the packages' own files of a minute or more.
 # Packages whose songs are already there are left alone.
 set -euo pipefail

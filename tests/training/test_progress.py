@@ -78,7 +78,7 @@ def test_items_are_counted_at_least_once_a_minute(clock, capsys):
             clock.now += 10
             yield item
 
-    assert list(progress.shown(slow_items(), 30, "caching")) == list(range(30))
+    assert list(progress.tracked(slow_items(), 30, "caching")) == list(range(30))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "caching  17%  4 min left"
     assert len(lines) == 6  # in 5 minutes
@@ -86,7 +86,7 @@ def test_items_are_counted_at_least_once_a_minute(clock, capsys):
 
 def test_items_are_shown_as_a_bar_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", Terminal())
-    assert list(progress.shown(iter("abc"), 3, "caching")) == ["a", "b", "c"]
+    assert list(progress.tracked(iter("abc"), 3, "caching")) == ["a", "b", "c"]
     assert "caching" in sys.stderr.getvalue()
     assert capsys.readouterr().out == ""
 
